@@ -1,0 +1,500 @@
+"""The DALI image stage: encoded files in, uint8 (or normalised) batches out, for the CPU and the GPU.
+
+DALI executes what a `BatchPlan` drew and draws nothing itself: crop boxes, sizes, flips and colour matrices are fed
+as arrays, so the same plan gives the same picture here and in torchvision. This is the only module that imports
+`nvidia.dali`, and it does so when a stage is built: importing the module needs no DALI.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.dlpack import from_dlpack
+
+if TYPE_CHECKING:
+    from dali_imagenet.plan import BatchPlan
+
+Interpolation = Literal["bilinear", "bicubic"]
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def dali_available() -> tuple[bool, str]:
+    """Whether `nvidia.dali` can be imported, and its version or the reason why not. Never raises; 0.5 s the first time.
+
+    A CPU graph needs no driver: ask `torch.cuda.is_available()` whether the GPU graph can run.
+    """
+    try:
+        dali = importlib.import_module("nvidia.dali")
+        importlib.import_module("nvidia.dali.fn")
+    except (ImportError, OSError) as error:  # OSError: a shared library of the wheel does not load
+        return False, f"nvidia.dali cannot be imported: {error}"
+    return True, f"DALI {dali.__version__}"
+
+
+class DaliBatchError(RuntimeError):
+    """DALI failed on one batch. The stage stays usable and no other batch is lost.
+
+    DALI names the file in some cases only, so `plan` and `paths` say which batch it was: decode its files one by one
+    to find the culprit, then submit the batch again with a substitute.
+    """
+
+    def __init__(self, plan: BatchPlan, paths: Sequence[str | bytes], reason: str) -> None:
+        super().__init__(f"DALI could not produce the batch of epoch {plan.epoch}, step {plan.step}: {reason}")
+        self.plan = plan
+        self.paths = paths
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class _Pending:
+    plan: BatchPlan
+    paths: Sequence[str | bytes]
+
+
+class DaliStage:
+    """Executes `BatchPlan`s with DALI: read, decode, crop, resize, flip, colour, (normalise).
+
+    Batches come out in the order in which they were submitted, and at most `prefetch` of them are being worked on;
+    what is submitted beyond that waits. Not for concurrent calls from several threads.
+
+    Args:
+        batch_size: the most rows a plan may have.
+        train: True crops `plan.box`, resizes it to `plan.resize` and flips; False resizes the whole image to
+            `plan.resize` and cuts the window of `plan.size` at `plan.crop` (zeros where it leaves the image). The
+            size may change from plan to plan.
+        interpolation: "bilinear" or "bicubic", both antialiased.
+        color: apply `plan.color`, the 3x4 matrices in 0..255 units; rounded and clamped to uint8.
+        device: "cpu", or one CUDA device; no other device is touched.
+        num_threads: DALI's CPU threads, at least 1.
+        prefetch: batches in flight, at least 1.
+        vflip: whether plans may flip vertically (a pass over the pixels that most recipes save).
+        normalize: (mean, std) per channel in 0..1 units to return (x / 255 - mean) / std, or None for uint8.
+        dtype: float32, float16 or bfloat16 with `normalize`; uint8 without.
+        memory_format: torch.contiguous_format or torch.channels_last.
+        roi_decode: decode only the box of a training image. With some versions of nvImageCodec this crashes the
+            process on some GPUs: see `probe_roi_decode`.
+        hw_decoder_load: share of the JPEGs (0..1) that goes to the GPU's hardware engines; None keeps DALI's 0.65.
+        decoder_args: further arguments of DALI's mixed decoder, such as preallocate_width_hint.
+        encoded: `submit` is given the encoded files themselves (bytes), not their paths.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        train: bool,
+        interpolation: Interpolation = "bilinear",
+        color: bool = False,
+        device: torch.device | str = "cpu",
+        num_threads: int = 2,
+        prefetch: int = 2,
+        vflip: bool = False,
+        normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+        dtype: torch.dtype = torch.uint8,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        roi_decode: bool = True,
+        hw_decoder_load: float | None = None,
+        decoder_args: Mapping[str, Any] | None = None,
+        encoded: bool = False,
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("prefetch", prefetch)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        if interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"interpolation={interpolation!r}: must be 'bilinear' or 'bicubic'")
+        if dtype not in (_FLOATS if normalize else (torch.uint8,)):
+            raise ValueError(f"dtype={dtype}: must be float32, float16 or bfloat16 with normalize, uint8 without")
+        if memory_format not in (torch.contiguous_format, torch.channels_last):
+            raise ValueError(f"memory_format={memory_format}: must be contiguous_format or channels_last")
+        self.device = torch.device(device)
+        if self.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"device={device}: DALI runs on 'cpu' and 'cuda'")
+        if self.device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise RuntimeError(f"device={device}: torch sees no CUDA GPU here; use device='cpu'")
+            if self.device.index is None:
+                self.device = torch.device("cuda", torch.cuda.current_device())
+        self.batch_size = batch_size
+        self.train = train
+        self.interpolation = interpolation
+        self.color = color
+        self.num_threads = max(1, num_threads)
+        self.prefetch = prefetch
+        self.vflip = vflip
+        self.normalize = normalize
+        self.dtype = dtype
+        self.memory_format = memory_format
+        self.roi_decode = roi_decode
+        self.decoder_args = dict(decoder_args or {})
+        if hw_decoder_load is not None:
+            self.decoder_args["hw_decoder_load"] = hw_decoder_load
+        self.encoded = encoded
+        self._queue: deque[_Pending] = deque()
+        self._scheduled = 0  # how many of the queue's first entries DALI is working on
+        self._pipe: Any = self._build()
+
+    # ---- the graph
+
+    @property
+    def _gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def _build(self) -> Any:
+        """The graph: one text for CPU and GPU.
+
+        Two things stay out of it on the CPU, where torch is many times faster (ms of CPU time per 64 images of 224 px):
+        the colour matrix (8 against coord_transform's 113) and normalising (2 against 138). See `_finish_on_cpu`.
+        """
+        ok, reason = dali_available()
+        if not ok:
+            raise RuntimeError(f"{reason}. Install nvidia-dali-cuda120 (Linux), or use the torchvision backend.")
+        dali, fn, types = (importlib.import_module(f"nvidia.dali{part}") for part in ("", ".fn", ".types"))
+
+        decoder: dict[str, Any] = {"device": "cpu", "output_type": types.RGB}
+        decoder["adjust_orientation"] = False  # as PIL's and torchvision's loaders: EXIF rotates nothing
+        if self._gpu:
+            # fancy upsampling is what libjpeg does, hence what the CPU, PIL and torchvision show
+            decoder |= {"device": "mixed", "jpeg_fancy_upsampling": True} | self.decoder_args
+        interp = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}[self.interpolation]
+        pipe = dali.Pipeline(
+            batch_size=self.batch_size,
+            num_threads=self.num_threads,
+            device_id=self.device.index if self._gpu else None,
+            seed=0,  # nothing in the graph draws
+            # Under the dynamic executor the depth only says how many runs the first schedule_run starts: one, so that
+            # each call starts the batch just fed and `prefetch` is ours to keep.
+            prefetch_queue_depth=1,
+            exec_dynamic=True,
+        )
+        with pipe:
+
+            def feed(name: str, dtype: Any, ndim: int) -> Any:
+                return fn.external_source(name=name, dtype=dtype, ndim=ndim)
+
+            image = feed("source", types.UINT8, 1)
+            if not self.encoded:
+                image = fn.io.file.read(image)
+            if self.train:
+                box = {"start": feed("start", types.INT32, 1), "shape": feed("shape", types.INT32, 1), "axes": [0, 1]}
+                if self.roi_decode:
+                    image = fn.decoders.image_slice(image, **box, **decoder)
+                else:
+                    image = fn.slice(fn.decoders.image(image, **decoder), **box)
+            else:
+                image = fn.decoders.image(image, **decoder)
+            image = fn.resize(image, size=feed("resize", types.FLOAT, 1), antialias=True, interp_type=interp)
+            if not self.train:
+                box = {"start": feed("crop", types.INT32, 1), "shape": feed("window", types.INT32, 1), "axes": [0, 1]}
+                image = fn.slice(image, **box, out_of_bounds_policy="pad")
+            if self.vflip:
+                image = fn.flip(image, horizontal=0, vertical=feed("vflip", types.INT32, 0))
+            if self.color and self._gpu:
+                image = fn.coord_transform(image, MT=feed("color", types.FLOAT, 2), dtype=types.UINT8)
+            last: dict[str, Any] = {"dtype": types.UINT8, "output_layout": "CHW"}
+            if self._gpu and self.memory_format == torch.channels_last:
+                last["output_layout"] = "HWC"
+            if self._gpu and self.normalize:
+                mean, std = self.normalize
+                last["mean"], last["std"] = [255.0 * m for m in mean], [255.0 * s for s in std]
+                last["dtype"] = types.FLOAT16 if self.dtype == torch.float16 else types.FLOAT
+            if self.train:
+                last["mirror"] = feed("hflip", types.INT32, 0)
+            pipe.set_outputs(fn.crop_mirror_normalize(image, **last))
+        pipe.build()
+        return pipe
+
+    # ---- batches in and out
+
+    @property
+    def pending(self) -> int:
+        """How many submitted batches have not been collected."""
+        return len(self._queue)
+
+    def submit(self, plan: BatchPlan, paths: Sequence[str | bytes]) -> None:
+        """Start one batch. `paths` are those of the plan's real rows (index >= 0, which come first), in order.
+
+        With `encoded=True` they are the contents of the files. Does not wait for DALI.
+        """
+        rows = len(plan.index)
+        real = int(np.count_nonzero(plan.index >= 0))
+        if rows > self.batch_size:
+            raise ValueError(f"the plan has {rows} rows, the stage was built for at most {self.batch_size}")
+        if not bool(np.all(plan.index[:real] >= 0)):
+            raise ValueError("padding rows (index -1) must come last in the plan")
+        if len(paths) != real:
+            raise ValueError(f"{len(paths)} paths for {real} real rows: one path per row with index >= 0")
+        if self.color and plan.color is None:
+            raise ValueError("color=True, but the plan has no colour matrices (plan.color is None)")
+        self._open()
+        self._queue.append(_Pending(plan, list(paths)))
+        self._schedule()
+
+    def collect(self) -> torch.Tensor:
+        """The next batch [B, 3, S, S] on `device`, in the order of submission; padding rows are zeros.
+
+        The tensor belongs to the caller: it stays valid and writable. On the GPU it is ordered on the current stream,
+        as any result of torch.
+
+        Raises:
+            DaliBatchError: DALI failed on this batch, which is gone; the ones behind it are not.
+            IndexError: nothing is pending.
+        """
+        if not self._queue:
+            raise IndexError("nothing to collect: submit() a batch first")
+        pipe = self._open()
+        plan, paths = self._queue[0].plan, self._queue[0].paths
+        try:
+            images = self._take(pipe) if paths else None
+        except Exception as error:
+            self._queue.popleft()
+            self._restart()
+            raise DaliBatchError(plan, paths, str(error)) from error
+        self._queue.popleft()
+        self._scheduled -= 1
+        self._schedule()  # before the work below, so that DALI's threads have something to do meanwhile
+        shape = (len(plan.index), 3, plan.size, plan.size)
+        if images is None:
+            return torch.zeros(shape, dtype=self.dtype, device=self.device).contiguous(memory_format=self.memory_format)
+        return self._finish_on_gpu(images, shape) if self._gpu else self._finish_on_cpu(images, shape, plan)
+
+    def drain(self) -> None:
+        """Forget all pending batches. The stage stays usable."""
+        waiting = [entry for entry in list(self._queue)[: self._scheduled] if entry.paths]
+        self._queue.clear()
+        self._scheduled = 0
+        try:
+            for _ in waiting:
+                self._take(self._pipe)
+        except Exception:  # a broken image in what nobody wants any more
+            self._restart()
+
+    def close(self) -> None:
+        """Free DALI's threads and memory; batches that were handed out stay valid. Closing twice is fine."""
+        self._queue.clear()
+        self._scheduled = 0
+        self._pipe = None
+
+    def _open(self) -> Any:
+        if self._pipe is None:
+            raise RuntimeError("the stage is closed")
+        return self._pipe
+
+    def _restart(self) -> None:
+        """After an error DALI calls its pipeline invalid: build it anew and start the pending batches again."""
+        self._pipe = None
+        self._scheduled = 0
+        self._pipe = self._build()
+        self._schedule()
+
+    def _schedule(self) -> None:
+        while self._scheduled < min(self.prefetch, len(self._queue)):
+            entry = self._queue[self._scheduled]
+            if entry.paths:  # DALI knows no empty batch
+                for name, data in self._inputs(entry.plan, entry.paths):
+                    self._pipe.feed_input(name, data)
+                self._pipe.schedule_run()
+            self._scheduled += 1
+
+    def _inputs(self, plan: BatchPlan, paths: Sequence[str | bytes]) -> Iterable[tuple[str, Any]]:
+        """What the graph is fed. Numpy only: torch tensors make DALI look for a CUDA driver."""
+        n = len(paths)
+        yield "source", [np.frombuffer(os.fsencode(p), np.uint8) for p in paths]
+        yield "resize", _array(plan.resize[:n], np.float32)
+        if self.train:
+            yield "start", _array(plan.box[:n, :2], np.int32)
+            yield "shape", _array(plan.box[:n, 2:], np.int32)
+            yield "hflip", _array(plan.hflip[:n], np.int32)
+        else:
+            yield "crop", _array(plan.crop[:n], np.int32)
+            yield "window", np.full((n, 2), plan.size, np.int32)
+        if self.vflip:
+            yield "vflip", _array(plan.vflip[:n], np.int32)
+        if self.color and self._gpu:
+            yield "color", _array(plan.color[:n], np.float32)
+
+    def _take(self, pipe: Any) -> torch.Tensor:
+        """Wait for the oldest batch that DALI works on; its memory, shared with DALI and freed with the tensor."""
+        if not self._gpu:
+            (output,) = pipe.share_outputs()
+            pipe.release_outputs()
+            return from_dlpack(output.as_tensor())
+        with torch.cuda.device(self.device):
+            (output,) = pipe.share_outputs(cuda_stream=torch.cuda.current_stream())
+            pipe.release_outputs()
+            return from_dlpack(output.as_tensor())
+
+    def _finish_on_gpu(self, images: torch.Tensor, shape: tuple[int, int, int, int]) -> torch.Tensor:
+        """Copy to memory of torch's, [n, ...] -> [B, 3, S, S]. DALI's cannot tell when another stream uses it
+        (`record_stream` does not reach it); the copy costs about 0.05 ms for 256 images."""
+        if self.memory_format == torch.channels_last:
+            images = images.permute(0, 3, 1, 2)
+        out = torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=self.memory_format)
+        out[: len(images)].copy_(images)
+        out[len(images) :].zero_()
+        return out
+
+    def _finish_on_cpu(self, images: torch.Tensor, shape: tuple[int, int, int, int], plan: BatchPlan) -> torch.Tensor:
+        """Colour and normalise uint8 [n, 3, S, S], image by image so that each stays in the cache."""
+        flat = images.view(len(images), 3, -1)
+        wide = torch.empty(flat.shape[1:]) if self.color or self.normalize else None
+        if self.color and wide is not None:
+            source = torch.empty_like(wide)
+            matrices = torch.from_numpy(_array(plan.color, np.float32))
+            for image, matrix in zip(flat, matrices, strict=False):
+                source.copy_(image)
+                torch.addmm(matrix[:, 3:], matrix[:, :3], source, out=wide)
+                image.copy_(wide.round_().clamp_(0, 255))
+        if not self.normalize and shape[0] == len(images) and self.memory_format == torch.contiguous_format:
+            return images  # DALI's memory: it is counted by reference, so nobody else writes there
+        out = torch.empty(shape, dtype=self.dtype, memory_format=self.memory_format)
+        out[len(images) :].zero_()
+        if self.normalize is None or wide is None:
+            out[: len(images)].copy_(images)
+            return out
+        mean, std = (torch.tensor(values, dtype=torch.float64)[:, None] for values in self.normalize)
+        scale, offset = (1 / (255 * std)).float(), (-mean / std).float()
+        for row, image in zip(out, flat, strict=False):
+            wide.copy_(image).mul_(scale).add_(offset)
+            row.copy_(wide.view(shape[1:]))
+        return out
+
+
+def _array(values: Any, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(values, dtype=dtype)
+
+
+# ---- may this GPU decode regions?
+
+_PROBE_SECONDS = 120.0
+_PROBE_STARTED = "decoding"
+_PROBE_PASSED = "passed"
+
+
+def probe_roi_decode(device_index: int = 0, *, cache_dir: str | os.PathLike[str] | None = None) -> bool:
+    """Whether decoding regions (`roi_decode=True`) works on this GPU. Never raises, never crashes the caller.
+
+    nvImageCodec 0.9 is known to crash the whole process on some GPUs there (its issue 55), which nothing can catch. So
+    a subprocess decodes some generated JPEGs with a time limit of 120 s, and the answer is remembered by GPU, DALI and
+    nvImageCodec version in `roi_decode.json` in `cache_dir` (the user's cache folder for dali-imagenet by default).
+    Delete the file to ask again. A probe that could not start (no memory left on the GPU, say) is not remembered.
+    """
+    try:
+        if not torch.cuda.is_available() or not dali_available()[0]:
+            return False
+        key = f"{torch.cuda.get_device_name(device_index)} | {_versions()}"
+    except Exception:  # an index that does not exist, a broken driver
+        return False
+    if cache_dir is None:
+        import platformdirs
+
+        cache_dir = platformdirs.user_cache_dir("dali-imagenet")
+    cache = Path(cache_dir) / "roi_decode.json"
+    answers = _read_answers(cache)
+    if key not in answers:
+        passed = _probe_in_subprocess(device_index, _PROBE_SECONDS)
+        if passed is None:
+            return False
+        answers[key] = passed
+        with contextlib.suppress(OSError):  # a read-only home: ask again next time
+            _write_answers(cache, answers)
+    return answers[key]
+
+
+def _versions() -> str:
+    """Versions of the wheels that decode: "nvidia-dali-cuda120 2.4.0 | nvidia-nvimgcodec-cu12 0.9.0.20"."""
+    found = []
+    for name in ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return " | ".join(found)
+
+
+def _read_answers(path: Path) -> dict[str, bool]:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {k: v for k, v in stored.items() if isinstance(v, bool)} if isinstance(stored, dict) else {}
+
+
+def _write_answers(path: Path, answers: dict[str, bool]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        json.dump(answers, file, indent=1)
+    os.replace(file.name, path)  # at once, so that another process reads the old file or the new one
+
+
+def _probe_in_subprocess(device_index: int, seconds: float) -> bool | None:
+    """True: decoded well. False: crashed or decoded wrongly. None: it did not get that far, or no answer in time."""
+    code = f"from dali_imagenet.pipeline import _probe; _probe({device_index})"
+    package_parent = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=seconds,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    said = done.stdout.decode(errors="replace").split()
+    if done.returncode == 0 and _PROBE_PASSED in said:
+        return True
+    return False if _PROBE_STARTED in said else None
+
+
+def _probe(device_index: int) -> None:
+    """Runs in the subprocess: regions of generated JPEGs, decoded on the GPU, must look as those of the CPU."""
+    rng = np.random.default_rng(0)
+    stages = [
+        DaliStage(batch_size=64, train=True, device=device, num_threads=4, encoded=True)
+        for device in (f"cuda:{device_index}", "cpu")
+    ]
+    print(_PROBE_STARTED, flush=True)
+    for _ in range(8):
+        sizes = rng.integers(40, 900, (64, 2))
+        low = rng.integers(1, sizes + 1)
+        box = np.concatenate([rng.integers(0, sizes - low + 1), low], axis=1)
+        files = [_jpeg(rng, height, width, i % 6) for i, (height, width) in enumerate(sizes.tolist())]
+        plan: Any = SimpleNamespace(
+            epoch=0, step=0, size=64, index=np.arange(64), box=box, resize=np.full((64, 2), 64), hflip=np.zeros(64)
+        )
+        for stage in stages:
+            stage.submit(plan, files)
+        gpu, cpu = (stage.collect().cpu().float() for stage in stages)
+        if (gpu - cpu).abs().mean() > 3:  # 0..255: decoders differ by about 1, a wrong region by tens
+            raise SystemExit("the regions decoded on the GPU are not those of the CPU")
+    print(_PROBE_PASSED, flush=True)
+
+
+def _jpeg(rng: np.random.Generator, height: int, width: int, kind: int) -> bytes:
+    """A smooth picture with some noise: 4:4:4, 4:2:2, 4:2:0, 4:2:0 with an odd quality, gray or progressive."""
+    from PIL import Image
+
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((width, height))
+    noisy = np.asarray(coarse).astype(np.int16) + rng.integers(-6, 7, (height, width, 1))
+    image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert("L" if kind == 4 else "RGB")
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=71 if kind == 3 else 90, subsampling=min(kind, 2), progressive=kind == 5)
+    return out.getvalue()
