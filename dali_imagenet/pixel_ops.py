@@ -1,0 +1,551 @@
+"""Pixel operations on one uint8 image on the CPU: what the workers run, image by image, in reused memory.
+
+The torchvision family equals ``torchvision.transforms.v2.functional`` on uint8 tensors bit for bit; the PIL family
+equals ``timm.data.auto_augment`` on PIL images because PIL itself runs, or because a lookup table gives the same bytes.
+The batched executor for GPUs is in ``pixel_ops_batched.py``; both share the host arithmetic below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from dali_imagenet.ops import Op
+
+Fill = float | Sequence[float] | None
+
+GRAY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma as torchvision's rgb_to_grayscale rounds it
+_OPS = frozenset(int(op) for op in Op)
+_POINT = frozenset({Op.BRIGHTNESS, Op.POSTERIZE, Op.SOLARIZE, Op.INVERT, Op.SOLARIZE_ADD})
+_PIL_POINT = frozenset({Op.PIL_BRIGHTNESS, Op.PIL_POSTERIZE, Op.PIL_SOLARIZE, Op.PIL_INVERT, Op.PIL_SOLARIZE_ADD})
+
+
+# ---- host arithmetic shared with the batched executor ----
+
+
+def check_ops(op: npt.ArrayLike) -> None:
+    """Raise ValueError if an operation id is not in ``Op``."""
+    unknown = {int(o) for o in np.unique(np.asarray(op))} - _OPS
+    if unknown:
+        raise ValueError(f"unknown operation ids {sorted(unknown)}; the known ones are in dali_imagenet.ops.Op")
+
+
+def check_image(shape: Sequence[int], dtype: torch.dtype, dims: int) -> None:
+    """Raise ValueError unless the shape is [3,H,W] (dims 3) or [B,3,H,W] (dims 4), not empty, and the dtype uint8."""
+    if len(shape) != dims or shape[-3] != 3 or dtype != torch.uint8 or 0 in shape[-2:]:
+        wanted = "[3, H, W]" if dims == 3 else "[B, 3, H, W]"
+        raise ValueError(
+            f"pixel operations take uint8 RGB of shape {wanted}; got {dtype} {list(shape)}. "
+            "Convert grayscale images to RGB when they are decoded"
+        )
+
+
+def fill_bytes(fill: Fill) -> tuple[int, int, int]:
+    """The three uint8 values that ``fill`` (None is black, one number, or one a channel; 0..255) stands for."""
+    values = [0.0] if fill is None else [float(fill)] if isinstance(fill, (int, float)) else [float(f) for f in fill]
+    if len(values) not in (1, 3) or not all(0 <= v <= 255 for v in values):
+        raise ValueError(f"fill is None, a number or three numbers of 0..255; got {fill!r}")
+    r, g, b = (round(v) for v in (values * 3)[:3])
+    return r, g, b
+
+
+def affine_theta(op: int, arg: float, height: int, width: int) -> npt.NDArray[np.float32]:
+    """The inverse affine matrix [2, 3] of a torchvision shear or rotation, scaled as v2's ``_affine_grid`` scales it.
+
+    It takes output coordinates centred on the image to input coordinates of -1..1. The arithmetic and its order are
+    those of ``torchvision.transforms.v2.functional`` (``_get_inverse_affine_matrix``), in double, then float32.
+    """
+    angle, shear_x, shear_y, cx, cy = 0.0, 0.0, 0.0, 0.0, 0.0
+    if op == Op.ROTATE:
+        angle = math.radians(-(arg % 360))
+    else:
+        cx, cy = -width * 0.5, -height * 0.5  # RandAugment shears about the corner
+        shear = math.radians(math.degrees(math.atan(arg)))
+        shear_x, shear_y = (shear, 0.0) if op == Op.SHEAR_X else (0.0, shear)
+    a = math.cos(angle - shear_y) / math.cos(shear_y)
+    b = -(a * math.tan(shear_x) + math.sin(angle))
+    c = math.sin(angle - shear_y) / math.cos(shear_y)
+    d = math.cos(angle) - c * math.tan(shear_x)
+    matrix = np.array([[d, -b, cx - d * cx + b * cy], [-c, a, cy + c * cx - a * cy]], np.float32)
+    matrix /= np.array([[0.5 * width], [0.5 * height]], np.float32)
+    return matrix
+
+
+def nearest_map(theta: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.int32]:
+    """For each output pixel the flat index of the input pixel that v2's affine takes, or H*W where it fills: [H*W].
+
+    Every product and sum is rounded to float32 on its own, as in ``_affine_grid`` and ``grid_sample``. (A BLAS that
+    fuses multiply and add may move a sample that lies within one rounding of the border between two pixels.)
+    """
+    x = np.arange(width, dtype=np.float32) - np.float32((width - 1) * 0.5)
+    y = np.arange(height, dtype=np.float32) - np.float32((height - 1) * 0.5)
+
+    def source(row: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.int32]:
+        g = (x * row[0])[None, :] + (y * row[1])[:, None]
+        g += row[2]
+        g += np.float32(1)
+        g *= np.float32(size * 0.5)
+        g -= np.float32(0.5)
+        pixel: npt.NDArray[np.int32] = np.clip(np.rint(g), -1, size).astype(np.int32)
+        return pixel
+
+    ix, iy = source(theta[0], width), source(theta[1], height)
+    outside = (ix < 0) | (ix >= width) | (iy < 0) | (iy >= height)
+    iy *= width
+    iy += ix
+    iy[outside] = height * width
+    return iy.reshape(-1)
+
+
+@lru_cache(maxsize=1024)
+def point_lut(op: int, arg: float) -> bytes:
+    """The 256 output values of a point operation that does not look at the image (every id of ``POINT_OPS``)."""
+    v = np.arange(256)
+    out: npt.NDArray[Any]
+    if op == Op.BRIGHTNESS:
+        out = np.clip(v.astype(np.float32) * np.float32(_factor(op, arg)), 0, 255)
+    elif op == Op.PIL_BRIGHTNESS:
+        out = pil_blend(np.zeros(256, np.float32), v.astype(np.float32), arg)
+    elif op in (Op.POSTERIZE, Op.PIL_POSTERIZE):
+        bits = int(arg)
+        if not 0 <= bits <= 8:
+            raise ValueError(f"posterize keeps 0 to 8 bits; got {arg}")
+        out = v & (0xFF00 >> bits)
+    elif op in (Op.SOLARIZE, Op.PIL_SOLARIZE):
+        out = np.where(v >= arg, 255 - v, v)
+    elif op in (Op.INVERT, Op.PIL_INVERT):
+        out = 255 - v
+    elif op in (Op.SOLARIZE_ADD, Op.PIL_SOLARIZE_ADD):
+        out = np.where(v < 128, np.clip(v + int(arg), 0, 255), v)
+    else:
+        raise ValueError(f"{Op(op).name} is not a point operation with a fixed table")
+    table: bytes = out.astype(np.uint8).tobytes()
+    return table
+
+
+def pil_blend(
+    degenerate: npt.NDArray[np.float32], image: npt.NDArray[np.float32], factor: float
+) -> npt.NDArray[np.float32]:
+    """``PIL.Image.blend`` before the cast to uint8 (which truncates), in its float32 arithmetic."""
+    return np.clip(degenerate + np.float32(factor) * (image - degenerate), 0, 255)
+
+
+def equalize_lut(histogram: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """PIL's and torchvision's equalize table [256] of one channel's histogram [256]."""
+    identity = np.arange(256, dtype=np.uint8)
+    last = int(histogram[np.flatnonzero(histogram)[-1]])
+    step = (int(histogram.sum()) - last) // 255
+    if step == 0:
+        return identity
+    before = np.concatenate(([0], np.cumsum(histogram)[:-1]))
+    table: npt.NDArray[np.uint8] = np.clip((before + step // 2) // step, 0, 255).astype(np.uint8)
+    return table
+
+
+def _factor(op: int, arg: float) -> float:
+    if arg < 0:
+        raise ValueError(f"the factor of {Op(op).name} is not negative; got {arg}")
+    return arg
+
+
+# ---- one image ----
+
+
+class Scratch:
+    """Memory that one worker (one thread) reuses from image to image: buffers by name, and index maps.
+
+    ``map_bytes`` bounds the maps kept (4 bytes a pixel each: 200 kB at 224 px, so that 32 MiB hold 167; RandAugment at
+    a fixed magnitude needs 6, TrivialAugment 186); the least recently used go first.
+    """
+
+    def __init__(self, map_bytes: int = 32 << 20) -> None:
+        self._buffers: dict[str, Tensor] = {}
+        self._maps: OrderedDict[tuple[int, float, int, int], Tensor] = OrderedDict()
+        self._map_bytes = map_bytes
+        self._held = 0
+
+    def get(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor with arbitrary content, valid until the same name is asked for again."""
+        count = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.dtype != dtype or buffer.numel() < count:
+            buffer = self._buffers[name] = torch.empty(count, dtype=dtype)
+        return buffer[:count].view(tuple(shape))
+
+    def index_map(self, op: int, arg: float, height: int, width: int) -> Tensor:
+        """The int32 map of ``nearest_map`` for this operation, from memory or new."""
+        key = (op, arg, height, width)
+        found = self._maps.get(key)
+        if found is not None:
+            self._maps.move_to_end(key)
+            return found
+        made = torch.from_numpy(nearest_map(affine_theta(op, arg, height, width), height, width))
+        self._maps[key] = made
+        self._held += made.nbytes
+        while self._held > self._map_bytes and len(self._maps) > 1:
+            self._held -= self._maps.popitem(last=False)[1].nbytes
+        return made
+
+
+def apply_ops_image(
+    image: Tensor,
+    op: Sequence[int] | npt.NDArray[np.int16],
+    arg: Sequence[float] | npt.NDArray[np.float32],
+    aux: Sequence[int] | npt.NDArray[np.int16],
+    fill: Fill = None,
+    scratch: Scratch | None = None,
+) -> Tensor:
+    """Apply the operations ``op[k]`` with ``arg[k]`` and ``aux[k]`` in order to one image on the CPU.
+
+    image: uint8 [3, H, W], any strides, not modified; contiguous (planar) is fastest. fill: for what geometric
+    operations leave empty: None (black), a number, or three of 0..255; PIL operations round it to whole values.
+    Returns uint8 [3, H, W], contiguous: the image itself where nothing was to be done, else memory of ``scratch``,
+    valid until the next call with it. Raises ValueError for other shapes, unknown operations and wrong arguments.
+    """
+    check_image(image.shape, image.dtype, 3)
+    work = _Work(image, fill_bytes(fill), scratch or Scratch())
+    for o, a, x in zip(_ints(op), _floats(arg), _ints(aux), strict=True):
+        if o == Op.IDENTITY:
+            continue
+        if o not in _OPS:
+            check_ops([o])
+        if o < 100:
+            _TORCH[o](work, o, a, x)
+        else:
+            _pil(work, o, a, x)
+    return work.planar()
+
+
+def _ints(values: Any) -> list[int]:
+    return [int(v) for v in values]
+
+
+def _floats(values: Any) -> list[float]:
+    return [float(v) for v in values]
+
+
+class _Work:
+    """The image between two operations: planar uint8 memory, or a PIL image where the last operation was PIL's."""
+
+    def __init__(self, image: Tensor, fill: tuple[int, int, int], scratch: Scratch) -> None:
+        self.tensor: Tensor = image
+        self.pil: Image.Image | None = None
+        self.fill = fill
+        self.scratch = scratch
+        self.shape = (3, image.shape[-2], image.shape[-1])
+        self._turn = 0
+
+    def planar(self) -> Tensor:
+        """The image as a contiguous uint8 [3, H, W] tensor."""
+        if self.pil is not None:
+            out = self.out()
+            for plane, band in zip(out, self.pil.split(), strict=True):
+                plane.view(-1).numpy()[:] = np.frombuffer(band.tobytes(), np.uint8)
+            self.pil = None
+            self.keep(out)
+        elif not self.tensor.is_contiguous():
+            self.keep(self.out().copy_(self.tensor))
+        return self.tensor
+
+    def as_pil(self) -> Image.Image:
+        if self.pil is None:
+            planes = self.planar().numpy()
+            self.pil = Image.merge("RGB", [Image.fromarray(planes[c]) for c in range(3)])
+        return self.pil
+
+    def out(self) -> Tensor:
+        """The one of two buffers that does not hold the image."""
+        return self.scratch.get(f"image{self._turn}", self.shape, torch.uint8)
+
+    def keep(self, result: Tensor) -> None:
+        """Make ``result``, which ``out`` gave, the image."""
+        self.tensor = result
+        self._turn ^= 1
+
+    def floats(self) -> Tensor:
+        return self.scratch.get("float", self.shape, torch.float32).copy_(self.planar())
+
+    def gray(self, image: Tensor) -> Tensor:
+        """v2's gray [1, H, W], float32, not rounded, of float32 [3, H, W]."""
+        out = torch.mul(image[:1], GRAY[0], out=self.scratch.get("gray", (1, *self.shape[1:]), torch.float32))
+        return out.add_(image[1:2], alpha=GRAY[1]).add_(image[2:], alpha=GRAY[2])
+
+    def translate_bytes(self, tables: Sequence[bytes]) -> None:
+        """Map the values through one table for all channels, or one for each. (bytes.translate beats every gather.)"""
+        source = self.planar().numpy().reshape(-1)
+        out = self.out()
+        target = out.numpy().reshape(-1)
+        size = source.size // len(tables)
+        for c, table in enumerate(tables):
+            part = slice(c * size, (c + 1) * size)
+            target[part] = np.frombuffer(source[part].tobytes().translate(table), np.uint8)
+        self.keep(out)
+
+
+def _gather(work: _Work, op: int, arg: float, aux: int) -> None:
+    _, height, width = work.shape
+    if op == Op.ROTATE and arg % 360 == 0:
+        return
+    count = height * width
+    index = work.scratch.index_map(op, arg, height, width)
+    source = work.scratch.get("padded", (3, count + 1), torch.uint8)
+    source[:, :count].copy_(work.planar().view(3, count))
+    out = work.out()
+    for c in range(3):  # plane by plane: a plane stays in the cache
+        source[c, count] = work.fill[c]
+        torch.index_select(source[c], 0, index, out=out[c].view(-1))
+    work.keep(out)
+
+
+def _shift(work: _Work, op: int, arg: float, aux: int) -> None:
+    pixels = int(arg)
+    source = work.planar()
+    out = work.out()
+    axis = 2 if op == Op.TRANSLATE_X else 1
+    size = work.shape[axis]
+    moved = min(abs(pixels), size)
+    kept = size - moved
+    start, free = (moved, 0) if pixels > 0 else (0, kept)
+    if kept:
+        out.narrow(axis, start, kept).copy_(source.narrow(axis, 0 if pixels > 0 else moved, kept))
+    for c in range(3):
+        out[c].narrow(axis - 1, free, moved).fill_(work.fill[c])
+    work.keep(out)
+
+
+def _point(work: _Work, op: int, arg: float, aux: int) -> None:
+    work.translate_bytes([point_lut(op, arg)])
+
+
+def _bits(work: _Work, op: int, arg: float, aux: int) -> None:
+    source, out = work.planar(), work.out()
+    if op == Op.INVERT:
+        torch.bitwise_not(source, out=out)
+    elif op == Op.POSTERIZE:
+        torch.bitwise_and(source, point_lut(op, arg)[255], out=out)
+    else:  # x ^ 255 where x >= threshold
+        threshold = math.ceil(arg)
+        if threshold <= 0:
+            torch.bitwise_not(source, out=out)
+        elif threshold > 255:
+            return
+        else:
+            torch.ge(source, threshold, out=out)
+            torch.bitwise_xor(out.neg_(), source, out=out)
+    work.keep(out)
+
+
+def _brightness(work: _Work, op: int, arg: float, aux: int) -> None:
+    image = work.floats().mul_(_factor(op, arg)).clamp_(0, 255)
+    work.keep(work.out().copy_(image))
+
+
+def _color(work: _Work, op: int, arg: float, aux: int) -> None:
+    image = work.floats()
+    gray = work.gray(image).floor_()
+    image.mul_(_factor(op, arg)).add_(gray, alpha=1.0 - arg).clamp_(0, 255)
+    work.keep(work.out().copy_(image))
+
+
+def _contrast(work: _Work, op: int, arg: float, aux: int) -> None:
+    image = work.floats()
+    mean = work.gray(image).floor_().mean(dim=(-3, -2, -1), keepdim=True)
+    image.mul_(_factor(op, arg)).add_(mean, alpha=1.0 - arg).clamp_(0, 255)
+    work.keep(work.out().copy_(image))
+
+
+def _grayscale(work: _Work, op: int, arg: float, aux: int) -> None:
+    gray = work.gray(work.floats())
+    work.keep(work.out().copy_(gray.to(torch.uint8).expand(work.shape)))
+
+
+def _sharpness(work: _Work, op: int, arg: float, aux: int) -> None:
+    _factor(op, arg)
+    _, height, width = work.shape
+    if height <= 2 or width <= 2:
+        return
+    image = work.planar()
+    out = work.out()
+    torch_sharpness(image, 1.0 - arg, out, work.scratch)
+    work.keep(out)
+
+
+def torch_sharpness(image: Tensor, alpha: float, out: Tensor, scratch: Scratch) -> None:
+    """v2's adjust_sharpness with factor 1 - alpha: the blur is a sum of 9 values, exact in int16, over 13."""
+    _, height, width = image.shape
+    wide = scratch.get("wide", image.shape, torch.int16).copy_(image)
+    rows = scratch.get("rows", (3, height - 2, width), torch.int16)
+    torch.add(wide[:, :-2], wide[:, 1:-1], out=rows).add_(wide[:, 2:])
+    total = scratch.get("total", (3, height - 2, width - 2), torch.int16)
+    torch.add(rows[..., :-2], rows[..., 1:-1], out=total).add_(rows[..., 2:])
+    inner = wide[:, 1:-1, 1:-1]
+    total.add_(inner, alpha=4)
+    # No multiple of 1/13 lies within 1/26 of a tie, so that a float32 product rounds as the exact quotient does.
+    blurred = scratch.get("float", total.shape, torch.float32).copy_(total).mul_(1 / 13).round_()
+    middle = scratch.get("middle", total.shape, torch.float32).copy_(inner)
+    blurred.sub_(middle)
+    middle.add_(blurred, alpha=alpha).clamp_(0, 255)
+    out.copy_(image)
+    out[:, 1:-1, 1:-1].copy_(middle)
+
+
+def _auto_contrast(work: _Work, op: int, arg: float, aux: int) -> None:
+    planes = work.planar().view(3, -1)
+    low, high = planes.amin(1, keepdim=True).float(), planes.amax(1, keepdim=True).float()
+    if bool((low >= high).all()):
+        return
+    flat = low == high
+    scale = high.sub_(low).mul_(1.0 / 255)
+    low[flat], scale[flat] = 0.0, 1.0
+    tables = torch.arange(256.0).expand(3, 256).sub(low).div_(scale).clamp_(0, 255).to(torch.uint8).numpy()
+    work.translate_bytes([table.tobytes() for table in tables])
+
+
+def _equalize(work: _Work, op: int, arg: float, aux: int) -> None:
+    tables = [equalize_lut(torch.bincount(plane, minlength=256).numpy()) for plane in work.planar().view(3, -1)]
+    work.translate_bytes([table.tobytes() for table in tables])
+
+
+def _hue(work: _Work, op: int, arg: float, aux: int) -> None:
+    work.keep(work.out().copy_(shift_hue(work.planar(), arg)))
+
+
+def shift_hue(image: Tensor, turns: float | Tensor) -> Tensor:
+    """v2's adjust_hue of uint8 [..., 3, H, W] by ``turns`` (-0.5..0.5; a tensor broadcasts against [..., H, W])."""
+    if isinstance(turns, float) and not -0.5 <= turns <= 0.5:
+        raise ValueError(f"hue is shifted by -0.5 to 0.5 turns; got {turns}")
+    rgb = image.to(torch.float32).mul_(1.0 / 255)
+    r, g, b = rgb.unbind(-3)
+    low, v = torch.aminmax(rgb, dim=-3)
+    span = v - low
+    gray = span == 0
+    s = span / v.masked_fill(gray, 1.0)
+    span.masked_fill_(gray, 1.0)
+    rc, gc, bc = (v - r).div_(span), (v - g).div_(span), (v - b).div_(span)
+    h = torch.where(v == r, bc - gc, torch.where(v == g, (rc + 2.0).sub_(bc), (gc + 4.0).sub_(rc)))
+    h.mul_(1.0 / 6.0).add_(1.0).fmod_(1.0)
+    h.add_(turns).remainder_(1.0).mul_(6)
+    sector = h.floor()
+    f = h.sub_(sector)
+    sector.remainder_(6)
+    sxf = s * f
+    one_minus_s = 1.0 - s
+    q = (1.0 - sxf).mul_(v).clamp_(0.0, 1.0)
+    t = sxf.add_(one_minus_s).mul_(v).clamp_(0.0, 1.0)
+    p = one_minus_s.mul_(v).clamp_(0.0, 1.0)
+
+    def channel(full: tuple[int, int], falling: int, rising: int) -> Tensor:
+        low_or_ramp = torch.where(sector == falling, q, torch.where(sector == rising, t, p))
+        return torch.where((sector == full[0]) | (sector == full[1]), v, low_or_ramp)
+
+    shifted = torch.stack((channel((0, 5), 1, 4), channel((1, 2), 3, 0), channel((3, 4), 5, 2)), -3)
+    return shifted.mul_(255 + 1.0 - 1e-3).to(torch.uint8)
+
+
+def _blur(work: _Work, op: int, arg: float, aux: int) -> None:
+    kernel = gaussian_kernel(arg, aux)
+    image = pad(work.floats()[None], [aux // 2] * 4, mode="reflect")
+    blurred = conv2d(image, kernel.expand(3, 1, aux, aux), groups=3)
+    work.keep(work.out().copy_(blurred[0].round_()))
+
+
+@lru_cache(maxsize=256)
+def gaussian_kernel(sigma: float, size: int) -> Tensor:
+    """v2's two-dimensional kernel, float32 [size, size], for sigma in pixels and an odd size."""
+    if not sigma > 0 or size < 1 or size % 2 == 0:
+        raise ValueError(f"Gaussian blur takes a sigma above 0 and an odd kernel size in aux; got {sigma} and {size}")
+    limit = (size - 1) / (2.0 * math.sqrt(2.0))
+    x = torch.linspace(-limit, limit, steps=size)
+    line = torch.softmax(x.div(sigma).pow(2).neg(), dim=0)
+    return line.unsqueeze(-1) * line
+
+
+_TORCH: dict[int, Callable[[_Work, int, float, int], None]] = {
+    Op.SHEAR_X: _gather,
+    Op.SHEAR_Y: _gather,
+    Op.TRANSLATE_X: _shift,
+    Op.TRANSLATE_Y: _shift,
+    Op.ROTATE: _gather,
+    Op.BRIGHTNESS: _brightness,
+    Op.COLOR: _color,
+    Op.CONTRAST: _contrast,
+    Op.SHARPNESS: _sharpness,
+    Op.POSTERIZE: _bits,
+    Op.SOLARIZE: _bits,
+    Op.AUTO_CONTRAST: _auto_contrast,
+    Op.EQUALIZE: _equalize,
+    Op.INVERT: _bits,
+    Op.HUE: _hue,
+    Op.GRAYSCALE: _grayscale,
+    Op.GAUSSIAN_BLUR: _blur,
+    Op.SOLARIZE_ADD: _point,
+}
+
+
+# ---- PIL, as timm calls it ----
+
+
+def _pil(work: _Work, op: int, arg: float, aux: int) -> None:
+    if op in _PIL_POINT:
+        table = point_lut(op, arg)
+        if work.pil is None:
+            work.translate_bytes([table])
+        else:
+            work.pil = work.pil.point(table * 3)
+        return
+    image = work.as_pil()
+    if op in _PIL_ENHANCE:
+        work.pil = _PIL_ENHANCE[op](image).enhance(arg)
+    elif op == Op.PIL_AUTO_CONTRAST:
+        work.pil = ImageOps.autocontrast(image)
+    elif op == Op.PIL_EQUALIZE:
+        work.pil = ImageOps.equalize(image)
+    elif op == Op.PIL_GRAYSCALE:
+        work.pil = image.convert("L").convert("RGB")
+    elif op == Op.PIL_GAUSSIAN_BLUR:
+        work.pil = image.filter(ImageFilter.GaussianBlur(radius=arg))
+    else:
+        if aux not in (0, 2, 3):
+            raise ValueError(f"aux of {Op(op).name} is PIL's filter: 0 nearest, 2 bilinear or 3 bicubic; got {aux}")
+        resample = Image.Resampling(aux)
+        if op == Op.PIL_ROTATE:
+            work.pil = image.rotate(arg, resample=resample, fillcolor=work.fill)
+        else:
+            matrix = pil_matrix(op, arg, work.shape[1], work.shape[2])
+            work.pil = image.transform(
+                image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=work.fill
+            )
+
+
+_PIL_ENHANCE: dict[int, Any] = {
+    Op.PIL_COLOR: ImageEnhance.Color,
+    Op.PIL_CONTRAST: ImageEnhance.Contrast,
+    Op.PIL_SHARPNESS: ImageEnhance.Sharpness,
+}
+
+
+def pil_matrix(op: int, arg: float, height: int, width: int) -> tuple[float, ...]:
+    """The six numbers of PIL's AFFINE transform (output pixel to input pixel) for an operation of the PIL family."""
+    if op == Op.PIL_SHEAR_X:
+        return (1, arg, 0, 0, 1, 0)
+    if op == Op.PIL_SHEAR_Y:
+        return (1, 0, 0, arg, 1, 0)
+    if op == Op.PIL_TRANSLATE_X:
+        return (1, 0, arg, 0, 1, 0)
+    if op == Op.PIL_TRANSLATE_Y:
+        return (1, 0, 0, 0, 1, arg)
+    angle = -math.radians(arg % 360.0)  # as PIL.Image.rotate
+    a, b = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    d, e = round(-math.sin(angle), 15), a
+    cx, cy = width / 2, height / 2
+    return (a, b, a * -cx + b * -cy + 0.0 + cx, d, e, d * -cx + e * -cy + 0.0 + cy)
