@@ -1,0 +1,255 @@
+"""Who takes part. A contestant is a function `build(job)` that returns something to iterate epoch by epoch.
+
+Each is written as its own documentation writes it. The modules are imported in the contestant's own process only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from bench.job import Job
+
+TRAIN = ("classic", "strong")
+MODES = ("none", "conservative", "moderate", "aggressive")
+ALL = (*TRAIN, "eval", *MODES)
+
+Build = Callable[[Job], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    name: str  # short, for tables
+    title: str
+    build: str  # "module:function" below bench.contestants
+    recipes: tuple[str, ...]
+    needs: tuple[str, ...] = ()  # modules that must be importable
+    install: str = ""  # the command that brings them
+    note: str = ""  # what it cannot express
+    gpu: bool = False  # runs only with CUDA
+    kind: str = "peer"  # "peer", "ours" or "ceiling"
+
+    def load(self) -> Build:
+        module, function = self.build.split(":")
+        build: Build = getattr(importlib.import_module(f"bench.contestants.{module}"), function)
+        return build
+
+    def missing(self) -> str:
+        """Why it cannot take part on this machine; empty where it can."""
+        for module in self.needs:
+            if not importable(module):
+                return f"the module {module} is not installed"
+        if self.gpu and not has_cuda():
+            return "no CUDA GPU"
+        return ""
+
+
+def importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def has_cuda() -> bool:
+    if not importable("torch"):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+NOT_LINUX = "" if sys.platform == "linux" else "DALI exists for Linux only; "
+DALI = "pip install nvidia-dali-cuda120"
+TWIST = "colour by color_twist (DALI's matrix)"
+
+CONTESTANTS = (
+    Contestant("tv-v1-pil", "torchvision v1 on PIL", "torchvision_peers:v1_pil", ALL),
+    Contestant("tv-v2-pil", "torchvision v2 on PIL", "torchvision_peers:v2_pil", ALL),
+    Contestant("tv-v2-tensor", "torchvision v2 on tensors", "torchvision_peers:v2_tensor", ALL),
+    Contestant(
+        "tv-v2-gpu",
+        "torchvision v2 on the GPU batch",
+        "torchvision_peers:v2_gpu",
+        TRAIN,
+        gpu=True,
+        note="one draw a batch: every image gets the same operations",
+    ),
+    Contestant(
+        "timm",
+        "timm create_loader",
+        "timm_peer:plain",
+        (*TRAIN, "eval"),
+        ("timm",),
+        "pip install timm",
+        "strong: timm's own operations; RandAugment rand-m9-n2 in place of torchvision's",
+    ),
+    Contestant(
+        "timm-prefetch",
+        "timm create_loader, prefetcher",
+        "timm_peer:prefetch",
+        (*TRAIN, "eval"),
+        ("timm",),
+        "pip install timm",
+        "as timm; erasing and normalizing after the uint8 collate",
+    ),
+    Contestant(
+        "albumentations",
+        "Albumentations",
+        "albumentations_peer:build",
+        (*TRAIN, "eval"),
+        ("albumentations", "cv2"),
+        "pip install albumentations",
+        "OpenCV resize without antialiasing; strong: RandAugment put together from its own operations",
+    ),
+    Contestant(
+        "kornia",
+        "kornia on the CPU batch",
+        "batch_peers:kornia_batch",
+        TRAIN,
+        ("kornia",),
+        "pip install kornia",
+        "RandAugment draws one operation a batch",
+    ),
+    Contestant(
+        "torchaug",
+        "TorchAug on the CPU batch",
+        "batch_peers:torchaug_batch",
+        TRAIN,
+        ("torchaug",),
+        "pip install torchaug",
+        "RandAugment draws one operation a batch",
+    ),
+    Contestant(
+        "hf-processor",
+        "Hugging Face ViT processor, fast",
+        "hf_peer:processor",
+        ("eval",),
+        ("transformers",),
+        "pip install transformers",
+        "evaluation only: it has no random crop",
+    ),
+    Contestant(
+        "hf-datasets",
+        "Hugging Face datasets, set_transform",
+        "hf_peer:datasets_transform",
+        (*TRAIN, "eval"),
+        ("datasets",),
+        "pip install datasets",
+        "torchvision's transforms behind datasets' Arrow table",
+    ),
+    Contestant(
+        "spdl",
+        "SPDL",
+        "spdl_peer:build",
+        (*TRAIN, "eval"),
+        ("spdl",),
+        "pip install spdl",
+        "FFmpeg decoding; torchvision's tensor transforms",
+    ),
+    Contestant(
+        "webdataset",
+        "webdataset tar + torchvision",
+        "webdataset_peer:build",
+        (*TRAIN, "eval"),
+        ("webdataset",),
+        "pip install webdataset",
+        "data set rewritten as tar; shuffles in a window",
+    ),
+    Contestant(
+        "ffcv",
+        "FFCV, JPEG beton",
+        "ffcv_peer:build",
+        ("classic", "eval"),
+        ("ffcv",),
+        "apt install libopencv-dev libturbojpeg0-dev pkg-config; pip install ffcv",
+        "data set rewritten; no RandAugment",
+    ),
+    Contestant(
+        "dali-doc-cpu",
+        "DALI as documented, CPU",
+        "dali_peer:documented_cpu",
+        (*TRAIN, "eval"),
+        ("nvidia.dali",),
+        DALI,
+        NOT_LINUX + "strong: its own rand_augment and color_twist; window shuffle, no exact epochs",
+    ),
+    Contestant(
+        "dali-doc-gpu",
+        "DALI as documented, GPU",
+        "dali_peer:documented_gpu",
+        (*TRAIN, "eval"),
+        ("nvidia.dali",),
+        DALI,
+        "as on the CPU",
+        gpu=True,
+    ),
+    Contestant("ours-torchvision", "ours, torchvision", "ours:torchvision", ALL, kind="ours", note=TWIST),
+    Contestant(
+        "ours-dali-cpu",
+        "ours, DALI on the CPU",
+        "ours:dali_cpu",
+        ALL,
+        ("nvidia.dali",),
+        DALI,
+        NOT_LINUX + TWIST,
+        kind="ours",
+    ),
+    Contestant(
+        "ours-dali-gpu",
+        "ours, DALI on the GPU",
+        "ours:dali_gpu",
+        ALL,
+        ("nvidia.dali",),
+        DALI,
+        TWIST,
+        gpu=True,
+        kind="ours",
+    ),
+    Contestant("ours-auto", "ours, backend auto", "ours:auto", ALL, kind="ours", note=TWIST),
+    Contestant(
+        "ours-jitter",
+        "ours, auto, color_jitter",
+        "ours:auto_jitter",
+        ("strong",),
+        kind="ours",
+        note="colour by color_jitter: torchvision's operation, as the torchvision peers",
+    ),
+    Contestant(
+        "raw-pixels",
+        "pre-augmented raw pixels",
+        "ceilings:raw_pixels",
+        ("classic",),
+        kind="ceiling",
+        note="uint8 crops made beforehand: no decoding, no new draws",
+    ),
+    Contestant(
+        "synthetic",
+        "synthetic tensors",
+        "ceilings:synthetic",
+        ("classic", "strong"),
+        kind="ceiling",
+        note="one batch in memory, handed out again and again",
+    ),
+    Contestant(
+        "decode-only",
+        "decode only (torchvision.io)",
+        "ceilings:decode_only",
+        ("classic",),
+        kind="ceiling",
+        note="full decode in threads, pixels thrown away",
+    ),
+    Contestant(
+        "read-only",
+        "read only",
+        "ceilings:read_only",
+        ("classic",),
+        kind="ceiling",
+        note="file bytes in threads, thrown away",
+    ),
+)
+BY_NAME = {c.name: c for c in CONTESTANTS}

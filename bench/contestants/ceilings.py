@@ -1,0 +1,115 @@
+"""What no loader can pass: reading, decoding, pixels made beforehand, no work at all."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from bench import images
+from bench.contestants import torchvision_peers
+from bench.job import MEAN, STD, Job
+
+
+class Threads:
+    """Calls a function on every file in `workers` threads; a "batch" is how many files were done."""
+
+    def __init__(self, job: Job, call: Callable[[Path], None]) -> None:
+        self.files = images.image_files(Path(job.root))
+        self.job, self.call = job, call
+
+    def __iter__(self) -> Iterator[Any]:
+        groups = [self.files[i : i + self.job.batch_size] for i in range(0, len(self.files), self.job.batch_size)]
+
+        def run(group: list[Path]) -> int:
+            for file in group:
+                self.call(file)
+            return len(group)
+
+        with ThreadPoolExecutor(max(1, self.job.workers)) as pool:
+            waiting = [pool.submit(run, g) for g in groups[: 2 * max(1, self.job.workers)]]
+            rest = iter(groups[len(waiting) :])
+            try:
+                while waiting:
+                    yield waiting.pop(0).result()
+                    waiting += [pool.submit(run, g) for g in itertools.islice(rest, 1)]
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def read_only(job: Job) -> Iterable[Any]:
+    def call(file: Path) -> None:
+        file.read_bytes()
+
+    return Threads(job, call)
+
+
+def decode_only(job: Job) -> Iterable[Any]:
+    def call(file: Path) -> None:
+        torchvision_peers.read_rgb(str(file))
+
+    return Threads(job, call)
+
+
+class Synthetic:
+    def __init__(self, job: Job) -> None:
+        generator = torch.Generator().manual_seed(job.seed)
+        shape = (job.batch_size, 3, job.size, job.size)
+        self.images = torch.randn(shape, generator=generator).to(job.device)
+        self.targets = torch.randint(10, (job.batch_size,), generator=generator).to(job.device)
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(100):
+            yield self.images, self.targets
+
+
+def synthetic(job: Job) -> Iterable[Any]:
+    return Synthetic(job)
+
+
+class RawPixels(Dataset[Any]):
+    """Crops of the right size, made once and mapped into memory; flip and normalize remain."""
+
+    def __init__(self, file: Path, count: int, size: int) -> None:
+        self.file, self.count, self.size = file, count, size
+        self.pixels: Any = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if self.pixels is None:
+            self.pixels = np.memmap(self.file, np.uint8, "r", shape=(self.count, 3, self.size, self.size))
+        image = torch.from_numpy(np.array(self.pixels[index]))
+        return (image.flip(2) if torch.rand(()) < 0.5 else image), index % 10
+
+
+def _collate(samples: list[Any]) -> Any:
+    pixels = torch.stack([s[0] for s in samples]).float()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (MEAN, STD))
+    return pixels.sub_(mean).div_(std), torch.tensor([s[1] for s in samples])
+
+
+def raw_pixels(job: Job) -> Iterable[Any]:
+    files = images.distinct(images.image_files(Path(job.root)))
+    name = hashlib.sha256(f"{job.root} {job.size} {len(files)}".encode()).hexdigest()[:12]
+    target = Path(job.cache) / f"raw-{name}.uint8"
+    if not target.exists():
+        from torchvision.transforms import v2
+
+        crop = v2.RandomResizedCrop(job.size, antialias=True)
+        partial = target.with_suffix(".partial")
+        with partial.open("wb") as out:
+            for file in files:
+                out.write(crop(torchvision_peers.read_rgb(str(file))).numpy().tobytes())
+        partial.rename(target)
+    copies = max(1, len(images.image_files(Path(job.root))) // len(files))
+    dataset: Any = torch.utils.data.ConcatDataset([RawPixels(target, len(files), job.size)] * copies)
+    return torchvision_peers.loader(job, dataset, 10, _collate)

@@ -1,0 +1,56 @@
+"""SPDL: a thread pipeline. FFmpeg decoding, torchvision's tensor transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import spdl.io
+import torch
+from spdl.dataloader import DataLoader
+from torch.utils.data import default_collate
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from bench.contestants.torchvision_peers import MixCollate, transform
+from bench.job import Job
+
+
+class _Shuffled:
+    """The samples in a new order at every iteration."""
+
+    def __init__(self, samples: list[tuple[str, int]], shuffle: bool) -> None:
+        self.samples, self.shuffle = samples, shuffle
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        places = torch.randperm(len(self.samples)).tolist() if self.shuffle else range(len(self.samples))
+        for place in places:
+            yield self.samples[place]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def build(job: Job) -> Iterable[Any]:
+    folder = ImageFolder(job.root)
+    training = job.spec.crop == "random"
+    change = transform(job.spec, job.size, v2, tensors=True)
+    rgb = spdl.io.get_filter_desc(pix_fmt="rgb24") if hasattr(spdl.io, "get_filter_desc") else None
+
+    def decode(sample: tuple[str, int]) -> tuple[torch.Tensor, int]:
+        path, label = sample
+        frames = spdl.io.decode_packets(spdl.io.demux_image(path), filter_desc=rgb)
+        pixels = spdl.io.to_torch(spdl.io.convert_frames(frames)).clone()
+        return change(pixels.permute(2, 0, 1)), label
+
+    collate = MixCollate(job.spec, len(folder.classes)) if job.spec.mixing else default_collate
+    loader: Iterable[Any] = DataLoader(
+        _Shuffled(folder.samples, training),
+        batch_size=job.batch_size,
+        drop_last=training,
+        preprocessor=decode,
+        aggregator=collate,
+        buffer_size=2,
+        num_threads=max(1, job.workers),
+    )
+    return loader

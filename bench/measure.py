@@ -1,0 +1,176 @@
+"""The referee: which visits there are, in which order, each in its own process, and what is kept of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import stats
+from bench.job import Job
+
+Results = dict[str, Any]
+
+
+def order(jobs: Sequence[Job], round_number: int) -> list[Job]:
+    """All jobs once, starting one further each round and backwards in every second: no cell always follows the same
+    neighbour or always comes first."""
+    shift = round_number % len(jobs) if jobs else 0
+    turned = [*jobs[shift:], *jobs[:shift]]
+    return turned if round_number % 2 == 0 else turned[::-1]
+
+
+def run_visit(job: Job, timeout: float, scratch: Path) -> dict[str, Any]:
+    """One visit in a process of its own; its answer, or {"error": why}. The whole process group is ended after."""
+    answer = scratch / "answer.json"
+    answer.unlink(missing_ok=True)
+    log = scratch / "visit.log"
+    threads = str(max(1, job.workers))
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore"}
+    root = str(Path(__file__).resolve().parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in (root, environment.get("PYTHONPATH", "")) if p)
+    command = [sys.executable, "-m", "bench.worker", job.to_json(), str(answer)]
+    started = time.perf_counter()
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+        )
+        try:
+            process.wait(timeout)
+            error = f"ended with code {process.returncode}" + _last_line(log)
+        except subprocess.TimeoutExpired:
+            error = f"no result within {timeout:.0f} s"
+        finally:
+            _end_group(process)
+    result: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {"error": error}
+    result["visit_s"] = time.perf_counter() - started
+    return result
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return f": {lines[-1][:300]}" if lines else ""
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Ends the visit and whatever workers it left, and waits for it."""
+    if hasattr(os, "killpg"):
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+    elif process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def warm_page_cache(files: Iterable[Path]) -> int:
+    """Reads every file once; returns the bytes."""
+    total = 0
+    for file in files:
+        total += len(file.read_bytes())
+    return total
+
+
+def drop_page_cache(files: Iterable[Path]) -> bool:
+    """Asks the system to forget the files; whether it can be asked here."""
+    advise = getattr(os, "posix_fadvise", None)
+    if advise is None:
+        return False
+    for file in files:
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            advise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
+    return True
+
+
+class Referee:
+    """Runs jobs in interleaved rounds. `results` (see `bench.report`) is saved after every visit, so that an
+    interrupted run keeps what it has and a later one goes on from there."""
+
+    def __init__(self, results: Results, file: Path, rounds: int, warmup_rounds: int, deadline: float | None) -> None:
+        self.results, self.file = results, file
+        self.rounds, self.warmup_rounds = rounds, warmup_rounds
+        self.deadline = deadline  # in time.monotonic() seconds
+        self.cold_files: list[Path] = []
+        self.report: Callable[[Job, int, dict[str, Any] | None, float], None] = lambda *_: None
+
+    def cell(self, job: Job) -> dict[str, Any]:
+        """The entry of the results that the job's rounds go to."""
+        for cell in self.results["cells"]:
+            if cell["key"] == job.key:
+                found: dict[str, Any] = cell
+                return found
+        cell = {
+            "key": job.key,
+            "question": job.question,
+            "contestant": job.contestant,
+            "recipe": job.recipe,
+            "workers": job.workers,
+            "batch_size": job.batch_size,
+            "model": job.model,
+            "visits": [],
+            "error": "",
+        }
+        self.results["cells"].append(cell)
+        return cell
+
+    def left(self, jobs: Sequence[Job]) -> list[tuple[int, Job]]:
+        """(round, job) still to be run, in order; failed cells are not tried again."""
+        todo = []
+        for number in range(-self.warmup_rounds, self.rounds):
+            for job in order(jobs, number + self.warmup_rounds):
+                cell = self.cell(job)
+                done = any(v["round"] == number for v in cell["visits"])
+                if not done and not cell["error"]:
+                    todo.append((number, job))
+        return todo
+
+    def run(self, jobs: Sequence[Job]) -> bool:
+        """Runs what is left; whether all of it was done (else the time was up). KeyboardInterrupt passes through,
+        after saving."""
+        durations: dict[str, float] = {}
+        todo = self.left(jobs)
+        with tempfile.TemporaryDirectory() as scratch:
+            for position, (number, job) in enumerate(todo):
+                cell = self.cell(job)
+                if cell["error"]:
+                    continue
+                expected = durations.get(job.key, job.seconds + 6)
+                if self.deadline is not None and time.monotonic() + expected > self.deadline:
+                    return False
+                mean = sum(durations.values()) / len(durations) if durations else job.seconds + 6
+                self.report(job, number, None, mean * (len(todo) - position))
+                if job.cold:
+                    drop_page_cache(self.cold_files)
+                timeout = max(60.0, 12 * job.seconds)
+                answer = run_visit(job, timeout, Path(scratch))
+                durations[job.key] = answer["visit_s"]
+                if "error" in answer:
+                    cell["error"] = answer["error"]
+                else:
+                    cell["visits"].append({"round": number, **answer})
+                self.finish(cell)
+                self.save()
+                self.report(job, number, answer, mean * (len(todo) - position - 1))
+        return True
+
+    def finish(self, cell: dict[str, Any]) -> None:
+        """Summary of a cell; warm-up rounds (numbers below 0) are dropped."""
+        visits = [v for v in cell["visits"] if v["round"] >= 0]
+        if visits:
+            cell["summary"] = stats.summarize(visits)
+
+    def save(self) -> None:
+        partial = self.file.with_suffix(".partial")
+        partial.write_text(json.dumps(self.results, indent=1))
+        partial.replace(self.file)

@@ -1,0 +1,180 @@
+"""The plots of a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+
+from bench import stats
+from bench.contestants import BY_NAME
+from bench.report import measured, rate, recipes, title
+
+OURS, PEER, CEILING, BASE = "#0b8f62", "#8aa0b6", "#d9c27a", "#4a6480"
+LINES = ("#0b8f62", "#4a6480", "#c8553d", "#7b5ea7", "#d9962b", "#3a9bb5", "#8aa0b6")
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": "#9aa5b1",
+    "figure.dpi": 130,
+    "savefig.bbox": "tight",
+    "legend.frameon": False,
+}
+
+
+def _colour(name: str) -> str:
+    if name == "tv-v1-pil":
+        return BASE
+    kind = BY_NAME[name].kind if name in BY_NAME else "peer"
+    return {"ours": OURS, "ceiling": CEILING}.get(kind, PEER)
+
+
+def _bars(axes: Any, cells: list[dict[str, Any]], values: list[float], unit: str, errors: Any = None) -> None:
+    names = [title(c["contestant"]) for c in cells]
+    places = range(len(cells))[::-1]
+    axes.barh(places, values, color=[_colour(c["contestant"]) for c in cells], height=0.72, xerr=errors,
+              error_kw={"ecolor": "#333", "elinewidth": 1, "capsize": 2})  # fmt: skip
+    axes.set_yticks(places, names)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(unit)
+    top = max(values)
+    axes.set_xlim(0, top * 1.16)
+    for place, value, number in zip(places, values, range(len(values)), strict=True):
+        reach = value + (errors[1][number] if errors else 0)
+        axes.text(reach + top * 0.012, place, f"{value:,.0f}", va="center", fontsize=9, color="#333")
+
+
+def _panels(count: int, rows: int) -> tuple[Any, list[Any]]:
+    figure, axes = plt.subplots(1, count, figsize=(6.2 * count, 1.3 + 0.33 * rows), squeeze=False, layout="constrained")
+    return figure, list(axes[0])
+
+
+def throughput(results: dict[str, Any], folder: Path) -> Path | None:
+    asked = [r for r in recipes(results, "loaders") if measured(results, "loaders", r)]
+    if not asked:
+        return None
+    groups = {r: measured(results, "loaders", r) for r in asked}
+    figure, axes = _panels(len(asked), max(map(len, groups.values())))
+    for ax, (recipe, cells) in zip(axes, groups.items(), strict=True):
+        rates = [c["summary"]["images_per_s"] for c in cells]
+        values = [r["median"] for r in rates]
+        errors = [[r["median"] - r["q1"] for r in rates], [r["q3"] - r["median"] for r in rates]]
+        _bars(ax, cells, values, "images a second (bars: median, lines: quartiles)", errors)
+        ax.set_title(recipe)
+    s, m = results["settings"], results["machine"]
+    figure.suptitle(
+        f"{s['workers']} workers or threads, batches of {s['batch_size']}, {s['device'].upper()}, "
+        f"{m['gpus'][0] if m['gpus'] and s['device'] == 'cuda' else str(m['cores']) + ' cores'}",
+        x=0.01, ha="left", fontsize=10, color="#555",
+    )  # fmt: skip
+    return _save(figure, folder / "throughput.png")
+
+
+def memory(results: dict[str, Any], folder: Path) -> Path | None:
+    asked = recipes(results, "loaders")
+    recipe = "strong" if "strong" in asked else next(iter(asked), None)
+    cells = [c for c in measured(results, "loaders", recipe) if c["summary"]["memory_mb"]]
+    if not cells:
+        return None
+    cells.sort(key=lambda c: float(c["summary"]["memory_mb"]))
+    kind = cells[0]["visits"][0]["memory_kind"]
+    figure, axes = _panels(1, len(cells))
+    _bars(
+        axes[0], cells, [c["summary"]["memory_mb"] for c in cells], f"MB of the process tree ({kind}), lower is better"
+    )
+    axes[0].set_title(f"memory, {recipe}")
+    return _save(figure, folder / "memory.png")
+
+
+def batch_times(results: dict[str, Any], folder: Path) -> Path | None:
+    asked = recipes(results, "loaders")
+    recipe = "strong" if "strong" in asked else next(iter(asked), None)
+    cells = [c for c in measured(results, "loaders", recipe) if c["summary"]["batch_ms"]]
+    if not cells:
+        return None
+    figure, axes = _panels(1, len(cells))
+    ax = axes[0]
+    limit = 0.0
+    for place, cell in zip(range(len(cells))[::-1], cells, strict=True):
+        times = [t for v in cell["visits"] if v["round"] >= 0 for t in v["batch_ms"]]
+        q = [stats.quantile(times, p) for p in (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)]
+        colour = _colour(cell["contestant"])
+        ax.plot([q[0], q[4]], [place, place], color=colour, lw=1.5)
+        ax.plot([q[1], q[3]], [place, place], color=colour, lw=8, solid_capstyle="butt", alpha=0.75)
+        ax.plot(q[2], place, "|", color="white", ms=8, mew=2)
+        ax.plot(q[5], place, "o", color=colour, ms=4, mfc="white")
+        limit = max(limit, q[5])
+    ax.set_yticks(range(len(cells))[::-1], [title(c["contestant"]) for c in cells])
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlim(0, limit * 1.05)
+    ax.set_xlabel("ms between batches: box quartiles, line 5 to 95%, circle 99%")
+    ax.set_title(f"batch times, {recipe}")
+    return _save(figure, folder / "batch_times.png")
+
+
+def workers(results: dict[str, Any], folder: Path) -> Path | None:
+    cells = measured(results, "workers")
+    if not cells:
+        return None
+    asked = recipes(results, "workers")
+    figure, axes = plt.subplots(1, len(asked), figsize=(5.6 * len(asked), 3.8), squeeze=False, layout="constrained")
+    names = list(dict.fromkeys(c["contestant"] for c in cells))
+    for ax, recipe in zip(axes[0], asked, strict=True):
+        for number, name in enumerate(names):
+            points = sorted((c["workers"], c["summary"]["images_per_s"]) for c in cells
+                            if c["contestant"] == name and c["recipe"] == recipe)  # fmt: skip
+            if not points:
+                continue
+            x = range(len(points))
+            colour = LINES[number % len(LINES)]
+            ax.plot(x, [p[1]["median"] for p in points], "o-", color=colour, label=title(name), ms=4)
+            ax.fill_between(x, [p[1]["q1"] for p in points], [p[1]["q3"] for p in points], color=colour, alpha=0.15)
+            ax.set_xticks(x, [str(p[0]) for p in points])
+        ax.set_ylim(bottom=0)
+        ax.set_xlabel("workers or threads")
+        ax.set_ylabel("images a second")
+        ax.set_title(recipe)
+    axes[0][0].legend(fontsize=8)
+    return _save(figure, folder / "workers.png")
+
+
+def modes(results: dict[str, Any], folder: Path) -> Path | None:
+    cells = measured(results, "modes")
+    if not cells:
+        return None
+    asked = recipes(results, "modes")
+    names = list(dict.fromkeys(c["contestant"] for c in cells))
+    figure, ax = plt.subplots(figsize=(8, 3.8), layout="constrained")
+    width = 0.8 / len(names)
+    for number, name in enumerate(names):
+        mine = {c["recipe"]: rate(c) for c in cells if c["contestant"] == name}
+        places = [i - 0.4 + width * (number + 0.5) for i in range(len(asked))]
+        ax.bar(
+            places, [mine.get(m, 0) for m in asked], width * 0.92, label=title(name), color=LINES[number % len(LINES)]
+        )
+    ax.set_xticks(range(len(asked)), asked)
+    ax.set_ylabel("images a second")
+    ax.set_title("augmentation modes")
+    ax.legend(fontsize=8)
+    return _save(figure, folder / "modes.png")
+
+
+def _save(figure: Any, file: Path) -> Path:
+    figure.savefig(file)
+    plt.close(figure)
+    return file
+
+
+def draw(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Every plot that the results have numbers for; the files, the throughput first."""
+    with plt.rc_context(STYLE):
+        made = [plot(results, folder) for plot in (throughput, modes, workers, batch_times, memory)]
+    return [file for file in made if file is not None]

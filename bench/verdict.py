@@ -1,0 +1,132 @@
+"""What the numbers say, in sentences."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from bench.contestants import BY_NAME
+from bench.report import BASE, measured, rate, title
+
+IMAGENET = 1_281_167  # training images of ILSVRC 2012
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def _best(cells: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+    return next((c for c in cells if c["contestant"] in BY_NAME and BY_NAME[c["contestant"]].kind == kind), None)
+
+
+def ranking(results: dict[str, Any]) -> list[str]:
+    said = []
+    for recipe in ("classic", "strong", "advanced", "eval"):
+        cells = measured(results, "loaders", recipe)
+        if len(cells) < 2:
+            continue
+        first, ours, peer = cells[0], _best(cells, "ours"), _best(cells, "peer")
+        text = f"{recipe}: fastest is {title(first['contestant'])} with {rate(first):,.0f} images a second"
+        if ours and peer:
+            text += f"; ours / fastest peer ({title(peer['contestant'])}) = {rate(ours) / rate(peer):.2f}"
+        base = next((c for c in cells if c["contestant"] == BASE), None)
+        if ours and base:
+            text += f", ours / torchvision on PIL = {rate(ours) / rate(base):.2f}"
+        said.append(text + ".")
+    return said
+
+
+def bottleneck(results: dict[str, Any], images: int) -> list[str]:
+    """Shares of an image's time: reading and decoding from the ceilings, the rest from the fastest loader."""
+    ceilings = {c["contestant"]: rate(c) for c in measured(results, "ceilings")}
+    read, decode = ceilings.get("read-only"), ceilings.get("decode-only")
+    said = []
+    for recipe in ("classic", "strong"):
+        cells = measured(results, "loaders", recipe)
+        if not (read and decode and cells):
+            continue
+        fastest = rate(cells[0])
+        times = {
+            "reading": 1 / read,
+            "decoding": max(0.0, 1 / decode - 1 / read),
+            "resizing, augmenting and batching": max(0.0, 1 / fastest - 1 / decode),
+        }
+        total = sum(times.values())
+        worst = max(times, key=lambda k: times[k])
+        parts = ", ".join(f"{name} {100 * t / total:.0f}%" for name, t in times.items())
+        said.append(f"{recipe}: the bottleneck is {worst} ({parts} of an image's time in the fastest loader, "
+                    "against reading and full decoding alone).")  # fmt: skip
+    return said
+
+
+def dali_pays(results: dict[str, Any]) -> list[str]:
+    said = []
+    for recipe in ("classic", "strong"):
+        cells = measured(results, "loaders", recipe)
+        dali = [c for c in cells if "dali" in c["contestant"]]
+        other = [c for c in cells if "dali" not in c["contestant"] and c["contestant"] != "ours-auto"]
+        if not dali or not other:
+            continue
+        ratio = rate(dali[0]) / rate(other[0])
+        pays = "pays" if ratio > 1.05 else "does not pay" if ratio < 0.95 else "makes no difference"
+        said.append(f"{recipe}: DALI {pays} on this machine: {title(dali[0]['contestant'])} reaches {ratio:.2f} times "
+                    f"{title(other[0]['contestant'])}.")  # fmt: skip
+    return said
+
+
+def recommend(results: dict[str, Any]) -> list[str]:
+    said = []
+    for recipe in ("strong", "classic"):
+        ours = [c for c in measured(results, "loaders", recipe) if c["contestant"].startswith("ours")]
+        named = [c for c in ours if c["contestant"] != "ours-auto"] or ours
+        if not named:
+            continue
+        best = named[0]
+        text = f"Recommended for {recipe}: {title(best['contestant'])}"
+        sweep = [c for c in measured(results, "workers", recipe) if c["contestant"] == best["contestant"]]
+        if sweep:
+            enough = min(c["workers"] for c in sweep if rate(c) >= 0.95 * rate(sweep[0]))
+            text += f", {enough} workers or threads (within 5% of the best measured)"
+        times = best["summary"]["batch_ms"]
+        if times:
+            depth = min(8, max(2, math.ceil(times["p99"] / times["median"])))
+            text += f", prefetch {depth} batches (the slowest of a hundred takes {times['p99'] / times['median']:.1f} " \
+                    "times the median)"  # fmt: skip
+        said.append(text + ".")
+    return said
+
+
+def estimates(results: dict[str, Any], images: int, epochs: int) -> list[str]:
+    said = []
+    for recipe in ("classic", "strong"):
+        cells = measured(results, "loaders", recipe)
+        ours = _best(cells, "ours") or (cells[0] if cells else None)
+        if ours:
+            one = images / rate(ours)
+            said.append(f"{recipe}: an epoch of {images:,} images takes the loader {_duration(one)}, {epochs} epochs "
+                        f"{_duration(epochs * one)}, with {title(ours['contestant'])}.")  # fmt: skip
+    return said
+
+
+def training(results: dict[str, Any]) -> list[str]:
+    cells = {c["contestant"]: c for c in measured(results, "training")}
+    limit = cells.pop("synthetic", None)
+    said = []
+    for name, cell in cells.items():
+        share = cell["summary"]["wait_share"] or 0.0
+        text = f"Training {cell['model']} on {title(name)} ({cell['recipe']}): {rate(cell):,.0f} images a second"
+        if limit:
+            text += f", {100 * rate(cell) / rate(limit):.0f}% of what synthetic tensors allow"
+        text += f"; the model waits {100 * share:.0f}% of the time"
+        said.append(text + (": the model is the bottleneck." if share < 0.1 else ": the loader is the bottleneck."))
+    return said
+
+
+def sentences(results: dict[str, Any], images: int = IMAGENET, epochs: int = 90) -> list[str]:
+    said = [*ranking(results), *bottleneck(results, images), *dali_pays(results), *training(results),
+            *recommend(results), *estimates(results, images, epochs)]  # fmt: skip
+    if results["too_noisy"]:
+        said.insert(0, "Too noisy: a third of the cells spread by more than 10%. Something else was using the machine.")
+    return said

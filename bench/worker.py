@@ -1,0 +1,186 @@
+"""A contestant's own process: `python -m bench.worker JOB ANSWER` runs one visit and writes its numbers as JSON."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+_STARTED = time.perf_counter()
+MOST_BATCHES = 1000  # of one visit; only ceilings reach it
+
+import json  # noqa: E402  the clock starts before any import that costs
+from collections.abc import Iterable, Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+from bench.contestants import BY_NAME  # noqa: E402
+from bench.job import Job  # noqa: E402
+
+
+def _tree() -> list[Any]:
+    import psutil
+
+    me = psutil.Process()
+    return [me, *me.children(recursive=True)]
+
+
+def memory_mb() -> tuple[float | None, str]:
+    """Memory of the process tree in MB: proportional (shared pages counted once in all) on Linux, else resident."""
+    try:
+        import psutil
+    except ImportError:
+        return None, "not measured: psutil is missing"
+    total, kind = 0, "PSS" if sys.platform == "linux" else "RSS"
+    for process in _tree():
+        try:
+            total += process.memory_full_info().pss if kind == "PSS" else process.memory_info().rss
+        except psutil.Error:
+            continue
+    return total / 2**20, kind
+
+
+def cpu_seconds() -> float | None:
+    """CPU time of the process tree, living members only."""
+    try:
+        import psutil
+    except ImportError:
+        return None
+    total = 0.0
+    for process in _tree():
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def endless(loader: Iterable[Any]) -> Iterator[Any]:
+    """Epoch after epoch. A loader that yields nothing is an error, not a hang."""
+    while True:
+        batch = None
+        for batch in loader:
+            yield batch
+        if batch is None:
+            raise RuntimeError("an epoch held no batch: fewer images than the batch size?")
+
+
+def check(job: Job, batch: Any) -> None:
+    """That the contestant really does the job: float32 NCHW of the right size, normalized, with targets."""
+    if isinstance(batch, int):
+        return
+    import torch
+
+    images, targets = batch[0], batch[1]
+    side = (3, job.size, job.size)
+    if tuple(images.shape[1:]) != side or images.dtype != torch.float32 or images.device.type != job.device:
+        raise RuntimeError(f"batch of {tuple(images.shape)} {images.dtype} on {images.device}: expected (B, {side})")
+    if len(targets) != len(images):
+        raise RuntimeError(f"{len(targets)} targets for {len(images)} images")
+    mean, deviation = float(images.mean()), float(images.std())
+    if not (abs(mean) < 1.5 and 0.3 < deviation < 2.5):
+        raise RuntimeError(f"images do not look normalized: mean {mean:.2f}, deviation {deviation:.2f}")
+
+
+def size_of(batch: Any) -> int:
+    return batch if isinstance(batch, int) else len(batch[0])
+
+
+def synchronize(job: Job) -> None:
+    if job.device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def visit(job: Job) -> dict[str, Any]:
+    """Build, warm up, measure; the numbers of one round."""
+    import torch
+
+    torch.set_num_threads(max(1, job.workers))
+    build = BY_NAME[job.contestant].load()
+    built = time.perf_counter()
+    answer: dict[str, Any] = {"import_s": built - _STARTED}
+    batches = endless(build(job))
+    first = next(batches)
+    synchronize(job)
+    answer["first_batch_s"] = time.perf_counter() - built
+    check(job, first)
+    step = _trainer(job) if job.model else None
+    del first
+    warmup = job.warmup_batches + 2 * job.workers  # beyond what the queues held when the clock starts
+    end = time.perf_counter() + 2 * job.seconds  # a slow contestant shall not spend its time on warming up
+    for _ in range(warmup):
+        batch = next(batches)
+        if step:
+            step(batch)
+        if time.perf_counter() > end:
+            break
+    synchronize(job)
+    answer.update(measure(job, batches, step))
+    answer["memory_mb"], answer["memory_kind"] = memory_mb()
+    if job.device == "cuda":
+        answer["gpu_memory_mb"] = _gpu_memory_mb()
+    return answer
+
+
+def measure(job: Job, batches: Iterator[Any], step: Any) -> dict[str, Any]:
+    times: list[float] = []
+    images, waited = 0, 0.0
+    cpu = cpu_seconds()
+    start = last = time.perf_counter()
+    while (last - start < job.seconds and len(times) < MOST_BATCHES) or len(times) < 2:
+        batch = next(batches)
+        arrived = time.perf_counter()
+        waited += arrived - last
+        images += size_of(batch)
+        if step:
+            step(batch)
+        now = time.perf_counter()
+        times.append((now - last) * 1e3)
+        last = now
+    synchronize(job)
+    seconds = time.perf_counter() - start
+    cpu_end = cpu_seconds()
+    return {
+        "images": images,
+        "seconds": seconds,
+        "images_per_s": images / seconds,
+        "batch_ms": [round(t, 3) for t in times],
+        "cpu_cores": (cpu_end - cpu) / seconds if cpu is not None and cpu_end is not None else None,
+        "wait_share": waited / seconds if step else None,
+    }
+
+
+def _gpu_memory_mb() -> float:
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / 2**20
+
+
+def _trainer(job: Job) -> Any:
+    from bench.training import trainer
+
+    return trainer(job)
+
+
+def main() -> None:
+    job, answer = Job.from_json(sys.argv[1]), Path(sys.argv[2])
+    try:
+        result = visit(job)
+    except Exception as error:
+        result = {"error": f"{type(error).__name__}: {error}".strip()[:500]}
+        import traceback
+
+        traceback.print_exc()
+    partial = answer.with_suffix(".partial")
+    partial.write_text(json.dumps(result))
+    partial.replace(answer)
+    sys.stdout.flush()
+    os._exit(0)  # the parent ends whatever is left; a contestant's shutdown is not what is measured
+
+
+if __name__ == "__main__":
+    main()
