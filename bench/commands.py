@@ -174,8 +174,8 @@ def loaders(options: argparse.Namespace) -> int:
     settle(results)
     referee.save()
     if not any("summary" in c for c in results["cells"]):
-        for name, error in report.failures(results):
-            print(f"{name}: {error}", file=sys.stderr)
+        for name, why in report.failures(results):
+            print(f"{name}: {why}", file=sys.stderr)
         return fail("nothing was measured")
     written = report.write(results, folder)
     report.print_tables(results, console)

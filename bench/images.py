@@ -34,6 +34,9 @@ Array = npt.NDArray[np.float32]
 
 
 def cache_dir() -> Path:
+    """Where generated images and converted data sets stay: $DALI_IMAGENET_CACHE, or the user's cache folder."""
+    if "DALI_IMAGENET_CACHE" in os.environ:
+        return Path(os.environ["DALI_IMAGENET_CACHE"])
     return Path(platformdirs.user_cache_dir("dali-imagenet", appauthor=False))
 
 
@@ -101,13 +104,13 @@ def make_jpeg(seed: int, index: int) -> bytes:
     rng = np.random.Generator(np.random.Philox(key=[seed, index]))
     width, height = _size(rng)
     picture, amount = _leaves(rng, width, height)
-    pixels = np.asarray(picture, np.float32)
+    pixels: Array = np.asarray(picture, np.float32)
     weight = np.asarray(amount, np.float32)[..., None] / 255
     light = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None] * np.float32(rng.normal(0, 15))
     # Lens blur and texture: these two set how many bits the photograph costs.
     gray = _texture(rng, height, width)[..., None] * np.float32(np.exp(rng.normal(2.55, 0.6)))
     tint = _texture(rng, height, width)[..., None] * rng.normal(0, 2, 3).astype(np.float32)
-    pixels = pixels + light + (gray + tint) * (0.25 + weight)
+    pixels = (pixels + light + (gray + tint) * (0.25 + weight)).astype(np.float32)
     grain = _grain(rng, height, width) * np.float32(rng.uniform(0.2, 1.9))
     image = Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
     if rng.random() < 0.02:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Self
+from typing import Literal, Self
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, torchvision's reference scripts
 STD = (0.229, 0.224, 0.225)
@@ -15,7 +15,7 @@ class Spec:
     """What a recipe asks for, in no library's terms."""
 
     crop: str = "random"  # "random": RandomResizedCrop(scale 0.08-1, ratio 3/4-4/3); "center": resize 256, crop 224
-    interpolation: str = "bilinear"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     flip: float = 0.5
     rand_augment: tuple[int, int] | None = None  # operations, magnitude
     auto_augment: str = ""  # a timm string, for the advanced recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -62,10 +63,8 @@ def _last_line(log: Path) -> str:
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     """Ends the visit and whatever workers it left, and waits for it."""
     if hasattr(os, "killpg"):
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
     elif process.poll() is None:
         process.kill()
     process.wait()
@@ -158,7 +157,7 @@ class Referee:
                 if "error" in answer:
                     cell["error"] = answer["error"]
                 else:
-                    cell["visits"].append({"round": number, **answer})
+                    cell["visits"].append(answer | {"round": number})
                 self.finish(cell)
                 self.save()
                 self.report(job, number, answer, mean * (len(todo) - position - 1))

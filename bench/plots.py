@@ -17,7 +17,7 @@ from bench.report import measured, rate, recipes, title
 
 OURS, PEER, CEILING, BASE = "#0b8f62", "#8aa0b6", "#d9c27a", "#4a6480"
 LINES = ("#0b8f62", "#4a6480", "#c8553d", "#7b5ea7", "#d9962b", "#3a9bb5", "#8aa0b6")
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -270,7 +270,8 @@ STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1d2733}
 h1{font-size:1.7rem}h2{font-size:1.15rem;margin-top:2.2rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
-th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #e3e7ec}th:first-child,td:first-child{text-align:left}
+th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #e3e7ec}
+th:first-child,td:first-child{text-align:left}
 tr.ours td{color:#0b6e4f;font-weight:600}img{max-width:100%}.warn{background:#fff3cd;padding:.6rem 1rem}
 .scroll{overflow-x:auto}dt{font-weight:600}dd{margin:0 0 .5rem 1rem}
 """

@@ -34,7 +34,7 @@ def trainer(job: Job) -> Callable[[Any], None]:
 
         model = torchvision.models.get_model(job.model, num_classes=classes)
     device = torch.device(job.device)
-    model = model.to(device, memory_format=torch.channels_last).train()
+    model = model.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
     def step(batch: Any) -> None:
@@ -43,7 +43,7 @@ def trainer(job: Job) -> Callable[[Any], None]:
             targets = nn.functional.pad(targets, (0, classes - targets.shape[1]))
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = nn.functional.cross_entropy(model(images), targets)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

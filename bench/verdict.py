@@ -91,9 +91,9 @@ def recommend(results: dict[str, Any]) -> list[str]:
             text += f", {enough} workers or threads (within 5% of the best measured)"
         times = best["summary"]["batch_ms"]
         if times:
-            depth = min(8, max(2, math.ceil(times["p99"] / times["median"])))
-            text += f", prefetch {depth} batches (the slowest of a hundred takes {times['p99'] / times['median']:.1f} " \
-                    "times the median)"  # fmt: skip
+            slow = times["p99"] / times["median"]
+            depth = min(8, max(2, math.ceil(slow)))
+            text += f", prefetch {depth} batches (the slowest of a hundred takes {slow:.1f} times the median)"
         said.append(text + ".")
     return said
 

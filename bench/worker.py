@@ -171,10 +171,11 @@ def main() -> None:
     try:
         result = visit(job)
     except Exception as error:
-        result = {"error": f"{type(error).__name__}: {error}".strip()[:500]}
         import traceback
 
         traceback.print_exc()
+        lines = str(error).strip().splitlines() or [""]  # of a worker's traceback, the last line says it
+        result = {"error": f"{type(error).__name__}: {lines[-1]}"[:500]}
     partial = answer.with_suffix(".partial")
     partial.write_text(json.dumps(result))
     partial.replace(answer)

@@ -5,6 +5,7 @@ Each is written as its own documentation writes it. The modules are imported in 
 
 from __future__ import annotations
 
+import ctypes.util
 import importlib
 import importlib.util
 import sys
@@ -31,6 +32,7 @@ class Contestant:
     install: str = ""  # the command that brings them
     note: str = ""  # what it cannot express
     gpu: bool = False  # runs only with CUDA
+    libraries: tuple[str, ...] = ()  # shared libraries that must be there
     kind: str = "peer"  # "peer", "ours" or "ceiling"
 
     def load(self) -> Build:
@@ -43,6 +45,9 @@ class Contestant:
         for module in self.needs:
             if not importable(module):
                 return f"the module {module} is not installed"
+        for library in self.libraries:
+            if ctypes.util.find_library(library) is None:
+                return f"the library {library} is not installed"
         if self.gpu and not has_cuda():
             return "no CUDA GPU"
         return ""
@@ -148,8 +153,9 @@ CONTESTANTS = (
         "spdl_peer:build",
         (*TRAIN, "eval"),
         ("spdl",),
-        "pip install spdl",
+        "apt install ffmpeg; pip install spdl",
         "FFmpeg decoding; torchvision's tensor transforms",
+        libraries=("avutil",),
     ),
     Contestant(
         "webdataset",

@@ -57,5 +57,5 @@ def torchaug_batch(job: Job) -> Iterable[Any]:
     steps += [ta.ToDtype(torch.float32, scale=True), ta.Normalize(MEAN, STD)]
     if spec.erase:
         steps.append(ta.RandomErasing(p=spec.erase, batch_transform=True))
-    augment = ta.SequentialTransform(steps)
-    return _Batches(job, augment)
+    # In a row: its own SequentialTransform and RandAugment do not go together in 0.6.
+    return _Batches(job, torch.nn.Sequential(*steps))

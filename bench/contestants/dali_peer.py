@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from nvidia.dali import fn, pipeline_def, types
-from nvidia.dali.auto_aug import rand_augment
+from nvidia import dali
+from nvidia.dali.auto_aug import rand_augment as auto_aug
 from nvidia.dali.plugin.base_iterator import LastBatchPolicy
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
 from bench.contestants import torchvision_peers
 from bench.job import MEAN, STD, Job
+
+fn: Any = dali.fn  # its stubs do not fit what conditionals accept
+types: Any = dali.types
+pipeline_def: Any = vars(dali)["pipeline_def"]
+rand_augment: Any = auto_aug.rand_augment
 
 INTERPOLATION = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 
@@ -20,7 +25,6 @@ def _hue_degrees(turns: float) -> float:
     return 360 * turns
 
 
-@pipeline_def(enable_conditionals=True)
 def _graph(job: Job, gpu: bool) -> Any:
     spec = job.spec
     training = spec.crop == "random"
@@ -51,7 +55,7 @@ def _graph(job: Job, gpu: bool) -> Any:
         )
     if spec.rand_augment:
         n, m = spec.rand_augment
-        pixels = rand_augment.rand_augment(pixels, n=n, m=m, shape=[job.size, job.size])
+        pixels = rand_augment(pixels, n=n, m=m, shape=[job.size, job.size])
     if spec.erase:
         pixels = _erase(pixels, spec.erase)
     pixels = fn.crop_mirror_normalize(
@@ -83,7 +87,7 @@ def _erase(pixels: Any, probability: float) -> Any:
 
 class Batches:
     def __init__(self, job: Job, gpu: bool) -> None:
-        graph = _graph(
+        graph = pipeline_def(enable_conditionals=True)(_graph)(
             job,
             gpu,
             batch_size=job.batch_size,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from bench.job import Job
 from dali_imagenet import EvalRecipe, TrainRecipe, create_loader
+
+Backend = Literal["auto", "dali", "torchvision"]
 
 
 def recipe(job: Job, jitter: bool = False) -> Any:
@@ -43,7 +45,7 @@ def _policy(rand_augment: tuple[int, int] | None) -> Any:
     return RandAugment(*rand_augment)
 
 
-def _loader(job: Job, backend: str, device: str, jitter: bool = False) -> Iterable[Any]:
+def _loader(job: Job, backend: Backend, device: str, jitter: bool = False) -> Iterable[Any]:
     loader: Iterable[Any] = create_loader(
         job.root,
         recipe(job, jitter),

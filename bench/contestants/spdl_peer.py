@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from bench.contestants.torchvision_peers import MixCollate, transform
+from bench.contestants.torchvision_peers import MixCollate, OnDevice, transform
 from bench.job import Job
 
 
@@ -34,17 +34,16 @@ class _Shuffled:
 def build(job: Job) -> Iterable[Any]:
     folder = ImageFolder(job.root)
     training = job.spec.crop == "random"
+    spdl.io.load_image(folder.samples[0][0])  # its threads would only log that FFmpeg is missing
     change = transform(job.spec, job.size, v2, tensors=True)
-    rgb = spdl.io.get_filter_desc(pix_fmt="rgb24") if hasattr(spdl.io, "get_filter_desc") else None
 
     def decode(sample: tuple[str, int]) -> tuple[torch.Tensor, int]:
         path, label = sample
-        frames = spdl.io.decode_packets(spdl.io.demux_image(path), filter_desc=rgb)
-        pixels = spdl.io.to_torch(spdl.io.convert_frames(frames)).clone()
+        pixels = spdl.io.to_torch(spdl.io.load_image(path))  # uint8 RGB, height x width x 3
         return change(pixels.permute(2, 0, 1)), label
 
     collate = MixCollate(job.spec, len(folder.classes)) if job.spec.mixing else default_collate
-    loader: Iterable[Any] = DataLoader(
+    loader: Any = DataLoader(
         _Shuffled(folder.samples, training),
         batch_size=job.batch_size,
         drop_last=training,
@@ -53,4 +52,4 @@ def build(job: Job) -> Iterable[Any]:
         buffer_size=2,
         num_threads=max(1, job.workers),
     )
-    return loader
+    return loader if job.device == "cpu" else OnDevice(loader, job.device)

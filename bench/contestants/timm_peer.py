@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import timm.data
 import torch
-from timm.data import FastCollateMixup, ImageDataset, Mixup, create_loader
 
 from bench.contestants.torchvision_peers import OnDevice
 from bench.job import Job
+
+data: Any = timm.data  # timm is typed in part only
 
 
 def _loader(job: Job, prefetcher: bool) -> Iterable[Any]:
     spec = job.spec
     training = spec.crop == "random"
-    dataset = ImageDataset(job.root)
+    dataset = data.ImageDataset(job.root)
     mix = None
     if spec.mixing:
         arguments = {
@@ -24,8 +26,8 @@ def _loader(job: Job, prefetcher: bool) -> Iterable[Any]:
             "label_smoothing": spec.smoothing,
             "num_classes": len(dataset.reader.class_to_idx),
         }
-        mix = FastCollateMixup(**arguments) if prefetcher else Mixup(**arguments)
-    loader = create_loader(
+        mix = data.FastCollateMixup(**arguments) if prefetcher else data.Mixup(**arguments)
+    loader: Iterable[Any] = data.create_loader(
         dataset,
         job.size,
         job.batch_size,

@@ -89,7 +89,8 @@ def loader(job: Job, dataset: Any, classes: int, collate: Callable[[list[Any]], 
 
 
 def read_rgb(path: str) -> torch.Tensor:
-    return decode_image(path, mode=ImageReadMode.RGB)
+    pixels: torch.Tensor = decode_image(path, mode=ImageReadMode.RGB)
+    return pixels
 
 
 def v1_pil(job: Job) -> Iterable[Any]:

@@ -1,0 +1,339 @@
+"""The comparison: its numbers, its referee, its images, and one small run from end to end."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("psutil")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+from bench import commands, images, measure, report, stats, verdict
+from bench.contestants import BY_NAME, CONTESTANTS
+from bench.job import SPECS, Job
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# statistics
+
+
+def test_quantiles_agree_with_numpy() -> None:
+    values = [5.0, 1.0, 4.0, 2.0, 9.0, 7.0]
+    for q in (0.0, 0.1, 0.25, 0.5, 0.95, 1.0):
+        assert stats.quantile(values, q) == pytest.approx(float(np.quantile(values, q)))
+    with pytest.raises(ValueError, match="at least one"):
+        stats.quantile([], 0.5)
+
+
+def test_spread_and_batch_times_of_known_numbers() -> None:
+    assert stats.spread([100, 110, 120, 130, 140]) == {"median": 120, "q1": 110, "q3": 130, "iqr_relative": 20 / 120}
+    times = stats.batch_times([*range(1, 100), 1000])
+    assert (times["min"], times["max"], times["mean"]) == (1, 1000, 59.5)
+    assert times["median"] == 50.5
+    assert times["p99"] == pytest.approx(108.01)
+
+
+def visit(rate: float, number: int = 0, **more: Any) -> dict[str, Any]:
+    answer = {
+        "round": number,
+        "images_per_s": rate,
+        "batch_ms": [10.0, 12.0],
+        "first_batch_s": 1.0,
+        "import_s": 2.0,
+        "memory_mb": 500.0,
+        "memory_kind": "PSS",
+        "cpu_cores": 1.5,
+        "wait_share": None,
+        "visit_s": 3.0,
+    }
+    return answer | more
+
+
+def test_noise_is_flagged_by_cell_and_by_run() -> None:
+    steady = {"summary": stats.summarize([visit(r) for r in (100, 101, 102)])}
+    shaky = {"summary": stats.summarize([visit(r) for r in (60, 100, 140)])}
+    assert not steady["summary"]["noisy"]
+    assert shaky["summary"]["noisy"]
+    assert not stats.too_noisy([steady, steady, steady, shaky])
+    assert stats.too_noisy([steady, steady, shaky])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "word"),
+    [
+        ((100, 101, 102), (100, 102, 103), "same"),
+        ((100, 101, 102), (120, 121, 122), "faster"),
+        ((100, 101, 102), (80, 81, 82), "slower"),
+        ((60, 100, 140), (80, 120, 160), "same"),  # the spreads overlap
+        ((100,), (106,), "same"),  # one round proves nothing so small
+    ],
+)
+def test_only_what_exceeds_the_noise_is_a_change(before: Any, after: Any, word: str) -> None:
+    a, b = (stats.summarize([visit(r) for r in rates]) for rates in (before, after))
+    assert stats.changed(a, b) == word
+
+
+# the referee
+
+
+def jobs() -> list[Job]:
+    return [Job(name, "classic", "nowhere", seconds=0.1) for name in ("tv-v1-pil", "tv-v2-pil", "timm")]
+
+
+def results() -> dict[str, Any]:
+    return {"cells": []}
+
+
+def test_every_round_has_every_job_and_another_order() -> None:
+    orders = [[j.contestant for j in measure.order(jobs(), n)] for n in range(6)]
+    assert all(sorted(o) == sorted(orders[0]) for o in orders)
+    assert {o[0] for o in orders} == {j.contestant for j in jobs()}
+    assert len({tuple(o) for o in orders}) == 6
+
+
+def test_rounds_are_interleaved_and_warm_up_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def run(job: Job, timeout: float, scratch: Path) -> dict[str, Any]:
+        seen.append(job.contestant)
+        return visit(1.0 if len(seen) <= 3 else 100.0)
+
+    monkeypatch.setattr(measure, "run_visit", run)
+    referee = measure.Referee(results(), tmp_path / "r.json", rounds=2, warmup_rounds=1, deadline=None)
+    assert referee.run(jobs())
+    assert [sorted(seen[i : i + 3]) for i in (0, 3, 6)] == [sorted(j.contestant for j in jobs())] * 3
+    for cell in json.loads((tmp_path / "r.json").read_text())["cells"]:
+        assert [v["round"] for v in sorted(cell["visits"], key=lambda v: v["round"])] == [-1, 0, 1]
+        assert cell["summary"]["images_per_s"]["median"] == 100
+
+
+def test_a_failed_contestant_is_not_tried_again_and_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def run(job: Job, timeout: float, scratch: Path) -> dict[str, Any]:
+        seen.append(job.contestant)
+        return {"error": "broken", "visit_s": 1.0} if job.contestant == "timm" else visit(100.0)
+
+    monkeypatch.setattr(measure, "run_visit", run)
+    referee = measure.Referee(results(), tmp_path / "r.json", rounds=3, warmup_rounds=0, deadline=None)
+    assert referee.run(jobs())
+    assert seen.count("timm") == 1
+    assert seen.count("tv-v1-pil") == 3
+    assert referee.cell(jobs()[2])["error"] == "broken"
+
+
+def test_an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def run(job: Job, timeout: float, scratch: Path) -> dict[str, Any]:
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        seen.append(job.contestant)
+        return visit(100.0)
+
+    monkeypatch.setattr(measure, "run_visit", run)
+    file = tmp_path / "r.json"
+    with pytest.raises(KeyboardInterrupt):
+        measure.Referee(results(), file, rounds=2, warmup_rounds=0, deadline=None).run(jobs())
+    kept = json.loads(file.read_text())
+    assert sum(len(c["visits"]) for c in kept["cells"]) == 4
+    again = measure.Referee(kept, file, rounds=2, warmup_rounds=0, deadline=None)
+    assert len(again.left(jobs())) == 2
+    seen.clear()
+    assert again.run(jobs())
+    assert len(seen) == 2
+
+
+def test_nothing_starts_that_would_miss_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "run_visit", lambda *_: pytest.fail("started"))
+    assert not measure.Referee(results(), tmp_path / "r.json", 1, 0, deadline=0.0).run(jobs())
+
+
+def test_a_visit_that_hangs_is_ended(tmp_path: Path) -> None:
+    answer = measure.run_visit(jobs()[0], 0.05, tmp_path)
+    assert "no result within" in answer["error"]
+
+
+def test_a_visit_that_breaks_says_why(tmp_path: Path) -> None:
+    answer = measure.run_visit(Job("synthetic", "classic", "nowhere", device="nonsense"), 120, tmp_path)
+    assert "nonsense" in answer["error"]
+
+
+# contestants
+
+
+def test_contestants_are_complete() -> None:
+    assert len(BY_NAME) == len(CONTESTANTS)
+    for contestant in CONTESTANTS:
+        module, function = contestant.build.split(":")
+        source = (ROOT / "bench" / "contestants" / f"{module}.py").read_text()
+        assert f"def {function}(" in source
+        assert set(contestant.recipes) <= set(SPECS)
+        assert not contestant.needs or contestant.install
+
+
+# images
+
+
+def test_images_are_a_function_of_seed_and_number() -> None:
+    assert images.make_jpeg(0, 3) == images.make_jpeg(0, 3)
+    assert images.make_jpeg(0, 3) != images.make_jpeg(1, 3)
+    assert images.make_jpeg(0, 3) != images.make_jpeg(0, 4)
+
+
+def test_images_have_the_sizes_and_entropy_of_imagenet() -> None:
+    encoded = [images.make_jpeg(0, i) for i in range(120)]
+    pictures = [Image.open(io.BytesIO(data)) for data in encoded]
+    pixels = [p.width * p.height for p in pictures]
+    bits = 8 * sum(map(len, encoded)) / sum(pixels)
+    assert 3.7 < bits < 5.7  # 4.4 in 800 real ones
+    assert 85_000 < np.mean([len(e) for e in encoded]) < 140_000  # 110,000
+    assert 420 < np.mean([p.width for p in pictures]) < 520  # 468
+    assert 350 < np.mean([p.height for p in pictures]) < 450  # 400
+    assert {p.mode for p in pictures} <= {"RGB", "L"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bench") / "tiny"
+    return images.generate(root, train=8, val=4, classes=2)
+
+
+def test_generated_tree_is_an_image_folder(tiny: Path) -> None:
+    train, val = images.split_roots(tiny)
+    assert len(images.image_files(train)) == 8
+    assert len(images.image_files(val)) == 4
+    assert sorted(p.name for p in train.iterdir()) == ["class00", "class01"]
+    assert not [p for p in tiny.parent.iterdir() if p != tiny]
+
+
+def test_small_data_is_repeated_by_links(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "cache_dir", lambda: tmp_path / "cache")
+    repeated = images.linked(tiny / "train", limit=6, at_least=20)
+    files = images.image_files(repeated)
+    assert len(files) == 24
+    assert len(images.distinct(files)) == 6
+    assert images.linked(tiny / "train", limit=6, at_least=20) == repeated
+    assert images.linked(tiny / "train", limit=100, at_least=4) == tiny / "train"
+
+
+def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no class folder"):
+        images.image_files(tmp_path)
+    with pytest.raises(FileNotFoundError, match="not a folder"):
+        images.image_files(tmp_path / "absent")
+
+
+# report and verdict
+
+
+def made_results(rates: dict[str, float]) -> dict[str, Any]:
+    cells = []
+    for name, rate in rates.items():
+        question = "ceilings" if BY_NAME[name].kind == "ceiling" else "loaders"
+        job = Job(name, "classic", "nowhere", question=question)
+        visits = [visit(rate * f, n) for n, f in enumerate((0.99, 1.0, 1.01))]
+        cells.append({"key": job.key, "question": question, "contestant": name, "recipe": "classic", "workers": 2,
+                      "batch_size": 64, "model": "", "error": "", "visits": visits,
+                      "summary": stats.summarize(visits)})  # fmt: skip
+    return {"cells": cells, "too_noisy": False}
+
+
+def test_the_verdict_follows_the_numbers() -> None:
+    made = made_results({"tv-v1-pil": 500, "ours-torchvision": 1000, "ours-dali-cpu": 1250, "decode-only": 1400,
+                         "read-only": 50_000})  # fmt: skip
+    said = " ".join(verdict.sentences(made, images=1_000_000, epochs=10))
+    assert "ours / torchvision on PIL = 2.50" in said
+    assert "bottleneck is decoding" in said
+    assert "DALI pays" in said
+    assert "1.25 times" in said
+    assert "takes the loader 13 minutes, 10 epochs 2.2 hours" in said
+
+
+def test_compare_finds_the_cell_that_changed() -> None:
+    a = made_results({"tv-v1-pil": 500, "timm": 500})
+    b = made_results({"tv-v1-pil": 503, "timm": 700})
+    assert [(name, word) for name, *_, word in commands.differences(a, b)] == [
+        ("tv-v1-pil classic", "same"),
+        ("timm classic", "faster"),
+    ]
+
+
+# from end to end
+
+
+def bench(*arguments: str, cwd: Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "DALI_IMAGENET_CACHE": str(cache), "COLUMNS": "80"}
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+
+
+@pytest.mark.timeout(400)
+def test_a_small_run(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("--data", str(tiny), "--only", "tv-v1-pil,tv-v2-tensor", "--recipes", "classic", "--questions", "loaders",
+             "--rounds", "1", "--seconds", "0.1", "--workers", "0", "--batch-size", "4", "--epoch-images", "16",
+             "--device", "cpu", "--quick", "--minutes", "2")  # fmt: skip
+    run = bench(*words, "--out", str(out), cwd=tmp_path, cache=tmp_path / "cache")
+    assert run.returncode == 0, run.stderr + run.stdout
+    assert "torchvision v1 on PIL" in run.stdout
+
+    found = json.loads((out / "results.json").read_text())
+    assert found["schema"] == report.SCHEMA
+    documented = ("created", "command", "seed", "settings", "data", "machine", "versions", "load", "cells", "missing",
+                  "verdict", "too_noisy", "complete")  # fmt: skip
+    assert set(documented) <= set(found)
+    assert found["complete"]
+    assert found["data"]["train"]["distinct"] == 8
+    for cell in found["cells"]:
+        assert cell["error"] == ""
+        assert {
+            "images_per_s",
+            "rounds",
+            "noisy",
+            "batch_ms",
+            "first_batch_s",
+            "import_s",
+            "memory_mb",
+            "cpu_cores",
+        } <= set(cell["summary"])
+        assert cell["summary"]["images_per_s"]["median"] > 0
+    for name in ("results.md", "results.html", "throughput.png", "batch_times.png", "memory.png"):
+        assert (out / name).stat().st_size > 500
+    for name in ("results.json", "results.md", "results.html"):
+        text = (out / name).read_text()
+        assert str(tmp_path) not in text
+        assert str(Path.home()) + "/" not in text
+
+    same = bench("compare", str(out / "results.json"), str(out / "results.json"), cwd=tmp_path, cache=tmp_path)
+    assert same.returncode == 0
+    assert "0 of 2 cells changed" in same.stdout
+    again = bench(*words, "--out", str(out), cwd=tmp_path, cache=tmp_path)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+
+
+def test_unknown_names_are_refused(tiny: Path, tmp_path: Path) -> None:
+    run = bench("--data", str(tiny), "--only", "nobody", cwd=tmp_path, cache=tmp_path / "cache")
+    assert run.returncode == 2
+    assert "nobody" in run.stderr
+    assert "tv-v1-pil" in run.stderr
