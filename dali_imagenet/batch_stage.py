@@ -1,0 +1,220 @@
+"""uint8 pixels -> the batch that the model sees: pixel operations, normalize, erase, mix. Draws nothing.
+
+One contract, two places: image by image in the workers on the CPU, where a whole batch would leave the cache, and as
+batched kernels on a GPU, where nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dali_imagenet.augment import EraseMode, erase_, erase_image_, normalize, normalize_constants
+from dali_imagenet.pixel_ops import Scratch, apply_ops_image
+from dali_imagenet.pixel_ops_batched import apply_ops_batch
+from dali_imagenet.plan import PADDING, BatchPlan, MixPlan, policy_of
+from dali_imagenet.policy import AugMixPlan, OpPlan
+from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
+
+
+def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """A copy of a host array on the device; on CUDA through pinned memory, without waiting."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type == "cpu":
+        return tensor.clone()
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class BatchStage:
+    """The per-image part (operations, normalize, erase) and the mixing of a recipe.
+
+    Args:
+        dtype: float32, float16 or bfloat16.
+        memory_format: torch.contiguous_format or torch.channels_last.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self.recipe, self.dtype, self.memory_format = recipe, dtype, memory_format
+        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._scratch: Scratch | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_scratch": None}  # memory of this process alone
+
+    def finish_image(self, image: Tensor, plan: BatchPlan, row: int, out: Tensor) -> None:
+        """Operations, normalize and erase of one row on the CPU: uint8 [3, S, S] -> `out` [3, S, S] of `dtype`."""
+        if self._scratch is None:
+            self._scratch = Scratch()
+        for part in plan.program:
+            image = _run_image(image, part, row, self._fill(plan.size), self._scratch)
+        normalize(image, self._normalization(image.device), out)
+        if plan.erase is not None and plan.noise_key is not None:
+            erase_image_(out, plan.erase[row], int(plan.noise_key[row]), self._re_mode)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, S, S] or [3, S, S] -> (x / 255 - mean) / std in `dtype`, on the images' device."""
+        batch = images if images.dim() == 4 else images[None]
+        out = torch.empty(batch.shape, dtype=self.dtype, device=batch.device, memory_format=self.memory_format)
+        normalize(batch, self._normalization(batch.device), out)
+        return out if images.dim() == 4 else out[0]
+
+    def _normalization(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._constants:
+            self._constants[device] = normalize_constants(self.recipe.mean, self.recipe.std, device)
+        return self._constants[device]
+
+    def finish_batch(self, images: Tensor, plan: BatchPlan) -> Tensor:
+        """The same for a batch on its device: uint8 [B, 3, S, S], or normalized `dtype` where the image stage did it."""
+        if images.device.type == "cpu":
+            if images.dtype == torch.uint8:
+                out = torch.empty(images.shape, dtype=self.dtype, memory_format=self.memory_format)
+                for row in range(len(plan)):
+                    if plan.index[row] < 0:
+                        out[row].zero_()
+                    else:
+                        self.finish_image(images[row], plan, row, out[row])
+                return out
+        elif images.dtype == torch.uint8:
+            for part in plan.program:
+                images = _run_batch(images, part, self._fill(plan.size))
+            images = self.normalize(images)
+        if plan.erase is not None and plan.noise_key is not None:
+            erase_(images, plan.erase, plan.noise_key, self._re_mode)
+        if (plan.index < 0).any():
+            images.index_fill_(0, to_device((plan.index < 0).nonzero()[0], images.device), 0)
+        return images
+
+    def _fill(self, size: int) -> Sequence[float] | None:
+        policy = policy_of(self.recipe, size) if isinstance(self.recipe, TrainRecipe) else None
+        return None if policy is None else policy.fill
+
+    @property
+    def _re_mode(self) -> EraseMode:
+        return "const" if isinstance(self.recipe, EvalRecipe) else self.recipe.re_mode
+
+
+def _run_image(
+    image: Tensor, part: OpPlan | AugMixPlan, row: int, fill: Sequence[float] | None, scratch: Scratch
+) -> Tensor:
+    """One part of a plan's program on one image."""
+    if isinstance(part, OpPlan):
+        return apply_ops_image(image, part.op[row], part.arg[row], part.aux[row], fill, scratch)
+    chains = (
+        apply_ops_image(image, part.op[row, i], part.arg[row, i], part.aux[row, i], fill, scratch)
+        for i in range(part.op.shape[1])
+    )
+    return _augmix(image, chains, torch.from_numpy(part.weights[row]), torch.tensor(float(part.m[row])), part.mode)
+
+
+def _run_batch(images: Tensor, part: OpPlan | AugMixPlan, fill: Sequence[float] | None) -> Tensor:
+    """One part of a plan's program on a batch."""
+    if isinstance(part, OpPlan):
+        return apply_ops_batch(images, part.op, part.arg, part.aux, fill)
+    chains = (
+        apply_ops_batch(images, part.op[:, i], part.arg[:, i], part.aux[:, i], fill) for i in range(part.op.shape[1])
+    )
+    numbers = to_device(np.concatenate([part.weights, part.m[:, None]], axis=1), images.device)[:, :, None, None, None]
+    return _augmix(images, chains, numbers[:, :-1].unbind(1), numbers[:, -1], part.mode)
+
+
+def _augmix(image: Tensor, chains: Iterable[Tensor], weights: Iterable[Tensor], m: Tensor, mode: str) -> Tensor:
+    """Mix AugMix's chains into the image, as `AugMixPlan` says. uint8 in and out."""
+    original = image.to(torch.float32)
+    if mode == "blend":
+        result = original
+        for chain, weight in zip(chains, weights, strict=True):
+            result = _blend(result, chain, weight)
+        return result.to(torch.uint8)
+    if mode == "timm":
+        mixed = torch.zeros_like(original)
+        for chain, weight in zip(chains, weights, strict=True):
+            mixed.add_(chain.to(torch.float32) * weight)
+        return _blend(original, mixed.clamp_(0, 255).floor_(), m).to(torch.uint8)
+    result = original * (1 - m)
+    for chain, weight in zip(chains, weights, strict=True):
+        result.add_(chain.to(torch.float32) * (weight * m))
+    return result.to(torch.uint8)
+
+
+def _blend(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
+    """PIL's Image.blend on whole values: truncated, float32."""
+    return (first + weight * (second.to(torch.float32) - first)).floor_()
+
+
+def mix_(images: Tensor, mix: MixPlan) -> None:
+    """timm's Mixup and CutMix in place: row i with row B-1-i of float images [B, 3, S, S]."""
+    if images.device.type == "cpu":
+        _mix_pairs_(images, mix)
+        return
+    lam, cut, box = mix.lam, mix.cut, mix.box.astype(np.float32)
+    share = np.where(cut, np.float32(1), lam)
+    blend, paste = bool((share != 1).any()), bool(cut.any())
+    if not blend and not paste:
+        return
+    other = images.flip(0)
+    params = to_device(np.concatenate([share[:, None], 1 - share[:, None], box], axis=1), images.device)
+    params = params[:, :, None, None, None]
+    if paste:
+        side = torch.arange(images.shape[-1], device=images.device, dtype=torch.float32)
+        rows, columns = side[:, None], side
+        inside = (rows >= params[:, 2]) & (rows < params[:, 3]) & (columns >= params[:, 4]) & (columns < params[:, 5])
+        torch.where(inside, other, images, out=images)
+    if blend:
+        weights = params.to(images.dtype)
+        images.mul_(weights[:, 0]).add_(other.mul_(weights[:, 1]))
+
+
+def _mix_pairs_(images: Tensor, mix: MixPlan) -> None:
+    """Pair by pair, so that the data stays in the cache."""
+    last = len(images) - 1
+    for i in range(len(images) // 2):
+        j = last - i
+        a, b = images[i], images[j]
+        old_a, old_b = a, b
+        if not (mix.cut[i] and mix.cut[j]) or (mix.box[i] != mix.box[j]).any():
+            old_a, old_b = a.clone(), b.clone()
+        for row, image, other in ((i, a, old_b), (j, b, old_a)):
+            lam = float(mix.lam[row])
+            if mix.cut[row]:
+                top, bottom, left, right = mix.box[row].tolist()
+                if old_a is a:  # both rows swap the same box
+                    patch = a[:, top:bottom, left:right].clone()
+                    a[:, top:bottom, left:right] = b[:, top:bottom, left:right]
+                    b[:, top:bottom, left:right] = patch
+                    break
+                image[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+            elif lam != 1:
+                image.mul_(lam).add_(other, alpha=1 - lam)
+
+
+def soft_targets(
+    labels: npt.NDArray[np.int64], lam: npt.NDArray[np.float32] | None, num_classes: int, smoothing: float
+) -> npt.NDArray[np.float32]:
+    """timm's mixup_target: smoothed one-hot rows, mixed with the flipped batch.
+
+    Args:
+        labels: int64 [B], in [0, num_classes). lam: float32 [B], or None where nothing is mixed.
+
+    Returns:
+        float32 [B, num_classes]; rows sum to 1, also where both labels of a pair are the same.
+    """
+    rows = np.arange(len(labels))
+    off = smoothing / num_classes
+    result = np.full((len(labels), num_classes), off, np.float32)
+    own = np.float32(1 - smoothing) if lam is None else np.float32(1 - smoothing) * lam
+    real = labels != PADDING
+    np.add.at(result, (rows[real], labels[real]), np.broadcast_to(own, len(labels))[real])
+    if lam is not None:
+        np.add.at(result, (rows, labels[::-1]), np.float32(1 - smoothing) * (1 - lam))
+    return result

@@ -1,0 +1,570 @@
+"""The iterator that users hold, and the one place that chooses a backend."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import weakref
+from collections import deque
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dali_imagenet.batch_stage import BatchStage, mix_, soft_targets, to_device
+from dali_imagenet.errors import BadImageError
+from dali_imagenet.index import SampleIndex
+from dali_imagenet.plan import BatchPlan, OnError, Plan
+from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
+
+log = logging.getLogger("dali_imagenet")
+
+Backend = Literal["auto", "dali", "torchvision"]
+STATE_VERSION = 1
+
+
+def create_loader(
+    data: str | os.PathLike[str] | SampleIndex,
+    recipe: Recipe,
+    *,
+    batch_size: int,
+    # where
+    backend: Backend = "auto",
+    device: torch.device | str | None = None,
+    num_workers: int | None = None,
+    prefetch: int = 2,
+    # order and shares
+    seed: int = 0,
+    rank: int | None = None,
+    world_size: int | None = None,
+    drop_last: bool | None = None,
+    # what comes out
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    # trouble
+    on_error: OnError = "raise",
+    max_broken: float = 0.01,
+    timeout: float = 0,
+    # fine points of a backend
+    multiprocessing_context: str | None = None,
+    roi_decode: bool | None = None,
+    hw_decoder_load: float | None = None,
+) -> Loader:
+    """Make a loader: ``for images, targets in create_loader(folder, TrainRecipe.strong(), batch_size=256)``.
+
+    ::
+
+        SampleIndex + recipe -> Plan(seed, epoch) -> image stage (DALI | torchvision) -> batch stage -> (images, targets)
+
+    Args:
+        data: an ImageFolder tree (or a folder that holds train/ and val/: training takes the one, evaluation the
+            other), or a `SampleIndex`.
+        recipe: `TrainRecipe` or `EvalRecipe`.
+        batch_size: rows per rank; even where the recipe mixes.
+        backend: "dali", "torchvision", or "auto": DALI for a GPU where it is installed; torchvision for the CPU, where
+            it is the faster one.
+        device: where batches are handed over. None: the current CUDA device where there is one, else the CPU.
+        num_workers: DALI's threads (0 means 1) or the fallback's processes (0 works in-process). None: one a core, 16
+            at most.
+        prefetch: batches in flight: in DALI, or per worker.
+        seed: of order and augmentation. The same seed gives the same batches on every backend, for any number of
+            workers and for any number of ranks with the same global batch.
+        rank, world_size: by default from torch.distributed where it is initialised, else 0 and 1.
+        drop_last: None drops the last partial batch in training and keeps it in evaluation.
+        dtype: float32, float16 or bfloat16.
+        memory_format: torch.contiguous_format or torch.channels_last.
+        on_error: a broken image stops the run ("raise"), or is replaced by the next healthy one, the same on every
+            backend ("replace"), or becomes a padding row with target -100 ("skip", evaluation only). Each is logged
+            and listed in `Loader.failures`.
+        max_broken: share of the data set above which "replace" and "skip" stop the run, too.
+        timeout: seconds without a batch from the fallback's workers after which iteration fails; 0 waits for ever.
+        multiprocessing_context: of the fallback's workers: "fork", "spawn" or "forkserver".
+        roi_decode: whether DALI decodes only the region that is needed. None: yes on the CPU; on a GPU where a probe in
+            a subprocess has shown that it works.
+        hw_decoder_load: share of the JPEGs for the GPU's hardware decoder; None is DALI's default.
+
+    Returns:
+        A `Loader` of (images [B, 3, S, S], targets): targets int64 [B], or float32 [B, num_classes] where the recipe
+        mixes or smooths labels; both on `device`.
+
+    Raises:
+        FileNotFoundError, ValueError: bad data or arguments. RuntimeError: what was asked for is not on this machine.
+        BadImageError: the data holds broken images, and on_error is "raise".
+    """
+    target = _device(device)
+    if on_error not in ("raise", "replace", "skip"):
+        raise ValueError(f"on_error={on_error!r}: must be 'raise', 'replace' or 'skip'")
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"dtype={dtype}: must be torch.float32, torch.float16 or torch.bfloat16")
+    if memory_format not in (torch.contiguous_format, torch.channels_last):
+        raise ValueError(f"memory_format={memory_format}: must be torch.contiguous_format or torch.channels_last")
+    if not isinstance(recipe, TrainRecipe | EvalRecipe):
+        raise TypeError(f"recipe={recipe!r}: must be a TrainRecipe or an EvalRecipe, such as TrainRecipe.classic()")
+    if num_workers is None:
+        num_workers = min(16, _cores())
+    if num_workers < 0 or prefetch < 1:
+        raise ValueError(f"num_workers={num_workers}, prefetch={prefetch}: must be at least 0 and 1")
+    chosen, why = _choose(backend, target)
+    index = data if isinstance(data, SampleIndex) else _index(data, recipe)
+    _check_health(index, on_error, max_broken)
+    rank, world_size = _ranks(rank, world_size)
+    plan = Plan(
+        index,
+        recipe,
+        batch_size=batch_size,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        drop_last=drop_last,
+        on_error=on_error,
+    )
+    classes = _num_classes(index, recipe)
+    stage = BatchStage(recipe, dtype=dtype, memory_format=memory_format)
+    engine: DaliEngine | FallbackEngine
+    if chosen == "dali":
+        engine = DaliEngine(
+            plan, stage, target, num_workers, prefetch, roi_decode=roi_decode, hw_decoder_load=hw_decoder_load
+        )
+    else:
+        engine = FallbackEngine(
+            plan, stage, target, num_workers, prefetch, context=multiprocessing_context, timeout=timeout
+        )
+    log.info("backend %s on %s: %s", chosen, target, why)
+    return Loader(plan, engine, stage, target, chosen, classes, max_broken)
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    target = torch.device(device)
+    if target.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={device!r}: must be 'cpu', 'cuda' or 'cuda:N'")
+    if target.type == "cuda":
+        if not torch.cuda.is_available():
+            raise RuntimeError(f"device={device!r}, but torch sees no CUDA GPU here: use device='cpu'")
+        if target.index is None:
+            return torch.device("cuda", torch.cuda.current_device())
+        if target.index >= torch.cuda.device_count():
+            raise RuntimeError(f"device={device!r}, but there are {torch.cuda.device_count()} GPUs")
+    return target
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _choose(backend: str, device: torch.device) -> tuple[str, str]:
+    if backend not in ("auto", "dali", "torchvision"):
+        raise ValueError(f"backend={backend!r}: must be 'auto', 'dali' or 'torchvision'")
+    if backend == "torchvision":
+        return "torchvision", "asked for"
+    if backend == "auto" and device.type == "cpu":
+        return "torchvision", "auto takes it on the CPU, where it is faster than DALI (python -m bench shows it)"
+    from dali_imagenet.pipeline import dali_available
+
+    available, reason = dali_available()
+    if backend == "dali":
+        if not available:
+            raise RuntimeError(
+                f"backend='dali', but {reason}. Install nvidia-dali-cuda120 (Linux), or use backend='torchvision'"
+            )
+        return "dali", "asked for"
+    return ("dali", f"auto: {reason}") if available else ("torchvision", f"auto: no DALI here ({reason})")
+
+
+def _index(data: str | os.PathLike[str], recipe: Recipe) -> SampleIndex:
+    """The index of a folder, or of its train/ or val/ where it is split."""
+    folder = Path(data)
+    split = "train" if isinstance(recipe, TrainRecipe) else "val"
+    names = ("train",) if split == "train" else ("val", "validation", "test")
+    has_split = (folder / "train").is_dir() and any((folder / name).is_dir() for name in ("val", "validation", "test"))
+    return SampleIndex.from_folder(folder, split=split if has_split and names else None)
+
+
+def _check_health(index: SampleIndex, on_error: OnError, max_broken: float) -> None:
+    broken = index.broken.nonzero()[0]
+    if not len(broken):
+        return
+    lines = [f"{index.path(int(i))}: {index.reason(int(i))}" for i in broken[:10]]
+    more = f"\n... and {len(broken) - 10} more (SampleIndex.broken has all)" if len(broken) > 10 else ""
+    report = f"{len(broken)} of {len(index)} images are broken:\n" + "\n".join(lines) + more
+    if on_error == "raise":
+        raise BadImageError(f"{report}\nRemove or repair them, or use on_error='replace' (or 'skip' in evaluation)")
+    if len(broken) > max_broken * len(index):
+        raise BadImageError(f"{report}\nThat is more than max_broken={max_broken:.1%} allows")
+    log.warning("%s", report)
+
+
+def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if rank is None:
+        rank = torch.distributed.get_rank() if distributed else 0
+    if world_size is None:
+        world_size = torch.distributed.get_world_size() if distributed else 1
+    return rank, world_size
+
+
+def _num_classes(index: SampleIndex, recipe: Recipe) -> int:
+    found = len(index.classes)
+    asked = recipe.num_classes if isinstance(recipe, TrainRecipe) else None
+    if asked is not None and asked < found:
+        raise ValueError(f"num_classes={asked}, but the data has {found} classes")
+    return asked or found
+
+
+Batch = tuple[BatchPlan, Tensor, dict[int, str]]
+"""The plan as it was executed, the images before mixing, and what failed: {sample: path and reason}."""
+
+
+class FallbackEngine:
+    """Pure torchvision: workers render; a GPU target gets uint8 pixels and finishes them itself."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        stage: BatchStage,
+        device: torch.device,
+        num_workers: int,
+        prefetch: int,
+        *,
+        context: str | None,
+        timeout: float,
+    ) -> None:
+        from torchvision_fallback.workers import WorkerStage
+
+        self._stage, self._device = stage, device
+        self._on_cpu = device.type == "cpu"
+        self._workers = WorkerStage(
+            plan,
+            stage if self._on_cpu else None,
+            num_workers=num_workers,
+            prefetch=prefetch,
+            pin_memory=not self._on_cpu,
+            multiprocessing_context=context,
+            timeout=timeout,
+        )
+
+    def batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
+        for plan, images, failures in self._workers.batches(epoch, start):
+            if not self._on_cpu:
+                images = self._stage.finish_batch(images.to(self._device, non_blocking=True), plan)
+            yield plan, images, failures
+
+    def close(self) -> None:
+        self._workers.close()
+
+
+class DaliEngine:
+    """DALI renders; the batch stage runs behind it on the device."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        stage: BatchStage,
+        device: torch.device,
+        num_threads: int,
+        prefetch: int,
+        *,
+        roi_decode: bool | None,
+        hw_decoder_load: float | None,
+    ) -> None:
+        from dali_imagenet.pipeline import DaliStage, probe_roi_decode
+
+        recipe = plan.recipe
+        if roi_decode is None:
+            roi_decode = device.type == "cpu" or probe_roi_decode(device.index or 0)
+        fused = not recipe.pixel_ops
+        self._options: dict[str, Any] = {
+            "train": plan.train,
+            "interpolation": recipe.interpolation,
+            "color": isinstance(recipe, TrainRecipe) and recipe.color_twist is not None,
+            "vflip": isinstance(recipe, TrainRecipe) and recipe.vflip > 0,
+            "device": device,
+            "normalize": (recipe.mean, recipe.std) if fused else None,
+            "dtype": stage.dtype if fused else torch.uint8,
+            "memory_format": stage.memory_format if fused else torch.contiguous_format,
+            "roi_decode": roi_decode,
+            "hw_decoder_load": hw_decoder_load,
+        }
+        self._plan, self._stage, self._prefetch = plan, stage, prefetch
+        self._dali = DaliStage(batch_size=plan.batch_size, num_threads=num_threads, prefetch=prefetch, **self._options)
+
+    def batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
+        from dali_imagenet.pipeline import DaliBatchError
+
+        self._dali.drain()  # what an iteration that was left half-way had in flight
+        steps = iter(range(start, len(self._plan)))
+        waiting: deque[BatchPlan] = deque()
+
+        def feed() -> None:
+            step = next(steps, None)
+            if step is not None:
+                plan = self._plan.batch(epoch, step)
+                self._submit(plan)
+                waiting.append(plan)
+
+        for _ in range(self._prefetch):
+            feed()
+        while waiting:
+            plan, failures = waiting.popleft(), dict[int, str]()
+            try:
+                images = self._dali.collect()
+            except DaliBatchError:
+                plan, images, failures = self._one_by_one(plan)
+            else:
+                images = _spread(images, plan)
+            feed()
+            yield plan, self._stage.finish_batch(images, plan), failures
+
+    def _submit(self, plan: BatchPlan) -> None:
+        real = plan.take((plan.index >= 0).nonzero()[0]) if (plan.index < 0).any() else plan
+        self._dali.submit(real, [os.fsencode(self._plan.index.path(int(i))) for i in real.index])
+
+    def _one_by_one(self, plan: BatchPlan) -> Batch:
+        """A batch that DALI failed on, sample by sample: a failure costs that sample alone.
+
+        What DALI cannot decode and Pillow can is rendered by the fallback; what neither can is replaced or raised.
+        """
+        from dali_imagenet.pipeline import DaliBatchError, DaliStage
+        from torchvision_fallback.stage import read_pixels, render
+
+        failures: dict[int, str] = {}
+        images: list[Tensor | None] = []
+        with contextlib.closing(DaliStage(batch_size=1, num_threads=1, prefetch=1, **self._options)) as alone:
+            for row in range(len(plan)):
+                image: Tensor | None = None
+                while plan.index[row] >= 0 and image is None:
+                    sample = int(plan.index[row])
+                    try:
+                        alone.submit(plan.take([row]), [os.fsencode(self._plan.index.path(sample))])
+                        image = alone.collect()[0]
+                    except DaliBatchError:
+                        try:
+                            pixels = render(
+                                read_pixels(self._plan.index, sample), plan, row, self._plan.recipe.interpolation
+                            )
+                            image = self._normalized(pixels)
+                        except BadImageError as error:
+                            if self._plan.on_error == "raise":
+                                raise
+                            failures[sample] = str(error)
+                            plan = self._plan.batch(plan.epoch, plan.step, failures)
+                images.append(image)
+        shape = (3, plan.size, plan.size)
+        blank = torch.zeros(shape, dtype=self._options["dtype"], device=self._options["device"])
+        return plan, torch.stack([blank if image is None else image for image in images]), failures
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        """What the graph would have made of the fallback's pixels."""
+        pixels = pixels.contiguous().to(self._options["device"])
+        return pixels if self._options["normalize"] is None else self._stage.normalize(pixels)
+
+    def close(self) -> None:
+        self._dali.close()
+
+
+def _spread(images: Tensor, plan: BatchPlan) -> Tensor:
+    """The images of the real rows at their places, zeros for padding."""
+    if len(images) == len(plan):
+        return images
+    full = images.new_zeros((len(plan), 3, plan.size, plan.size))
+    return full.index_copy_(0, to_device((plan.index >= 0).nonzero()[0], images.device), images)
+
+
+def _order(loader: Loader | None, plan: Plan) -> Iterator[list[int]]:
+    """The samples of this rank in the coming epoch, step by step, without padding."""
+    epoch = 0 if loader is None else loader.epoch
+    for step in range(len(plan)):
+        yield [int(i) for i in plan.samples(epoch, step) if i >= 0]
+
+
+class Sampler:
+    """The order of this rank's samples, for code that expects ``loader.sampler.set_epoch(epoch)``."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = weakref.ref(loader)
+        self._plan = loader.plan
+
+    def set_epoch(self, epoch: int) -> None:
+        """As `Loader.set_epoch`."""
+        if (loader := self._loader()) is not None:
+            loader.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        last = len(self._plan) - 1
+        return last * self._plan.batch_size + int((self._plan.positions(last) >= 0).sum())
+
+    def __iter__(self) -> Iterator[int]:
+        for batch in _order(self._loader(), self._plan):
+            yield from batch
+
+
+class BatchSampler:
+    """The samples of each step of the coming epoch, as lists of indices; padding is left out."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = weakref.ref(loader)
+        self._plan = loader.plan
+        self.batch_size, self.drop_last, self.sampler = loader.batch_size, loader.drop_last, loader.sampler
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return _order(self._loader(), self._plan)
+
+
+class Loader:
+    """An iterable of (images, targets), made by `create_loader`. Usable wherever a DataLoader is iterated.
+
+    Each ``iter()`` goes on to the next epoch unless `set_epoch` said which. One iteration runs at a time: a new one
+    ends the one before. A yielded batch stays valid and writable as long as it is held.
+
+    Attributes:
+        plan: the draws. dataset: the `SampleIndex`. sampler, batch_sampler: the order. backend: "dali" or
+        "torchvision". batch_size: rows per rank. drop_last. device. num_classes.
+        mixup_enabled: False stops mixing from the next yielded batch on; targets stay float and smoothed.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        engine: DaliEngine | FallbackEngine,
+        stage: BatchStage,
+        device: torch.device,
+        backend: str,
+        num_classes: int,
+        max_broken: float,
+    ) -> None:
+        self.plan, self.device, self.backend, self.num_classes = plan, device, backend, num_classes
+        self.dataset, self.batch_size, self.drop_last = plan.index, plan.batch_size, plan.drop_last
+        self.mixup_enabled = plan.recipe.mixing
+        self.sampler = Sampler(self)
+        self.batch_sampler = BatchSampler(self)
+        self._engine: DaliEngine | FallbackEngine | None = engine
+        self._stage, self._max_broken = stage, max_broken
+        self._failed: dict[int, str] = {}
+        self._at = (0, 0)  # epoch, and steps of it that have been handed out
+        self._next: tuple[int, int] | None = (0, 0)  # where the next iteration starts; None: the epoch after this one
+        self._restored: int | None = None  # the epoch of a loaded state, until an iteration starts
+        self._active = False
+        self._running: weakref.ref[Any] | None = None
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch, whatever has been resumed."""
+        return len(self.plan)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next ``iter()`` runs."""
+        return self._at[0] + 1 if self._next is None else self._next[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next ``iter()`` runs: from its first step, or, where this very epoch was just restored
+        by `load_state_dict`, from the restored step."""
+        if not isinstance(epoch, int) or not 0 <= epoch < 2**32:
+            raise ValueError(f"epoch={epoch!r}: must be a whole number in [0, 2**32)")
+        self._next = self._at if epoch == self._restored else (epoch, 0)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._engine is None:
+            raise RuntimeError("the loader is closed")
+        self._stop()
+        self._at = (self.epoch, 0) if self._next is None else self._next
+        self._next = self._restored = None
+        iteration = self._run(self._engine, *self._at)
+        self._running = weakref.ref(iteration)  # weak: leaving the loop frees it, and with it what it has in flight
+        return iteration
+
+    def _run(
+        self, engine: DaliEngine | FallbackEngine, epoch: int, start: int
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
+        batches = engine.batches(epoch, start)
+        self._active = True
+        try:
+            for plan, images, failures in batches:
+                self._note(failures)
+                batch = self._mixed(plan, images)
+                self._at = (epoch, plan.step + 1)
+                del plan, images
+                yield batch
+                del batch  # else the user's batch would live on here while the next one is made
+        finally:
+            self._active = False
+            batches.close()
+
+    def _mixed(self, plan: BatchPlan, images: Tensor) -> tuple[Tensor, Tensor]:
+        recipe = self.plan.recipe
+        if not isinstance(recipe, TrainRecipe) or not recipe.soft_targets:
+            return images, to_device(plan.label, self.device)
+        mix = plan.mix if self.mixup_enabled else None
+        if mix is not None:
+            mix_(images, mix)
+        targets = soft_targets(plan.label, None if mix is None else mix.lam, self.num_classes, recipe.label_smoothing)
+        return images, to_device(targets, self.device)
+
+    def _note(self, failures: dict[int, str]) -> None:
+        for sample, reason in failures.items():
+            if sample not in self._failed:
+                self._failed[sample] = reason
+                log.warning("unreadable image (on_error=%r): %s", self.plan.on_error, reason)
+        broken = len(self._failed) + int(self.dataset.broken.sum())
+        if failures and broken > self._max_broken * len(self.dataset):
+            raise BadImageError(
+                f"{broken} of {len(self.dataset)} images cannot be read, more than max_broken={self._max_broken:.1%} "
+                f"allows. The last: {next(reversed(failures.values()))}. Loader.failures lists them all"
+            )
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Path and reason of every image that could not be read so far: found by the index, or when it was decoded."""
+        known = {int(i): str(self.dataset.reason(int(i))) for i in self.dataset.broken.nonzero()[0]}
+        return {self.dataset.path(i): reason for i, reason in sorted((known | self._failed).items())}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run is, as plain JSON: what it depends on, the epoch, and the steps handed out in it."""
+        epoch, step = self._at if self._active or self._next is None else self._next
+        return {"version": STATE_VERSION, **self.plan.fingerprint, "epoch": epoch, "step": step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; decodes nothing of what was seen. Another world size with the same global
+        batch is fine.
+
+        Raises:
+            ValueError: for a state of other data, recipe, seed or global batch; prints both values.
+        """
+        expected: dict[str, Any] = {"version": STATE_VERSION, **self.plan.fingerprint}
+        wrong = [f"{k}: saved {state.get(k)!r}, here {v!r}" for k, v in expected.items() if state.get(k) != v]
+        epoch, step = state.get("epoch"), state.get("step")
+        if not isinstance(epoch, int) or not isinstance(step, int) or not (epoch >= 0 and 0 <= step <= len(self)):
+            wrong.append(f"epoch {epoch!r}, step {step!r}: must be whole numbers, the step in [0, {len(self)}]")
+        if wrong:
+            raise ValueError("this state belongs to another run: " + "; ".join(wrong))
+        self._stop()
+        assert isinstance(epoch, int)
+        assert isinstance(step, int)
+        self._at, self._restored = (epoch, step), epoch
+        self._next = None if step == len(self) else self._at  # a finished epoch: the next iteration is the next epoch
+
+    def _stop(self) -> None:
+        iteration = None if self._running is None else self._running()
+        if iteration is not None:
+            iteration.close()
+        self._running = None
+
+    def close(self) -> None:
+        """End the running iteration, the workers and the pipeline. Batches that are held stay valid."""
+        self._stop()
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

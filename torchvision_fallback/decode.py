@@ -1,0 +1,98 @@
+"""Encoded bytes -> RGB pixels, exactly as torchvision's ImageFolder loader decodes them (PIL, no EXIF rotation)."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import warnings
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+
+# Below this share of the rows, decoding stops early: rewriting the header costs some microseconds and a copy.
+_WORTH_CUTTING = 0.9
+_NO_SIZE = frozenset([0x01, *range(0xD0, 0xD8)])  # markers without a segment
+_SOF = frozenset([0xC0, 0xC1, 0xC2])  # baseline, extended, progressive: Huffman-coded
+
+
+@cache
+def _simplejpeg() -> Any:
+    try:
+        return importlib.import_module("simplejpeg")
+    except ImportError:
+        return None
+
+
+def decoder_name() -> str:
+    """Which library decodes JPEGs here: "simplejpeg" or "Pillow"."""
+    return "simplejpeg" if _simplejpeg() else "Pillow"
+
+
+def decode(data: bytes, rows: int | None = None) -> Pixels:
+    """Decode an image file to RGB.
+
+    Args:
+        data: the encoded file.
+        rows: how many rows from the top are needed; the rest may be left out. None: all.
+
+    Returns:
+        uint8 [H, W, 3]. Of a JPEG at least the first `rows` rows, bit for bit those of the whole image.
+
+    Raises:
+        OSError, ValueError, SyntaxError and others of PIL: the file cannot be decoded.
+    """
+    if data[:2] == b"\xff\xd8":
+        components, cut = _cut(data, rows)
+        library = _simplejpeg()
+        if library is not None and components in (1, 3):
+            try:
+                return np.asarray(library.decode_jpeg(cut, colorspace="RGB"))
+            except ValueError:  # it is stricter than PIL, whose word counts
+                pass
+        elif cut is not data:
+            try:
+                return _pil(cut)
+            except (OSError, ValueError, SyntaxError):
+                pass
+    return _pil(data)
+
+
+def _pil(data: bytes) -> Pixels:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about EXIF and palettes: of no use to a training run
+        image = Image.open(io.BytesIO(data))
+        return np.asarray(image.convert("RGB"))
+
+
+def _cut(data: bytes, rows: int | None) -> tuple[int, bytes]:
+    """Number of colour components, and the JPEG with the height in its frame header lowered to what is needed.
+
+    Decoders stop at the header's height. One block row more is kept below the last row that is needed, because chroma
+    upsampling looks at the next row; so what is left is bit for bit the same. Truncated images must still be found out:
+    the index has looked for the end marker before.
+    """
+    at, end = 2, len(data)
+    while at + 4 <= end and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF or marker in _NO_SIZE:
+            at += 1 if marker == 0xFF else 2
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            if at + 10 > end:
+                break
+            components = data[at + 9]
+            height = data[at + 5] << 8 | data[at + 6]
+            if marker not in _SOF or rows is None or components not in (1, 3) or height == 0:
+                return components, data
+            block = 8 * max((data[i] & 15 for i in range(at + 11, min(end, at + 10 + 3 * components), 3)), default=1)
+            keep = (rows + block - 1) // block * block + block
+            if keep >= height * _WORTH_CUTTING:
+                return components, data
+            return components, b"".join((data[: at + 5], keep.to_bytes(2, "big"), data[at + 7 :]))
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return 0, data

@@ -1,0 +1,68 @@
+"""One sample of a plan -> uint8 pixels: read, decode, crop, resize, flip, colour. Draws nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from dali_imagenet.errors import BadImageError
+from dali_imagenet.index import SampleIndex
+from dali_imagenet.plan import BatchPlan
+from torchvision_fallback.decode import Pixels, decode
+
+
+def read_pixels(index: SampleIndex, sample: int, rows: int | None = None) -> Pixels:
+    """Decode one sample: uint8 [H, W, 3], at least the first `rows` rows.
+
+    Raises:
+        BadImageError: it cannot be read, or is not of the size that the index knows; names path and reason.
+    """
+    path = index.path(sample)
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+        pixels = decode(data, rows)
+    except Exception as error:  # decoders raise what they like: OSError, ValueError, SyntaxError, struct.error ...
+        raise BadImageError(f"{path}: {type(error).__name__}: {error}") from error
+    height, width = int(index.height[sample]), int(index.width[sample])
+    if pixels.shape[1] != width or pixels.shape[0] < min(height, rows or height):
+        raise BadImageError(
+            f"{path}: {pixels.shape[0]}x{pixels.shape[1]} pixels, but the index says {height}x{width}: the file has "
+            "changed since it was indexed"
+        )
+    return pixels
+
+
+def render(pixels: Pixels, plan: BatchPlan, row: int, interpolation: str) -> Tensor:
+    """Execute the image stage of one row on its decoded pixels.
+
+    Returns:
+        uint8 [3, S, S], strides as they fall.
+    """
+    top, left, height, width = plan.box[row].tolist()
+    view = torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1)[None]
+    resized = interpolate(view, size=plan.resize[row].tolist(), mode=interpolation, antialias=True)
+    image = _window(resized[0], *plan.crop[row].tolist(), plan.size)
+    flips = [axis for axis, flip in ((1, plan.vflip[row]), (2, plan.hflip[row])) if flip]
+    if flips:
+        image = image.flip(flips)
+    return image if plan.color is None else _recolor(image, plan.color[row])
+
+
+def _window(image: Tensor, top: int, left: int, size: int) -> Tensor:
+    """The S x S window; zeros where it leaves the image, as torchvision's CenterCrop."""
+    height, width = image.shape[1:]
+    if height < size or width < size:
+        image = pad(image, (max(0, -left), max(0, size - width), max(0, -top), max(0, size - height)))
+        top, left = max(0, top), max(0, left)
+    return image[:, top : top + size, left : left + size]
+
+
+def _recolor(image: Tensor, matrix: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Tensor:
+    """clamp(round(M @ rgb + o)) of a uint8 [3, H, W] image; contiguous."""
+    both = torch.from_numpy(matrix)
+    flat = image.reshape(3, -1).to(torch.float32)
+    out = torch.addmm(both[:, 3:], both[:, :3], flat).clamp_(0, 255).round_()
+    return out.to(torch.uint8).view(image.shape)

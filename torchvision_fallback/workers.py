@@ -1,0 +1,192 @@
+"""The fallback's engine: a DataLoader whose items are whole batches, rendered by workers into a ring of shared memory.
+
+The plan travels as (epoch, step); a worker draws it itself, renders it row by row, and for a CPU target also runs the
+per-image part of the batch stage, so that nothing but the number of a ring slot comes back. A slot is free again when
+the last tensor on its memory is gone; where none is free the worker allocates, and DataLoader's own sharing carries it.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dali_imagenet.batch_stage import BatchStage
+from dali_imagenet.errors import BadImageError
+from dali_imagenet.plan import BatchPlan, Plan
+from torchvision_fallback.stage import read_pixels, render
+
+_NO_SLOT = -1
+
+
+class Task(NamedTuple):
+    """What a worker is asked for."""
+
+    epoch: int
+    step: int
+    slot: int
+
+
+class Done(NamedTuple):
+    """What comes back: the plan as it was executed, the images where they are not in a ring slot, and failures."""
+
+    plan: BatchPlan
+    slot: int
+    images: Tensor | None
+    failures: dict[int, str]
+
+
+class _Batches(Dataset[Done]):
+    """Executes tasks; lives in the workers."""
+
+    def __init__(self, plan: Plan, stage: BatchStage | None, ring: list[Tensor]) -> None:
+        self.plan, self.stage, self.ring = plan, stage, ring
+
+    def __getitem__(self, task: Task) -> Done:
+        failures: dict[int, str] = {}
+        plan = self.plan.batch(task.epoch, task.step)
+        shape = (len(plan), 3, plan.size, plan.size)
+        if task.slot == _NO_SLOT:
+            images = _empty(shape, self.stage)
+        else:
+            images = _shaped(self.ring[task.slot], shape, self.stage)
+        for row in range(len(plan)):
+            while plan.index[row] >= 0:
+                try:
+                    self._row(plan, row, images[row])
+                    break
+                except BadImageError as error:
+                    if self.plan.on_error == "raise":
+                        raise
+                    failures[int(plan.index[row])] = str(error)
+                    plan = self.plan.batch(task.epoch, task.step, failures)
+            if plan.index[row] < 0:
+                images[row].zero_()
+        return Done(plan, task.slot, images if task.slot == _NO_SLOT else None, failures)
+
+    def _row(self, plan: BatchPlan, row: int, out: Tensor) -> None:
+        top, _, height, _ = plan.box[row].tolist()
+        pixels = read_pixels(self.plan.index, int(plan.index[row]), top + height)
+        image = render(pixels, plan, row, self.plan.recipe.interpolation)
+        if self.stage is None:
+            out.copy_(image)
+        else:
+            self.stage.finish_image(image, plan, row, out)
+
+
+def _dtype(stage: BatchStage | None) -> torch.dtype:
+    return torch.uint8 if stage is None else stage.dtype
+
+
+def _empty(shape: tuple[int, ...], stage: BatchStage | None) -> Tensor:
+    memory_format = torch.contiguous_format if stage is None else stage.memory_format
+    return torch.empty(shape, dtype=_dtype(stage), memory_format=memory_format)
+
+
+def _shaped(memory: Tensor, shape: tuple[int, ...], stage: BatchStage | None) -> Tensor:
+    """A batch on the first bytes of a uint8 tensor."""
+    dtype = _dtype(stage)
+    flat = memory[: int(np.prod(shape)) * dtype.itemsize].view(dtype)
+    if stage is not None and stage.memory_format == torch.channels_last:
+        b, c, h, w = shape
+        return flat.view(b, h, w, c).permute(0, 3, 1, 2)
+    return flat.view(shape)
+
+
+class _Tasks(Sampler[Task]):
+    """The steps of the epoch at hand, each with a free slot; asked only when a worker is to be fed."""
+
+    def __init__(self, slots: int) -> None:
+        self.epoch, self.steps = 0, range(0)
+        self.free, self.at_work = list(range(slots)), set[int]()
+
+    def __iter__(self) -> Iterator[Task]:
+        # Batches of an epoch that was left half-way have been drained and dropped by now: theirs are free again.
+        self.free.extend(self.at_work)
+        self.at_work.clear()
+        for step in self.steps:
+            slot = self.free.pop() if self.free else _NO_SLOT
+            if slot != _NO_SLOT:
+                self.at_work.add(slot)
+            yield Task(self.epoch, step, slot)
+
+
+class WorkerStage:
+    """Images of a plan from torch DataLoader workers.
+
+    Args:
+        plan: what to render.
+        stage: the per-image batch stage for a CPU target; None hands over uint8 pixels (for a GPU).
+        num_workers: worker processes; 0 renders in-process.
+        prefetch: batches a worker has in hand.
+        pin_memory: copy batches to pinned memory (for a GPU).
+        multiprocessing_context: "fork", "spawn", "forkserver" or None for the platform's default.
+        timeout: seconds without a batch after which iteration fails with RuntimeError; 0 waits for ever.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        stage: BatchStage | None,
+        *,
+        num_workers: int,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+        multiprocessing_context: str | None = None,
+        timeout: float = 0,
+    ) -> None:
+        self._plan, self._stage = plan, stage
+        self._ring: list[Tensor] = []
+        if num_workers > 0 and stage is not None:
+            largest = max(plan.recipe.sizes)
+            nbytes = plan.batch_size * 3 * largest * largest * stage.dtype.itemsize
+            # in flight, one in the user's hands and one being mixed
+            count = num_workers * prefetch + 2
+            self._ring = [torch.empty(nbytes, dtype=torch.uint8).share_memory_() for _ in range(count)]
+        self._tasks = _Tasks(len(self._ring))
+        self._loader: DataLoader[Done] | None = DataLoader(
+            _Batches(plan, stage, self._ring),
+            batch_size=None,
+            sampler=self._tasks,
+            num_workers=num_workers,
+            prefetch_factor=prefetch if num_workers else None,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+            multiprocessing_context=multiprocessing_context if num_workers else None,
+            timeout=timeout if num_workers else 0,
+            generator=torch.Generator(),  # else it draws a base seed from torch's global generator
+        )
+        self._owner = os.getpid()
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[BatchPlan, Tensor, dict[int, str]]]:
+        """The plan as executed, the images and the failures {sample: reason}, from that step to the epoch's end."""
+        if self._loader is None:
+            raise RuntimeError("the loader is closed")
+        if self._owner != os.getpid():
+            raise RuntimeError("a loader cannot be iterated in a forked child: create it there")
+        self._tasks.epoch, self._tasks.steps = epoch, range(start, len(self._plan))
+        for done in self._loader:
+            if (done.plan.epoch, done.plan.step) != (epoch, start):
+                raise RuntimeError(f"expected step {start} of epoch {epoch}, got {done.plan.step} of {done.plan.epoch}")
+            start += 1
+            yield done.plan, self._images(done), done.failures
+
+    def _images(self, done: Done) -> Tensor:
+        if done.images is not None:
+            return done.images
+        # The tensor's memory keeps `lent` alive, views included; with the last of them the slot is free again.
+        self._tasks.at_work.remove(done.slot)
+        lent = self._ring[done.slot].numpy()[:]
+        weakref.finalize(lent, self._tasks.free.append, done.slot).atexit = False
+        shape = (len(done.plan), 3, done.plan.size, done.plan.size)
+        return _shaped(torch.from_numpy(lent), shape, self._stage)
+
+    def close(self) -> None:
+        """Stop the workers. The batches that the user holds stay valid."""
+        self._loader = None
