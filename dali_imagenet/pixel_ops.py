@@ -26,8 +26,9 @@ Fill = float | Sequence[float] | None
 
 GRAY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma as torchvision's rgb_to_grayscale rounds it
 _OPS = frozenset(int(op) for op in Op)
-_POINT = frozenset({Op.BRIGHTNESS, Op.POSTERIZE, Op.SOLARIZE, Op.INVERT, Op.SOLARIZE_ADD})
-_PIL_POINT = frozenset({Op.PIL_BRIGHTNESS, Op.PIL_POSTERIZE, Op.PIL_SOLARIZE, Op.PIL_INVERT, Op.PIL_SOLARIZE_ADD})
+# Point operations with a table that does not depend on the image.
+POINT_OPS = frozenset({Op.BRIGHTNESS, Op.POSTERIZE, Op.SOLARIZE, Op.INVERT, Op.SOLARIZE_ADD})
+PIL_POINT_OPS = frozenset({Op.PIL_BRIGHTNESS, Op.PIL_POSTERIZE, Op.PIL_SOLARIZE, Op.PIL_INVERT, Op.PIL_SOLARIZE_ADD})
 
 
 # ---- host arithmetic shared with the batched executor ----
@@ -60,14 +61,18 @@ def fill_bytes(fill: Fill) -> tuple[int, int, int]:
 
 
 def affine_theta(op: int, arg: float, height: int, width: int) -> npt.NDArray[np.float32]:
-    """The inverse affine matrix [2, 3] of a torchvision shear or rotation, scaled as v2's ``_affine_grid`` scales it.
+    """The inverse affine matrix [2, 3] of a torchvision shear, translation or rotation, as ``_affine_grid`` scales it.
 
     It takes output coordinates centred on the image to input coordinates of -1..1. The arithmetic and its order are
     those of ``torchvision.transforms.v2.functional`` (``_get_inverse_affine_matrix``), in double, then float32.
     """
-    angle, shear_x, shear_y, cx, cy = 0.0, 0.0, 0.0, 0.0, 0.0
+    angle, shear_x, shear_y, cx, cy, tx, ty = 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0
     if op == Op.ROTATE:
         angle = math.radians(-(arg % 360))
+    elif op == Op.TRANSLATE_X:
+        tx = int(arg)
+    elif op == Op.TRANSLATE_Y:
+        ty = int(arg)
     else:
         cx, cy = -width * 0.5, -height * 0.5  # RandAugment shears about the corner
         shear = math.radians(math.degrees(math.atan(arg)))
@@ -76,7 +81,8 @@ def affine_theta(op: int, arg: float, height: int, width: int) -> npt.NDArray[np
     b = -(a * math.tan(shear_x) + math.sin(angle))
     c = math.sin(angle - shear_y) / math.cos(shear_y)
     d = math.cos(angle) - c * math.tan(shear_x)
-    matrix = np.array([[d, -b, cx - d * cx + b * cy], [-c, a, cy + c * cx - a * cy]], np.float32)
+    x, y = cx + tx, cy + ty
+    matrix = np.array([[d, -b, cx - d * x + b * y], [-c, a, cy + c * x - a * y]], np.float32)
     matrix /= np.array([[0.5 * width], [0.5 * height]], np.float32)
     return matrix
 
@@ -109,11 +115,11 @@ def nearest_map(theta: npt.NDArray[np.float32], height: int, width: int) -> npt.
 
 @lru_cache(maxsize=1024)
 def point_lut(op: int, arg: float) -> bytes:
-    """The 256 output values of a point operation that does not look at the image (every id of ``POINT_OPS``)."""
+    """The 256 output values of a point operation that does not look at the image (``POINT_OPS``, ``PIL_POINT_OPS``)."""
     v = np.arange(256)
     out: npt.NDArray[Any]
     if op == Op.BRIGHTNESS:
-        out = np.clip(v.astype(np.float32) * np.float32(_factor(op, arg)), 0, 255)
+        out = np.clip(v.astype(np.float32) * np.float32(check_factor(op, arg)), 0, 255)
     elif op == Op.PIL_BRIGHTNESS:
         out = pil_blend(np.zeros(256, np.float32), v.astype(np.float32), arg)
     elif op in (Op.POSTERIZE, Op.PIL_POSTERIZE):
@@ -152,8 +158,9 @@ def equalize_lut(histogram: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
     return table
 
 
-def _factor(op: int, arg: float) -> float:
-    if arg < 0:
+def check_factor(op: int, arg: float) -> float:
+    """The factor itself; ValueError where torchvision refuses it."""
+    if arg < 0 and op < 100:
         raise ValueError(f"the factor of {Op(op).name} is not negative; got {arg}")
     return arg
 
@@ -272,6 +279,11 @@ class _Work:
         self.tensor = result
         self._turn ^= 1
 
+    def keep_truncated(self, result: Tensor) -> None:
+        """``keep`` of float32 0..255, cut to uint8. (By way of int16, which is three times as fast on a CPU.)"""
+        whole = self.scratch.get("whole", self.shape, torch.int16).copy_(result)
+        self.keep(self.out().copy_(whole))
+
     def floats(self) -> Tensor:
         return self.scratch.get("float", self.shape, torch.float32).copy_(self.planar())
 
@@ -346,31 +358,28 @@ def _bits(work: _Work, op: int, arg: float, aux: int) -> None:
 
 
 def _brightness(work: _Work, op: int, arg: float, aux: int) -> None:
-    image = work.floats().mul_(_factor(op, arg)).clamp_(0, 255)
-    work.keep(work.out().copy_(image))
+    work.keep_truncated(work.floats().mul_(check_factor(op, arg)).clamp_(0, 255))
 
 
 def _color(work: _Work, op: int, arg: float, aux: int) -> None:
     image = work.floats()
     gray = work.gray(image).floor_()
-    image.mul_(_factor(op, arg)).add_(gray, alpha=1.0 - arg).clamp_(0, 255)
-    work.keep(work.out().copy_(image))
+    work.keep_truncated(image.mul_(check_factor(op, arg)).add_(gray, alpha=1.0 - arg).clamp_(0, 255))
 
 
 def _contrast(work: _Work, op: int, arg: float, aux: int) -> None:
     image = work.floats()
     mean = work.gray(image).floor_().mean(dim=(-3, -2, -1), keepdim=True)
-    image.mul_(_factor(op, arg)).add_(mean, alpha=1.0 - arg).clamp_(0, 255)
-    work.keep(work.out().copy_(image))
+    work.keep_truncated(image.mul_(check_factor(op, arg)).add_(mean, alpha=1.0 - arg).clamp_(0, 255))
 
 
 def _grayscale(work: _Work, op: int, arg: float, aux: int) -> None:
     gray = work.gray(work.floats())
-    work.keep(work.out().copy_(gray.to(torch.uint8).expand(work.shape)))
+    work.keep(work.out().copy_(gray.to(torch.int16).expand(work.shape)))
 
 
 def _sharpness(work: _Work, op: int, arg: float, aux: int) -> None:
-    _factor(op, arg)
+    check_factor(op, arg)
     _, height, width = work.shape
     if height <= 2 or width <= 2:
         return
@@ -394,9 +403,9 @@ def torch_sharpness(image: Tensor, alpha: float, out: Tensor, scratch: Scratch) 
     blurred = scratch.get("float", total.shape, torch.float32).copy_(total).mul_(1 / 13).round_()
     middle = scratch.get("middle", total.shape, torch.float32).copy_(inner)
     blurred.sub_(middle)
-    middle.add_(blurred, alpha=alpha).clamp_(0, 255)
+    total.copy_(middle.add_(blurred, alpha=alpha).clamp_(0, 255))
     out.copy_(image)
-    out[:, 1:-1, 1:-1].copy_(middle)
+    out[:, 1:-1, 1:-1].copy_(total)
 
 
 def _auto_contrast(work: _Work, op: int, arg: float, aux: int) -> None:
@@ -424,39 +433,50 @@ def shift_hue(image: Tensor, turns: float | Tensor) -> Tensor:
     """v2's adjust_hue of uint8 [..., 3, H, W] by ``turns`` (-0.5..0.5; a tensor broadcasts against [..., H, W])."""
     if isinstance(turns, float) and not -0.5 <= turns <= 0.5:
         raise ValueError(f"hue is shifted by -0.5 to 0.5 turns; got {turns}")
+    # Selections are products with 0 or 1, exact and several times faster than torch.where on a CPU. Ranges are 0..1, so
+    # that 1 - ceil(x) tells where x is 0.
     rgb = image.to(torch.float32).mul_(1.0 / 255)
     r, g, b = rgb.unbind(-3)
-    low, v = torch.aminmax(rgb, dim=-3)
-    span = v - low
-    gray = span == 0
-    s = span / v.masked_fill(gray, 1.0)
-    span.masked_fill_(gray, 1.0)
+    v = torch.maximum(torch.maximum(r, g), b)
+    span = v - torch.minimum(torch.minimum(r, g), b)
+    gray = 1.0 - span.ceil()
+    s = span / (v + gray)
+    span.add_(gray)
     rc, gc, bc = (v - r).div_(span), (v - g).div_(span), (v - b).div_(span)
-    h = torch.where(v == r, bc - gc, torch.where(v == g, (rc + 2.0).sub_(bc), (gc + 4.0).sub_(rc)))
-    h.mul_(1.0 / 6.0).add_(1.0).fmod_(1.0)
-    h.add_(turns).remainder_(1.0).mul_(6)
+    not_r = rc.ceil()
+    g_or_b = gc.ceil()
+    is_b, is_g = not_r * g_or_b, not_r * (1.0 - g_or_b)
+    h = (bc - gc).mul_(1.0 - not_r)
+    h.add_((rc + 2.0).sub_(bc).mul_(is_g)).add_((gc + 4.0).sub_(rc).mul_(is_b))
+    h.mul_(1.0 / 6.0).add_(1.0)
+    h.sub_(h.floor())  # fmod and remainder by 1, exactly, for what is in -0.5..2
+    h.add_(turns)
+    h.sub_(h.floor()).mul_(6)
     sector = h.floor()
     f = h.sub_(sector)
-    sector.remainder_(6)
     sxf = s * f
     one_minus_s = 1.0 - s
     q = (1.0 - sxf).mul_(v).clamp_(0.0, 1.0)
     t = sxf.add_(one_minus_s).mul_(v).clamp_(0.0, 1.0)
     p = one_minus_s.mul_(v).clamp_(0.0, 1.0)
-
-    def channel(full: tuple[int, int], falling: int, rising: int) -> Tensor:
-        low_or_ramp = torch.where(sector == falling, q, torch.where(sector == rising, t, p))
-        return torch.where((sector == full[0]) | (sector == full[1]), v, low_or_ramp)
-
-    shifted = torch.stack((channel((0, 5), 1, 4), channel((1, 2), 3, 0), channel((3, 4), 5, 2)), -3)
-    return shifted.mul_(255 + 1.0 - 1e-3).to(torch.uint8)
+    s0, s1, s2, s3, s4, s5, s6 = (1.0 - (sector - i).abs_().clamp_(max=1.0) for i in range(7))
+    s0.add_(s6)  # 6 where adding a turn to a tiny negative hue rounds
+    out = torch.empty(image.shape, dtype=torch.uint8, device=image.device)
+    for channel, at_v, at_q, at_t, at_p in (
+        (0, s0 + s5, s1, s4, s2 + s3),
+        (1, s1 + s2, s3, s0, s4 + s5),
+        (2, s3 + s4, s5, s2, s0 + s1),
+    ):
+        chosen = at_v.mul_(v).add_(at_q * q).add_(at_t * t).add_(at_p.mul_(p))
+        out.select(-3, channel).copy_(chosen.mul_(255 + 1.0 - 1e-3).to(torch.int16))
+    return out
 
 
 def _blur(work: _Work, op: int, arg: float, aux: int) -> None:
     kernel = gaussian_kernel(arg, aux)
     image = pad(work.floats()[None], [aux // 2] * 4, mode="reflect")
     blurred = conv2d(image, kernel.expand(3, 1, aux, aux), groups=3)
-    work.keep(work.out().copy_(blurred[0].round_()))
+    work.keep_truncated(blurred[0].round_())
 
 
 @lru_cache(maxsize=256)
@@ -496,7 +516,7 @@ _TORCH: dict[int, Callable[[_Work, int, float, int], None]] = {
 
 
 def _pil(work: _Work, op: int, arg: float, aux: int) -> None:
-    if op in _PIL_POINT:
+    if op in PIL_POINT_OPS:
         table = point_lut(op, arg)
         if work.pil is None:
             work.translate_bytes([table])
@@ -515,9 +535,7 @@ def _pil(work: _Work, op: int, arg: float, aux: int) -> None:
     elif op == Op.PIL_GAUSSIAN_BLUR:
         work.pil = image.filter(ImageFilter.GaussianBlur(radius=arg))
     else:
-        if aux not in (0, 2, 3):
-            raise ValueError(f"aux of {Op(op).name} is PIL's filter: 0 nearest, 2 bilinear or 3 bicubic; got {aux}")
-        resample = Image.Resampling(aux)
+        resample = Image.Resampling(pil_filter(op, aux))
         if op == Op.PIL_ROTATE:
             work.pil = image.rotate(arg, resample=resample, fillcolor=work.fill)
         else:
@@ -532,6 +550,13 @@ _PIL_ENHANCE: dict[int, Any] = {
     Op.PIL_CONTRAST: ImageEnhance.Contrast,
     Op.PIL_SHARPNESS: ImageEnhance.Sharpness,
 }
+
+
+def pil_filter(op: int, aux: int) -> int:
+    """The aux of a PIL warp: ValueError if it is none of PIL's three filters for transforms."""
+    if aux not in (0, 2, 3):
+        raise ValueError(f"aux of {Op(op).name} is PIL's filter: 0 nearest, 2 bilinear or 3 bicubic; got {aux}")
+    return aux
 
 
 def pil_matrix(op: int, arg: float, height: int, width: int) -> tuple[float, ...]:

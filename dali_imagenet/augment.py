@@ -1,0 +1,169 @@
+"""What follows the pixel operations: normalization, and random erasing of normalized images.
+
+Both exist for one image on the CPU (in a worker) and for a batch on any device; neither makes the host wait for a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dali_imagenet.pixel_ops_batched import send
+
+EraseMode = Literal["const", "rand", "pixel"]
+
+# splitmix64 (Steele, Lea, Flood 2014): its increment and its finalizer's two multipliers, as signed 64-bit integers.
+_GOLDEN, _MIX1, _MIX2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def normalize_constants(
+    mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """scale and bias, float32 [3, 1, 1], with ``x * scale + bias == (x / 255 - mean) / std`` for x of 0..255.
+
+    mean, std: three numbers each, of pixels scaled to 0..1, std above 0. Make them once: a copy to a GPU waits.
+    """
+    if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
+        raise ValueError(f"mean and std are three numbers each, std above 0; got {mean} and {std}")
+    scale = 1.0 / (255.0 * np.array(std, np.float64))
+    bias = -np.array(mean, np.float64) / np.array(std, np.float64)
+    scale_there, bias_there = (torch.tensor(c, dtype=torch.float32).view(3, 1, 1).to(device) for c in (scale, bias))
+    return scale_there, bias_there
+
+
+def normalize(images: Tensor, constants: tuple[Tensor, Tensor], out: Tensor) -> Tensor:
+    """Write ``images * scale + bias``, computed in float32, into ``out`` and return it.
+
+    images: uint8 [3, H, W] or [B, 3, H, W]; constants: what ``normalize_constants`` gave on the same device; out:
+    float32, float16 or bfloat16 of the same shape in any memory format.
+    """
+    if images.dtype != torch.uint8 or images.shape[-3:-2] != (3,) or out.shape != images.shape:
+        raise ValueError(
+            f"normalize takes uint8 [..., 3, H, W] and an output of that shape; "
+            f"got {images.dtype} {list(images.shape)} and {list(out.shape)}"
+        )
+    scale, bias = constants
+    if images.device.type == "cpu" and images.dim() == 4:  # image by image stays in the cache
+        for image, target in zip(images, out, strict=True):
+            normalize(image, constants, target)
+        return out
+    if images.device.type == "cpu":  # three vectorised passes, where addcmul with uint8 converts value by value
+        if out.dtype == torch.float32 and out.is_contiguous():
+            return out.copy_(images).mul_(scale).add_(bias)
+        return out.copy_(images.float().mul_(scale).add_(bias))
+    return torch.addcmul(bias, images, scale, out=out)
+
+
+def noise(key: Tensor, stream: Tensor | int, pixel: Tensor) -> Tensor:
+    """Standard normal float32 numbers that are a function of three int64 values; the shapes broadcast.
+
+    A splitmix64 hash, then Box-Muller: the same on every device up to the rounding of log and cos. Magnitudes end at
+    6.7 (2**-32 is the smallest number that the logarithm sees).
+    """
+    z = key + (pixel + (1 << 32) * stream + 1) * _GOLDEN
+    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _MIX1
+    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _MIX2
+    z = z ^ ((z >> 31) & ((1 << 33) - 1))
+    radius = ((z >> 32) & 0xFFFFFFFF).float().add_(1.0).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+    return (z & 0xFFFFFFFF).float().mul_(2.0**-32 * 2 * torch.pi).cos_().mul_(radius)
+
+
+def erase_image_(
+    image: Tensor,
+    boxes: npt.NDArray[np.int32],
+    key: int,
+    mode: EraseMode = "const",
+    value: float | Sequence[float] = 0.0,
+) -> None:
+    """Overwrite the boxes of one normalized image on the CPU in place, in order: ``erase_`` for one image.
+
+    image: float [3, H, W]. boxes: [C, 4] top, left, height, width in pixels; a height of 0 is no box. key: the image's
+    uint64 noise key.
+    """
+    _, _, width = image.shape
+    signed = torch.from_numpy(np.array([key], np.uint64).view(np.int64))
+    for number, (top, left, h, w) in enumerate(boxes.tolist()):
+        if h == 0:
+            continue
+        target = image[:, top : top + h, left : left + w]
+        stream = torch.arange(3)[:, None, None] + 3 * number
+        if mode == "const":
+            target.copy_(_value(value)[0].expand_as(target))
+        elif mode == "rand":
+            target.copy_(noise(signed, stream, torch.zeros(1, dtype=torch.int64)).expand_as(target))
+        else:
+            y, x = torch.arange(top, top + h)[:, None], torch.arange(left, left + w)
+            target.copy_(noise(signed, stream, y * width + x))
+
+
+def erase_(
+    images: Tensor,
+    erase: npt.NDArray[np.int32] | None,
+    noise_key: npt.NDArray[np.uint64],
+    mode: EraseMode = "const",
+    value: float | Sequence[float] = 0.0,
+) -> Tensor:
+    """Overwrite boxes of normalized images in place (random erasing) and return ``images``.
+
+    images: float [B, 3, H, W] on any device. erase: [B, C, 4] top, left, height, width in pixels, later boxes over
+    earlier ones; a height of 0 is no box; None is none at all. noise_key: [B]. mode, as in timm's RandomErasing:
+    "const" writes ``value`` (a number or one a channel, in normalized units), "rand" one normal number for each box and
+    channel, "pixel" one for each pixel and channel. Noise is a function of (key, box, channel, pixel), so that devices
+    agree.
+    """
+    if mode not in ("const", "rand", "pixel"):
+        raise ValueError(f'mode is "const", "rand" or "pixel"; got {mode!r}')
+    if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(f"erase_ takes float images [B, 3, H, W]; got {images.dtype} {list(images.shape)}")
+    if erase is None:
+        return images
+    if erase.ndim != 3 or erase.shape[0] != len(images) or erase.shape[2] != 4:
+        raise ValueError(f"erase is [B, C, 4] for images {list(images.shape)}; got {list(erase.shape)}")
+    rows = np.flatnonzero((erase[:, :, 2] > 0).any(1))
+    if not len(rows):
+        return images
+    if images.device.type == "cpu":
+        for row in rows.tolist():
+            erase_image_(images[row], erase[row], int(noise_key[row]), mode, value)
+        return images
+    _erase_batch(images, rows, erase[rows], noise_key[rows], mode, value)
+    return images
+
+
+def _value(value: float | Sequence[float]) -> Tensor:
+    values = [value] if isinstance(value, (int, float)) else list(value)
+    if len(values) not in (1, 3):
+        raise ValueError(f"value is a number or one for each of the three channels; got {value!r}")
+    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+
+
+def _erase_batch(
+    images: Tensor,
+    rows: npt.NDArray[np.int64],
+    boxes: npt.NDArray[np.int32],
+    keys: npt.NDArray[np.uint64],
+    mode: EraseMode,
+    value: float | Sequence[float],
+) -> None:
+    """Erase in ``images[rows]`` on a device: every box is a comparison with the pixels' coordinates."""
+    arrays: list[npt.NDArray[Any]] = [rows, boxes.astype(np.int32), keys.view(np.int64), _value(value).numpy()]
+    where, corners, key, constant = send(arrays, images.device)
+    part = images.index_select(0, where)
+    height, width = images.shape[2:]
+    y = torch.arange(height, device=images.device)[:, None]
+    x = torch.arange(width, device=images.device)
+    channel = torch.arange(3, device=images.device)[:, None, None]
+    pixel = y * width + x if mode == "pixel" else torch.zeros_like(x[:1])
+    for number in range(boxes.shape[1]):
+        if not (boxes[:, number, 2] > 0).any():
+            continue
+        top, left, h, w = corners[:, number, :, None, None, None].unbind(1)
+        inside = (y >= top) & (y < top + h) & (x >= left) & (x < left + w)
+        what = constant if mode == "const" else noise(key[:, None, None, None], channel + 3 * number, pixel)
+        part = torch.where(inside, what.to(part.dtype), part)
+    images.index_copy_(0, where, part)

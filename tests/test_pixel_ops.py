@@ -1,0 +1,439 @@
+"""Pixel operations against torchvision's v2 functional and timm on PIL; batches against images; erasing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import auto_augment as timm_ops
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms.v2 import functional as F
+
+from dali_imagenet import augment
+from dali_imagenet.augment import erase_, erase_image_, noise, normalize, normalize_constants
+from dali_imagenet.ops import Op
+from dali_imagenet.pixel_ops import Scratch, apply_ops_image
+from dali_imagenet.pixel_ops_batched import apply_ops_batch
+
+SIZES = [(224, 224), (17, 31), (64, 48), (1, 1), (2, 5)]
+FILL = (124, 116, 104)
+FACTORS = (0.0, 0.1, 0.73, 1.0, 1.27, 1.9, 9.0)
+SHEARS = (0.0, 0.09, -0.3, 0.99, 3.0)
+SHIFTS = (0.0, 1.0, -7.0, 30.4, 5000.0, -5000.0)
+ANGLES = (0.0, 9.0, -30.0, 45.5, 90.0, 180.0, -90.0, 135.0, 360.0, 0.01)
+ARGUMENTS: dict[Op, Sequence[float]] = {
+    Op.IDENTITY: (0.0,),
+    Op.SHEAR_X: SHEARS,
+    Op.SHEAR_Y: SHEARS,
+    Op.TRANSLATE_X: SHIFTS,
+    Op.TRANSLATE_Y: SHIFTS,
+    Op.ROTATE: ANGLES,
+    Op.BRIGHTNESS: FACTORS,
+    Op.COLOR: FACTORS,
+    Op.CONTRAST: FACTORS,
+    Op.SHARPNESS: FACTORS,
+    Op.POSTERIZE: range(9),
+    Op.SOLARIZE: (0.0, 0.5, 127.5, 178.5, 255.0),
+    Op.AUTO_CONTRAST: (0.0,),
+    Op.EQUALIZE: (0.0,),
+    Op.INVERT: (0.0,),
+    Op.HUE: (-0.5, -0.1, -1e-9, 0.0, 0.03, 0.5),
+    Op.GRAYSCALE: (0.0,),
+    Op.GAUSSIAN_BLUR: (0.1, 0.7, 2.0),
+    Op.SOLARIZE_ADD: (0.0, 40.0, 110.0, 128.0),
+    Op.PIL_SHEAR_X: (0.0, 0.27, -0.3),
+    Op.PIL_SHEAR_Y: (0.0, 0.27, -0.3),
+    Op.PIL_TRANSLATE_X: (0.0, 60.5, -20.25, 1e4),
+    Op.PIL_TRANSLATE_Y: (0.0, 60.5, -20.25, 1e4),
+    Op.PIL_ROTATE: ANGLES,
+    Op.PIL_BRIGHTNESS: FACTORS,
+    Op.PIL_COLOR: FACTORS,
+    Op.PIL_CONTRAST: FACTORS,
+    Op.PIL_SHARPNESS: FACTORS,
+    Op.PIL_POSTERIZE: range(9),
+    Op.PIL_SOLARIZE: (0.0, 26.0, 128.0, 256.0),
+    Op.PIL_AUTO_CONTRAST: (0.0,),
+    Op.PIL_EQUALIZE: (0.0,),
+    Op.PIL_INVERT: (0.0,),
+    Op.PIL_GRAYSCALE: (0.0,),
+    Op.PIL_GAUSSIAN_BLUR: (0.0, 0.1, 0.7, 2.0, 5.0),
+    Op.PIL_SOLARIZE_ADD: (0.0, 40.0, 110.0, 128.0),
+}
+PIL_WARPS = (Op.PIL_SHEAR_X, Op.PIL_SHEAR_Y, Op.PIL_TRANSLATE_X, Op.PIL_TRANSLATE_Y, Op.PIL_ROTATE)
+TORCH_OPS = [o for o in Op if o < 100]
+PIL_OPS = [o for o in Op if o >= 100]
+SCRATCH = Scratch()
+
+
+def pictures(height: int, width: int) -> list[Tensor]:
+    """Noise, a bell of grays that leaves the ends of the range free, one flat channel, and one flat color."""
+    rng = np.random.default_rng(height * 1000 + width)
+    bell = np.clip(rng.normal(120, 40, (3, height, width)), 5, 240)
+    half_flat = bell.copy()
+    half_flat[1] = 77
+    kinds = [rng.integers(0, 256, bell.shape), bell, half_flat, np.full(bell.shape, 77)]
+    return [torch.from_numpy(np.asarray(k).astype(np.uint8)) for k in kinds]
+
+
+def auxes(op: Op, height: int, width: int) -> Sequence[int]:
+    if op == Op.GAUSSIAN_BLUR:  # reflection needs more pixels than half a kernel
+        return [k for k in (1, 3, 7, 23) if k // 2 < min(height, width)]
+    return (0, 2, 3) if op in PIL_WARPS else (0,)
+
+
+def f32(value: float) -> float:
+    return float(np.float32(value))
+
+
+def torchvision_reference(image: Tensor, op: Op, arg: float, aux: int, fill: Sequence[float] | None) -> Tensor:
+    tilt = math.degrees(math.atan(arg))
+
+    def affine(**changed: Any) -> Tensor:
+        fixed: dict[str, Any] = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0], "fill": fill}
+        return F.affine(image, **(fixed | changed))
+
+    references: dict[Op, Callable[[], Tensor]] = {
+        Op.IDENTITY: lambda: image,
+        Op.SHEAR_X: lambda: affine(shear=[tilt, 0.0], center=[0, 0]),
+        Op.SHEAR_Y: lambda: affine(shear=[0.0, tilt], center=[0, 0]),
+        Op.TRANSLATE_X: lambda: affine(translate=[int(arg), 0]),
+        Op.TRANSLATE_Y: lambda: affine(translate=[0, int(arg)]),
+        Op.ROTATE: lambda: F.rotate(image, arg, fill=fill),
+        Op.BRIGHTNESS: lambda: F.adjust_brightness(image, arg),
+        Op.COLOR: lambda: F.adjust_saturation(image, arg),
+        Op.CONTRAST: lambda: F.adjust_contrast(image, arg),
+        Op.SHARPNESS: lambda: F.adjust_sharpness(image, arg),
+        Op.POSTERIZE: lambda: F.posterize(image, int(arg)),
+        Op.SOLARIZE: lambda: F.solarize(image, arg),
+        Op.AUTO_CONTRAST: lambda: F.autocontrast(image),
+        Op.EQUALIZE: lambda: F.equalize(image),
+        Op.INVERT: lambda: F.invert(image),
+        Op.HUE: lambda: F.adjust_hue(image, arg),
+        Op.GRAYSCALE: lambda: F.rgb_to_grayscale(image, 3),
+        Op.GAUSSIAN_BLUR: lambda: F.gaussian_blur(image, [aux, aux], [arg, arg]),
+        Op.SOLARIZE_ADD: lambda: torch.where(image < 128, (image.int() + int(arg)).clamp(max=255), image.int()).byte(),
+    }
+    return references[op]()
+
+
+def timm_reference(image: Tensor, op: Op, arg: float, aux: int) -> Tensor:
+    pil = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    warp: dict[str, Any] = {"fillcolor": FILL, "resample": Image.Resampling(aux)}
+    references: dict[Op, Callable[[], Image.Image]] = {
+        Op.PIL_SHEAR_X: lambda: timm_ops.shear_x(pil, arg, **warp),
+        Op.PIL_SHEAR_Y: lambda: timm_ops.shear_y(pil, arg, **warp),
+        Op.PIL_TRANSLATE_X: lambda: timm_ops.translate_x_abs(pil, arg, **warp),
+        Op.PIL_TRANSLATE_Y: lambda: timm_ops.translate_y_abs(pil, arg, **warp),
+        Op.PIL_ROTATE: lambda: timm_ops.rotate(pil, arg, **warp),
+        Op.PIL_BRIGHTNESS: lambda: timm_ops.brightness(pil, arg),
+        Op.PIL_COLOR: lambda: timm_ops.color(pil, arg),
+        Op.PIL_CONTRAST: lambda: timm_ops.contrast(pil, arg),
+        Op.PIL_SHARPNESS: lambda: timm_ops.sharpness(pil, arg),
+        Op.PIL_POSTERIZE: lambda: timm_ops.posterize(pil, int(arg)) if arg else Image.new("RGB", pil.size),
+        Op.PIL_SOLARIZE: lambda: timm_ops.solarize(pil, int(arg)),
+        Op.PIL_AUTO_CONTRAST: lambda: timm_ops.auto_contrast(pil),
+        Op.PIL_EQUALIZE: lambda: timm_ops.equalize(pil),
+        Op.PIL_INVERT: lambda: timm_ops.invert(pil),
+        Op.PIL_GRAYSCALE: lambda: pil.convert("L").convert("RGB"),
+        Op.PIL_GAUSSIAN_BLUR: lambda: timm_ops.gaussian_blur(pil, arg),
+        Op.PIL_SOLARIZE_ADD: lambda: timm_ops.solarize_add(pil, int(arg)),
+    }
+    return torch.from_numpy(np.array(references[op]())).permute(2, 0, 1)
+
+
+def blas_rounds_each_step() -> bool:
+    """Whether this CPU's matrix product rounds x*a + y*b + c as v2's affine grid is reproduced here, without fusing."""
+    x, y = torch.meshgrid(torch.linspace(-111.5, 111.5, 224), torch.linspace(-111.5, 111.5, 224), indexing="ij")
+    row = torch.tensor([0.00881894, 0.00139678, 0.01230781])
+    grid = torch.stack([x, y, torch.ones_like(x)], -1).view(1, -1, 3)
+    return torch.equal(grid.bmm(row.view(1, 3, 1)).view(224, 224), (x * row[0] + y * row[1]) + row[2])
+
+
+EXACT_WARPS = blas_rounds_each_step()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("op", TORCH_OPS, ids=lambda o: o.name)
+def test_one_image_equals_torchvision(op: Op, size: tuple[int, int]) -> None:
+    for image in pictures(*size):
+        before = image.clone()
+        for arg in map(f32, ARGUMENTS[op]):
+            for aux in auxes(op, *size):
+                for fill in (None, FILL) if op <= Op.ROTATE else (None,):
+                    expected = torchvision_reference(image, op, arg, aux, fill and [float(f) for f in fill])
+                    result = apply_ops_image(image, [op], [arg], [aux], fill, SCRATCH)
+                    differs = int((result != expected).sum())
+                    fused = op in (Op.SHEAR_X, Op.SHEAR_Y, Op.ROTATE) and not EXACT_WARPS
+                    assert differs <= (2e-4 * image.numel() if fused else 0), (arg, aux, fill)
+        assert torch.equal(image, before)
+
+
+@pytest.mark.parametrize("size", [(65, 90), (17, 31), (1, 1), (2, 5)])
+@pytest.mark.parametrize("op", PIL_OPS, ids=lambda o: o.name)
+def test_one_image_equals_timm(op: Op, size: tuple[int, int]) -> None:
+    for image in pictures(*size):
+        for arg in map(f32, ARGUMENTS[op]):
+            for aux in auxes(op, *size):
+                result = apply_ops_image(image, [op], [arg], [aux], FILL, SCRATCH)
+                assert torch.equal(result, timm_reference(image, op, arg, aux)), (arg, aux)
+
+
+def every_case(op: Op, size: tuple[int, int]) -> tuple[Tensor, NDArray[Any], NDArray[Any], NDArray[Any]]:
+    rows = [(p, f32(a), x) for x in auxes(op, *size) for a in ARGUMENTS[op] for p in pictures(*size)]
+    images = torch.stack([r[0] for r in rows])
+    arg, aux = np.array([[r[1]] for r in rows], np.float32), np.array([[r[2]] for r in rows], np.int16)
+    return images, np.full((len(rows), 1), op, np.int16), arg, aux
+
+
+def one_by_one(images: Tensor, op: NDArray[Any], arg: NDArray[Any], aux: NDArray[Any]) -> Tensor:
+    rows = zip(images, op, arg, aux, strict=True)
+    return torch.stack([apply_ops_image(i, o, a, x, FILL, SCRATCH).clone() for i, o, a, x in rows])
+
+
+@pytest.mark.parametrize("size", [(64, 48), (17, 31), (2, 5), (1, 1)])
+@pytest.mark.parametrize("op", list(Op), ids=lambda o: o.name)
+def test_batch_equals_images(op: Op, size: tuple[int, int]) -> None:
+    if not auxes(op, *size):
+        pytest.skip("no kernel fits")
+    images, ops, arg, aux = every_case(op, size)
+    before = images.clone()
+    result = apply_ops_batch(images, ops, arg, aux, FILL)
+    expected = one_by_one(images, ops, arg, aux)
+    smooth = np.isin(aux[:, 0], (2, 3)) & (op in PIL_WARPS)
+    assert torch.equal(result[~smooth], expected[~smooth])
+    difference = (result[smooth].int() - expected[smooth].int()).abs()
+    assert difference.numel() == 0 or difference.max() <= 1  # the stated bound
+    if min(size) > 2 and difference.numel():
+        assert (difference > 0).float().flatten(1).mean(1).max() <= 0.04
+    assert torch.equal(images, before)
+
+
+def random_program(
+    count: int, slots: int, size: int, seed: int, ops: Sequence[Op]
+) -> tuple[Tensor, NDArray[Any], NDArray[Any], NDArray[Any]]:
+    rng = np.random.default_rng(seed)
+    images = torch.from_numpy(rng.integers(0, 256, (count, 3, size, size + 3), dtype=np.uint8))
+    op = rng.choice(np.array(ops), (count, slots)).astype(np.int16)
+    arg = np.array([[rng.choice(np.array(ARGUMENTS[Op(o)])) for o in row] for row in op], np.float32)
+    aux = np.array([[rng.choice((3, 5)) if o == Op.GAUSSIAN_BLUR else 0 for o in row] for row in op], np.int16)
+    return images, op, arg.reshape(op.shape), aux.reshape(op.shape)
+
+
+@pytest.mark.parametrize(("count", "slots"), [(1, 1), (1, 4), (3, 2), (40, 1), (40, 3), (64, 4)])
+def test_mixed_programs(count: int, slots: int) -> None:
+    program = random_program(count, slots, 33, count + slots, list(Op))
+    assert torch.equal(apply_ops_batch(*program, FILL), one_by_one(*program))
+
+
+def test_fill_none_is_black_in_a_batch() -> None:
+    images = torch.full((2, 3, 8, 8), 255, dtype=torch.uint8)
+    op = np.array([[Op.TRANSLATE_X], [Op.PIL_TRANSLATE_X]], np.int16)
+    result = apply_ops_batch(images, op, np.array([[3], [-3]], np.float32), np.zeros((2, 1), np.int16), None)
+    assert (result[..., :3] == 0).all()
+    assert (result[..., 3:] == 255).all()
+
+
+def test_nothing_to_do_gives_the_image_itself() -> None:
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    for slots in (0, 2):
+        zeros = np.zeros((2, slots))
+        assert apply_ops_batch(images, zeros.astype(np.int16), zeros, zeros.astype(np.int16)) is images
+        assert apply_ops_image(images[0], [0] * slots, [0.0] * slots, [0] * slots).data_ptr() == images.data_ptr()
+
+
+def test_any_strides() -> None:
+    image = pictures(40, 50)[0]
+    view = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for op in (Op.ROTATE, Op.EQUALIZE, Op.PIL_ROTATE, Op.TRANSLATE_Y, Op.SHARPNESS, Op.PIL_INVERT):
+        assert torch.equal(apply_ops_image(view, [op], [5.0], [0]), apply_ops_image(image, [op], [5.0], [0]))
+    batch = torch.stack([image, image]).contiguous(memory_format=torch.channels_last)
+    op_arg_aux = np.full((2, 1), Op.COLOR, np.int16), np.full((2, 1), 0.3), np.zeros((2, 1), np.int16)
+    assert torch.equal(apply_ops_batch(batch, *op_arg_aux), apply_ops_batch(batch.contiguous(), *op_arg_aux))
+
+
+def test_maps_are_bounded() -> None:
+    scratch = Scratch(map_bytes=4 * 32 * 32 * 3)
+    image = pictures(32, 32)[0]
+    for angle in range(1, 9):
+        apply_ops_image(image, [Op.ROTATE], [angle], [0], None, scratch)
+    assert len(scratch._maps) == 3
+    assert scratch._held == sum(m.nbytes for m in scratch._maps.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": torch.zeros(1, 8, 8, dtype=torch.uint8)}, "RGB"),
+        ({"image": torch.zeros(3, 8, 8)}, "uint8"),
+        ({"op": 99}, "unknown operation ids"),
+        ({"op": Op.POSTERIZE, "arg": 9.0}, "0 to 8 bits"),
+        ({"op": Op.COLOR, "arg": -0.5}, "not negative"),
+        ({"op": Op.CONTRAST, "arg": -0.5}, "not negative"),
+        ({"op": Op.HUE, "arg": 0.6}, "turns"),
+        ({"op": Op.GAUSSIAN_BLUR, "arg": 1.0, "aux": 4}, "odd kernel"),
+        ({"op": Op.PIL_ROTATE, "arg": 1.0, "aux": 1}, "bilinear"),
+        ({"fill": (1, 2)}, "three numbers"),
+    ],
+)
+def test_refusals(change: dict[str, Any], message: str) -> None:
+    case = {
+        "image": torch.zeros(3, 8, 8, dtype=torch.uint8),
+        "op": Op.INVERT,
+        "arg": 0.0,
+        "aux": 0,
+        "fill": None,
+    } | change
+    with pytest.raises(ValueError, match=message):
+        apply_ops_image(case["image"], [case["op"]], [case["arg"]], [case["aux"]], case["fill"])
+    op, arg, aux = (np.array([[case[name]]]) for name in ("op", "arg", "aux"))
+    with pytest.raises(ValueError, match=message):
+        apply_ops_batch(case["image"][None], op, arg, aux, case["fill"])
+
+
+def test_batch_refuses_a_program_of_another_size() -> None:
+    zeros = np.zeros((3, 1), np.int16)
+    with pytest.raises(ValueError, match=r"\[B, K\]"):
+        apply_ops_batch(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), zeros, zeros, zeros)
+
+
+class NoHostReads(TorchDispatchMode):
+    """Fails on operators that make the host wait for a device: reading a value, or a shape that depends on values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        forbidden = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "bincount", "equal"}
+        if name in {"index", "index_put", "index_put_", "_index_put_impl_"}:
+            masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
+            assert not masks, f"{name} with a mask counts its elements"
+        assert name not in forbidden, f"{name} makes the host wait"
+        return func(*args, **(kwargs or {}))
+
+
+def boxes() -> NDArray[np.int32]:
+    erase = np.zeros((6, 2, 4), np.int32)
+    erase[1] = [[0, 0, 10, 10], [5, 5, 20, 20]]
+    erase[3, 1] = [30, 20, 10, 10]
+    erase[4, 0] = [0, 0, 40, 30]
+    return erase
+
+
+KEYS = np.random.default_rng(0).integers(0, 2**64, 6, dtype=np.uint64)
+
+
+def test_batch_never_waits() -> None:
+    program = random_program(60, 3, 33, 5, list(Op))
+    smooth = [every_case(op, (9, 9)) for op in PIL_WARPS]
+    images = torch.zeros(6, 3, 40, 30)
+    with NoHostReads():
+        apply_ops_batch(*program, FILL)
+        for case in smooth:
+            apply_ops_batch(*case, FILL)
+        for mode in ("const", "rand", "pixel"):
+            augment._erase_batch(images, np.arange(6), boxes(), KEYS, mode, 0.0)
+    with NoHostReads(), pytest.raises(AssertionError, match="wait"):
+        torch.ones(1).item()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_gpu_gives_the_same_without_waiting() -> None:
+    program = random_program(128, 3, 64, 7, list(Op))
+    images = program[0].cuda()
+    constants = normalize_constants((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "cuda")
+    floats = torch.empty(images.shape, device="cuda", dtype=torch.float16)
+    erased = torch.zeros(6, 3, 40, 30, device="cuda")
+    apply_ops_batch(images, *program[1:], FILL)  # the first calls may set up libraries
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = apply_ops_batch(images, *program[1:], FILL)
+        normalize(result, constants, floats)
+        erase_(erased, boxes(), KEYS, "pixel")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = apply_ops_batch(*program, FILL)
+    difference = (result.cpu().int() - expected.int()).abs()
+    assert (difference > 0).float().mean() < 1e-3  # a blur or a contrast may round otherwise; chains spread it
+    host = torch.zeros(6, 3, 40, 30)
+    torch.testing.assert_close(erased.cpu(), erase_(host, boxes(), KEYS, "pixel"), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_normalize(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    images = torch.stack(pictures(17, 31))
+    out = torch.empty(images.shape, dtype=dtype).contiguous(memory_format=memory_format)
+    result = normalize(images, normalize_constants(mean, std), out)
+    assert result is out
+    expected = (images.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(out, expected.to(dtype), atol=1e-6 if dtype == torch.float32 else 1e-2, rtol=8e-3)
+    single = normalize(images[1], normalize_constants(mean, std), torch.empty_like(out)[1])
+    assert torch.equal(single, out[1])
+
+
+def test_normalize_refusals() -> None:
+    constants = normalize_constants((0, 0, 0), (1, 1, 1))
+    with pytest.raises(ValueError, match="uint8"):
+        normalize(torch.zeros(1, 4, 4, dtype=torch.uint8), constants, torch.zeros(1, 4, 4))
+    with pytest.raises(ValueError, match="above 0"):
+        normalize_constants((0, 0, 0), (1, 0, 1))
+
+
+@pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_erase(mode: augment.EraseMode, dtype: torch.dtype) -> None:
+    original = torch.full((6, 3, 40, 30), 9.0, dtype=dtype)
+    images = original.clone()
+    assert erase_(images, boxes(), KEYS, mode) is images
+    inside = torch.zeros(6, 1, 40, 30, dtype=torch.bool)
+    for row, slot in np.argwhere(boxes()[:, :, 2] > 0):
+        top, left, height, width = boxes()[row, slot]
+        inside[row, :, top : top + height, left : left + width] = True
+    assert torch.equal(images != 9.0, inside.expand_as(images))
+    if mode == "const":
+        assert (images[inside.expand_as(images)] == 0).all()
+    else:
+        first, second = images[4], images[1, :, 5:25, 5:25]
+        levels = 3 if mode == "rand" else 1000
+        assert (len(first.unique()) == 3) == (levels == 3)
+        assert not torch.equal(first[:, 5:25, 5:25], second)
+    device_way = original.clone()
+    rows = np.array([1, 3, 4])
+    augment._erase_batch(device_way, rows, boxes()[rows], KEYS[rows], mode, 0.0)
+    assert torch.equal(device_way, images)
+    single = original[1].clone()
+    erase_image_(single, boxes()[1], int(KEYS[1]), mode)
+    assert torch.equal(single, images[1])
+
+
+def test_erase_refusals_and_nothing() -> None:
+    images = torch.zeros(6, 3, 40, 30)
+    assert erase_(images, None, KEYS) is images
+    assert (erase_(images, np.zeros((6, 1, 4), np.int32), KEYS, "pixel") == 0).all()
+    with pytest.raises(ValueError, match="mode"):
+        erase_(images, boxes(), KEYS, "random")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="erase is"):
+        erase_(images[:2], boxes(), KEYS)
+    erase_(images, boxes(), KEYS, "const", (1.0, 2.0, 3.0))
+    assert images[4, :, 0, 0].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_noise_is_standard_normal() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    keys = torch.from_numpy(KEYS.view(np.int64))[:, None, None]
+    values = noise(keys, torch.arange(6)[:, None], torch.arange(8000))
+    assert values.shape == (6, 6, 8000)
+    assert stats.kstest(values.flatten().numpy(), "norm").pvalue > 0.001
+    rows = values.flatten(0, 1).double()
+    correlation = torch.corrcoef(torch.cat([rows, rows.roll(1, 1)]))
+    off_diagonal = correlation - torch.diag(correlation.diag())
+    assert off_diagonal.abs().max() < 6 / math.sqrt(8000)
+    assert torch.equal(values, noise(keys, torch.arange(6)[:, None], torch.arange(8000)))
