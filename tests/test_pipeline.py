@@ -1,0 +1,503 @@
+from __future__ import annotations
+
+import gc
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as tv
+
+from dali_imagenet import pipeline
+from dali_imagenet.pipeline import DaliBatchError, DaliStage, dali_available, probe_roi_decode
+
+needs_dali = pytest.mark.skipif(not dali_available()[0], reason=dali_available()[1])
+RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+SIZE = 48
+NORMALIZE = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def picture(seed: int, height: int, width: int, mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8)).resize((width, height))
+    noisy = np.asarray(coarse).astype(np.int16) + rng.integers(-8, 9, (height, width, 1))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve images of odd sizes and kinds."""
+    root = tmp_path_factory.mktemp("images")
+    sizes = [(61, 97), (200, 133), (75, 75), (48, 48), (31, 190), (300, 221), (99, 64), (50, 47), (83, 159), (150, 149)]
+    for n, (height, width) in enumerate(sizes):
+        mode = "L" if n == 2 else "CMYK" if n == 4 else "RGB"
+        options: dict[str, Any] = {} if mode == "L" else {"subsampling": n % 3}
+        if n == 5:  # an EXIF rotation that nobody applies
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            options["exif"] = exif
+        picture(n, height, width, mode).save(root / f"{n:02}.jpg", quality=92, progressive=n == 6, **options)
+    picture(10, 90, 71).save(root / "10.png")
+    picture(11, 1, 9).save(root / "11.jpg")
+    return root
+
+
+def make_plan(paths: list[Path], *, train: bool, rows: int | None = None, seed: int = 0, size: int = SIZE) -> Any:
+    """A BatchPlan's fields that the stage reads, drawn here."""
+    rng = np.random.default_rng(seed)
+    rows = len(paths) if rows is None else rows
+    source = np.full((rows, 2), size, np.int32)
+    for n, path in enumerate(paths):
+        source[n] = Image.open(path).size[::-1]
+    resize = np.full((rows, 2), size, np.int32)
+    box = np.concatenate([np.zeros_like(source), source], axis=1)
+    if train:
+        shape = rng.integers(np.maximum(source // 3, 1), source + 1)
+        box = np.concatenate([rng.integers(0, source - shape + 1), shape], axis=1).astype(np.int32)
+    else:
+        resize = (56 * source // source.min(axis=1, keepdims=True)).astype(np.int32)
+    identity = np.concatenate([np.eye(3), np.zeros((3, 1))], axis=1)
+    return SimpleNamespace(
+        epoch=2,
+        step=seed,
+        size=size,
+        index=np.where(np.arange(rows) < len(paths), np.arange(rows), -1),
+        source_size=source,
+        box=box,
+        resize=resize,
+        crop=np.round((resize - size) / 2).astype(np.int32) if not train else np.zeros((rows, 2), np.int32),
+        hflip=rng.random(rows) < 0.5 if train else np.zeros(rows, bool),
+        vflip=rng.random(rows) < 0.5 if train else np.zeros(rows, bool),
+        color=(identity + rng.normal(size=(rows, 3, 4)) * [0.2, 0.2, 0.2, 20]).astype(np.float32),
+    )
+
+
+def image_paths(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
+def run(stage: DaliStage, plan: Any, paths: list[Path]) -> torch.Tensor:
+    stage.submit(plan, [str(p) for p in paths])
+    return stage.collect()
+
+
+def with_pil(plan: Any, paths: list[Path], interpolation: str, *, vflip: bool = False) -> torch.Tensor:
+    out = []
+    for n, path in enumerate(paths):
+        top, left, height, width = plan.box[n].tolist()
+        image = Image.open(path).convert("RGB").crop((left, top, left + width, top + height))
+        image = image.resize(tuple(plan.resize[n].tolist()[::-1]), RESAMPLE[interpolation])
+        top, left = plan.crop[n].tolist()
+        pixels = np.asarray(image)[top : top + plan.size, left : left + plan.size]
+        pixels = pixels[:, ::-1] if plan.hflip[n] else pixels
+        pixels = pixels[::-1] if vflip and plan.vflip[n] else pixels
+        out.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
+    return torch.stack(out)
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
+    delta = (a.double() - b.double()).abs()
+    return delta.mean().item(), delta.max().item()
+
+
+@needs_dali
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("in_graph", "bound"), [(False, 0.06), (True, 0.3)])
+@pytest.mark.parametrize("roi_decode", [True, False])
+def test_training_equals_pil(folder: Path, interpolation: Any, in_graph: bool, bound: float, roi_decode: bool) -> None:
+    paths = image_paths(folder)
+    plan = make_plan(paths, train=True)
+    stage = DaliStage(
+        batch_size=16, train=True, interpolation=interpolation, in_graph=in_graph, roi_decode=roi_decode, vflip=True
+    )
+    got = run(stage, plan, paths)
+    assert got.dtype == torch.uint8
+    assert got.shape == (12, 3, SIZE, SIZE)
+    assert got.is_contiguous()
+    mean, most = difference(got, with_pil(plan, paths, interpolation, vflip=True))
+    assert mean < bound
+    assert most <= 24
+
+
+@needs_dali
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("in_graph", "bound"), [(False, 0.02), (True, 0.3)])
+def test_evaluation_equals_torchvision(folder: Path, interpolation: Any, in_graph: bool, bound: float) -> None:
+    paths = [p for p in image_paths(folder) if p.name != "11.jpg"]  # 1 x 9 pixels is below the window's 56
+    plan = make_plan(paths, train=False)
+    got = run(DaliStage(batch_size=16, train=False, interpolation=interpolation, in_graph=in_graph), plan, paths)
+    expected = []
+    for path in paths:
+        image = tv.resize(Image.open(path).convert("RGB"), 56, InterpolationMode(interpolation))
+        expected.append(tv.pil_to_tensor(tv.center_crop(image, SIZE)))
+    mean, most = difference(got, torch.stack(expected))
+    assert mean < bound
+    assert most <= 24
+
+
+@needs_dali
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_window_larger_than_the_image_is_padded_with_zeros(folder: Path, in_graph: bool) -> None:
+    paths = image_paths(folder)[:3]
+    plan = make_plan(paths, train=False)
+    plan.resize = np.array([[40, 60], [60, 30], [20, 21]], np.int32)
+    plan.crop = np.array([[-4, 6], [6, -9], [-14, -13]], np.int32)
+    got = run(DaliStage(batch_size=4, train=False, in_graph=in_graph), plan, paths)
+    for row, path in zip(got, paths, strict=True):
+        n = paths.index(path)
+        image = Image.open(path).convert("RGB").resize(plan.resize[n].tolist()[::-1], Image.Resampling.BILINEAR)
+        top, left = plan.crop[n].tolist()
+        expected = np.asarray(image.crop((left, top, left + SIZE, top + SIZE)))
+        assert difference(row, torch.from_numpy(expected.copy()).permute(2, 0, 1))[0] < 0.3
+    assert (got[0, :, :4] == 0).all()
+
+
+@needs_dali
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_colour_matrix(folder: Path, in_graph: bool) -> None:
+    paths = image_paths(folder)
+    plan = make_plan(paths, train=True)
+    plain = run(DaliStage(batch_size=16, train=True, in_graph=in_graph), plan, paths)
+    got = run(DaliStage(batch_size=16, train=True, in_graph=in_graph, color=True), plan, paths)
+    matrix = torch.from_numpy(plan.color).double()
+    exact = torch.einsum("bij,bjhw->bihw", matrix[:, :, :3], plain.double()) + matrix[:, :, 3, None, None]
+    mean, most = difference(got, exact.round().clamp(0, 255))
+    assert most <= 1
+    assert mean < 1e-3
+    assert difference(got, plain)[0] > 5
+
+
+@needs_dali
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_normalised(folder: Path, in_graph: bool, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
+    paths = image_paths(folder)
+    plan = make_plan(paths, train=True)
+    same: dict[str, Any] = {"batch_size": 16, "train": True, "in_graph": in_graph, "color": True}
+    pixels = run(DaliStage(**same, memory_format=memory_format), plan, paths)
+    got = run(DaliStage(**same, memory_format=memory_format, normalize=NORMALIZE, dtype=dtype), plan, paths)
+    assert got.dtype == dtype
+    for batch in (pixels, got):
+        assert batch.is_contiguous(memory_format=memory_format)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in NORMALIZE)
+    expected = (pixels.double() / 255 - mean) / std
+    rounding = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(got.double(), expected, atol=rounding, rtol=rounding)
+
+
+@needs_dali
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_padding_rows_are_zeros_and_sizes_vary(folder: Path, in_graph: bool) -> None:
+    paths = image_paths(folder)[:5]
+    stage = DaliStage(batch_size=8, train=False, in_graph=in_graph, normalize=NORMALIZE, dtype=torch.float32)
+    full = run(stage, make_plan(paths, train=False), paths)
+    padded = run(stage, make_plan(paths, train=False, rows=8), paths)
+    assert torch.equal(padded[:5], full)
+    assert (padded[5:] == 0).all()
+    assert run(stage, make_plan([], train=False, rows=8), []).abs().sum() == 0
+    assert run(stage, make_plan(paths, train=False, size=32), paths).shape == (5, 3, 32, 32)
+
+
+@needs_dali
+def test_batches_keep_their_order_and_stay_untouched(folder: Path) -> None:
+    paths = image_paths(folder)
+    plans = [make_plan(paths, train=True, seed=n) for n in range(6)]
+    alone = [run(DaliStage(batch_size=12, train=True), plan, paths) for plan in plans]
+    stage = DaliStage(batch_size=12, train=True, prefetch=2)
+    for plan in plans:
+        stage.submit(plan, [os.fsencode(p) for p in paths])
+    assert stage.pending == 6
+    held = []
+    for n in range(6):
+        held.append(stage.collect())
+        if n == 0:
+            held[0].fill_(7)
+    assert stage.pending == 0
+    assert (held[0] == 7).all()
+    stage.close()
+    assert all(torch.equal(a, b) for a, b in zip(held[1:], alone[1:], strict=True))
+    with pytest.raises(IndexError, match="submit"):
+        stage.collect()
+
+
+@needs_dali
+def test_encoded_bytes_instead_of_paths(folder: Path) -> None:
+    paths = image_paths(folder)
+    plan = make_plan(paths, train=True)
+    stage = DaliStage(batch_size=12, train=True, encoded=True)
+    stage.submit(plan, [p.read_bytes() for p in paths])
+    assert torch.equal(stage.collect(), run(DaliStage(batch_size=12, train=True), plan, paths))
+
+
+@needs_dali
+def test_drain(folder: Path) -> None:
+    paths = image_paths(folder)
+    stage = DaliStage(batch_size=12, train=True, prefetch=2)
+    for n in range(4):
+        stage.submit(make_plan(paths, train=True, seed=n), [str(p) for p in paths])
+    stage.drain()
+    assert stage.pending == 0
+    plan = make_plan(paths, train=True, seed=9)
+    assert torch.equal(run(stage, plan, paths), run(DaliStage(batch_size=12, train=True), plan, paths))
+
+
+def test_bad_arguments() -> None:
+    good: dict[str, Any] = {"batch_size": 4, "train": True}
+    for wrong, message in [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"prefetch": 0}, "prefetch=0"),
+        ({"interpolation": "nearest"}, "'bicubic'"),
+        ({"dtype": torch.float32}, "normalize"),
+        ({"dtype": torch.uint8, "normalize": NORMALIZE}, "float32"),
+        ({"memory_format": torch.channels_last_3d}, "memory_format"),
+        ({"device": "meta"}, "device=meta"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            DaliStage(**{**good, **wrong})
+
+
+@needs_dali
+def test_bad_plans(folder: Path) -> None:
+    paths = image_paths(folder)
+    plan = make_plan(paths, train=True)
+    names = [str(p) for p in paths]
+    with pytest.raises(ValueError, match="at most 4"):
+        DaliStage(batch_size=4, train=True).submit(plan, names)
+    stage = DaliStage(batch_size=16, train=True, color=True)
+    with pytest.raises(ValueError, match="11 paths for 12"):
+        stage.submit(plan, names[1:])
+    plan.index[0] = -1
+    with pytest.raises(ValueError, match="last"):
+        stage.submit(plan, names[1:])
+    plan.index[0], plan.color = 0, None
+    with pytest.raises(ValueError, match="colour"):
+        stage.submit(plan, names)
+    stage.close()
+    stage.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        stage.submit(make_plan(paths, train=True), names)
+
+
+BROKEN = """
+import sys, pathlib
+sys.path[:0] = {path!r}
+import torch
+from tests.test_pipeline import DaliBatchError, DaliStage, image_paths, make_plan, run
+folder, bad, in_graph = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
+paths = (image_paths(folder) * 6)[:64]
+plans = [make_plan(paths, train=True, seed=n) for n in range(3)]
+stage = DaliStage(batch_size=64, train=True, prefetch=3, in_graph=in_graph)
+alone = [run(stage, plan, paths) for plan in plans]
+names = [str(p) for p in paths]
+for repeat in range(4):
+    for n, plan in enumerate(plans):
+        stage.submit(plan, names[:9] + [bad] + names[10:] if n == 1 else names)
+    assert torch.equal(stage.collect(), alone[0])
+    try:
+        stage.collect()
+    except DaliBatchError as error:
+        assert error.plan is plans[1] and error.paths[9] == bad and set(error.rows) <= {{9}}, error
+        print("reason:", error.reason, error.rows)
+    else:
+        raise SystemExit("nothing raised")
+    assert stage.pending == 1 and torch.equal(stage.collect(), alone[2])
+print("survived")
+"""
+
+
+@needs_dali
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize("kind", ["body", "header", "zero", "text", "missing", "other size"])
+def test_a_broken_file_costs_its_batch_only(folder: Path, tmp_path: Path, kind: str, in_graph: bool) -> None:
+    """In a subprocess: without the guard in the graph, DALI crashes the process in most of these cases."""
+    good = (folder / "09.jpg").read_bytes()  # at row 9 the plan expects its size
+    contents = {"body": good[: len(good) // 3], "header": good[:60], "zero": b"", "text": b"hello " * 99}
+    bad = tmp_path / f"{kind}.JPEG"
+    if kind == "other size":
+        picture(0, 30, 40).save(bad)
+    elif kind != "missing":
+        bad.write_bytes(contents[kind])
+    root = Path(__file__).resolve().parent.parent
+    command = [sys.executable, "-c", BROKEN.format(path=[str(root)]), str(folder), str(bad), str(in_graph)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "survived"
+    assert all(line != "reason:" for line in done.stdout.splitlines())
+    if kind in ("missing", "other size"):
+        assert bad.name in done.stdout
+
+
+@needs_dali
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+def test_a_dropped_stage_leaves_no_thread(folder: Path) -> None:
+    paths = image_paths(folder)
+    run(DaliStage(batch_size=12, train=True), make_plan(paths, train=True), paths)  # what stays for good is there
+    before = len(os.listdir("/proc/self/task"))
+    gc.disable()  # reference counting alone must do
+    try:
+        for n in range(4):
+            stage = DaliStage(batch_size=12, train=True, prefetch=2)
+            stage.submit(make_plan(paths, train=True), [str(p) for p in paths])
+            if n % 2:
+                stage.submit(make_plan(paths[:1], train=True), ["/no/such/file"])
+                stage.collect()
+                with pytest.raises(DaliBatchError):
+                    stage.collect()
+            gone = weakref.ref(stage)
+            del stage
+            assert gone() is None
+    finally:
+        gc.enable()
+    gc.collect()  # pytest.raises holds the last error
+    for _ in range(100):
+        if len(os.listdir("/proc/self/task")) <= before:
+            break
+        time.sleep(0.05)
+    assert len(os.listdir("/proc/self/task")) <= before
+
+
+@needs_dali
+def test_torch_keeps_its_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    DaliStage(batch_size=2, train=True, num_threads=3)
+    assert torch.get_num_threads() == before
+
+
+def test_without_dali(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    ok, reason = dali_available()
+    assert not ok
+    assert "cannot be imported" in reason
+    with pytest.raises(RuntimeError, match="torchvision backend"):
+        DaliStage(batch_size=2, train=True)
+
+
+def test_importing_the_module_does_not_import_dali() -> None:
+    code = "import sys, dali_imagenet.pipeline; assert not any(m.startswith('nvidia.dali') for m in sys.modules)"
+    root = str(Path(__file__).resolve().parent.parent)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=120)
+
+
+def test_probe_without_a_gpu_says_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert probe_roi_decode(0, cache_dir=tmp_path) is False
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_dali
+@pytest.mark.parametrize("answer", [True, False, None])
+def test_probe_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bool | None) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+    monkeypatch.setattr(pipeline, "_probe_in_subprocess", lambda *args: asked.append(args) or answer)
+    cache = tmp_path / "deep" / "roi_decode.json"
+    for _ in range(2):
+        assert probe_roi_decode(0, cache_dir=cache.parent) is bool(answer)
+    assert len(asked) == (2 if answer is None else 1)
+    if answer is not None:
+        ((key, value),) = json.loads(cache.read_text()).items()
+        assert value is answer
+        assert key.startswith("Some GPU | nvidia-dali")
+        cache.write_text("[broken")
+        assert probe_roi_decode(0, cache_dir=cache.parent) is answer
+
+
+@needs_dali
+def test_probe_survives_what_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU the subprocess fails before it decodes; with one it answers."""
+    answer = pipeline._probe_in_subprocess(0, 120)
+    assert (answer is None) != torch.cuda.is_available()
+    assert pipeline._probe_in_subprocess(0, 0.01) is None
+
+
+def test_probe_pictures_are_what_they_should_be() -> None:
+    rng = np.random.default_rng(0)
+    for kind in range(6):
+        image = Image.open(io.BytesIO(pipeline._jpeg(rng, 33, 57, kind)))
+        assert (image.size, image.mode) == ((57, 33), "L" if kind == 4 else "RGB")
+
+
+@needs_dali
+@pytest.mark.skipif("DALI_IMAGENET_SAMPLE" not in os.environ, reason="DALI_IMAGENET_SAMPLE names no folder")
+@pytest.mark.parametrize("train", [True, False])
+def test_real_images_equal_pil(train: bool) -> None:
+    paths = sorted(Path(os.environ["DALI_IMAGENET_SAMPLE"]).rglob("*.JPEG"))[:48]
+    plan = make_plan(paths, train=train)
+    assert (
+        difference(run(DaliStage(batch_size=48, train=train), plan, paths), with_pil(plan, paths, "bilinear"))[0] < 0.06
+    )
+
+
+# ---- GPU
+
+gpu = [pytest.mark.gpu, needs_dali, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
+
+
+class TestGpu:
+    pytestmark = gpu
+
+    @pytest.mark.parametrize("train", [True, False])
+    @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16, torch.bfloat16])
+    def test_equals_the_cpu(
+        self, folder: Path, train: bool, memory_format: torch.memory_format, dtype: torch.dtype
+    ) -> None:
+        paths = [p for p in image_paths(folder) if train or p.name != "11.jpg"]
+        plan = make_plan(paths, train=train, rows=14)
+        same: dict[str, Any] = {"batch_size": 16, "train": train, "color": train, "roi_decode": False}
+        if dtype != torch.uint8:
+            same |= {"normalize": NORMALIZE, "dtype": dtype}
+        got = run(DaliStage(**same, device="cuda", memory_format=memory_format), plan, paths)
+        expected = run(DaliStage(**same), plan, paths)
+        assert got.device.type == "cuda"
+        assert got.dtype == dtype
+        assert got.is_contiguous(memory_format=memory_format)
+        unit = 1.0 if dtype == torch.uint8 else 1 / 57
+        assert difference(got.cpu(), expected)[0] < 1.5 * unit  # another chroma upsampling and IDCT
+        assert (got[len(paths) :] == 0).all()
+
+    def test_batches_on_side_streams_stay_untouched(self, folder: Path) -> None:
+        paths = image_paths(folder)
+        stage = DaliStage(batch_size=12, train=True, device="cuda", roi_decode=False, prefetch=3)
+        plans = [make_plan(paths, train=True, seed=n) for n in range(12)]
+        alone = [run(stage, plan, paths).cpu() for plan in plans]
+        for plan in plans:
+            stage.submit(plan, [str(p) for p in paths])
+        held = []
+        for n in range(12):
+            with torch.cuda.stream(torch.cuda.Stream()):
+                batch = stage.collect()
+                held.append(batch.clone())
+                batch.fill_(n)
+        torch.cuda.synchronize()
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(held, alone, strict=True))
+
+    def test_a_broken_file_costs_its_batch_only(self, folder: Path, tmp_path: Path) -> None:
+        paths = image_paths(folder)
+        bad = tmp_path / "bad.jpg"
+        bad.write_bytes(b"text")
+        stage = DaliStage(batch_size=12, train=True, device="cuda", roi_decode=False, prefetch=3)
+        plan = make_plan(paths, train=True)
+        expected = run(stage, plan, paths)
+        for name in (paths[0], bad, paths[0]):
+            stage.submit(plan, [str(name), *map(str, paths[1:])])
+        assert torch.equal(stage.collect(), expected)
+        with pytest.raises(DaliBatchError):
+            stage.collect()
+        assert torch.equal(stage.collect(), expected)
+
+    def test_the_probe_answers(self, tmp_path: Path) -> None:
+        assert probe_roi_decode(0, cache_dir=tmp_path) in (True, False)
