@@ -75,7 +75,7 @@ class BatchStage:
         return self._constants[device]
 
     def finish_batch(self, images: Tensor, plan: BatchPlan) -> Tensor:
-        """The same for a batch on its device: uint8 [B, 3, S, S], or normalized `dtype` where the image stage did it."""
+        """The same for a batch on its device: uint8 [B, 3, S, S], or what the image stage has normalized."""
         if images.device.type == "cpu":
             if images.dtype == torch.uint8:
                 out = torch.empty(images.shape, dtype=self.dtype, memory_format=self.memory_format)

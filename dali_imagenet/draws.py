@@ -65,7 +65,7 @@ def streams(
     blocks = {stream: -(-count // 4) for stream, count in counts.items()}
     tags = np.concatenate([np.arange(n, dtype=np.uint64) + np.uint64(s << 16) for s, n in blocks.items()])[:, None]
     words = philox(seed, index & _MASK, index >> _SHIFT, repeat << np.uint64(24) | tags, np.uint64(epoch))
-    flat = words.transpose(2, 1, 0).reshape(len(index), -1) * 2.0**-32
+    flat: F64 = words.transpose(2, 1, 0).reshape(len(index), -1).astype(np.float64) * 2.0**-32
     ends = np.cumsum(list(blocks.values())) * 4
     starts = ends - np.array(list(blocks.values())) * 4
     return {s: flat[:, a : a + counts[s]] for s, a in zip(counts, starts.tolist(), strict=True)}

@@ -57,7 +57,8 @@ def create_loader(
 
     ::
 
-        SampleIndex + recipe -> Plan(seed, epoch) -> image stage (DALI | torchvision) -> batch stage -> (images, targets)
+        SampleIndex + recipe -> Plan(seed, epoch) -> image stage (DALI | torchvision)
+                             -> batch stage -> (images, targets)
 
     Args:
         data: an ImageFolder tree (or a folder that holds train/ and val/: training takes the one, evaluation the
@@ -179,10 +180,9 @@ def _choose(backend: str, device: torch.device) -> tuple[str, str]:
 def _index(data: str | os.PathLike[str], recipe: Recipe) -> SampleIndex:
     """The index of a folder, or of its train/ or val/ where it is split."""
     folder = Path(data)
-    split = "train" if isinstance(recipe, TrainRecipe) else "val"
-    names = ("train",) if split == "train" else ("val", "validation", "test")
-    has_split = (folder / "train").is_dir() and any((folder / name).is_dir() for name in ("val", "validation", "test"))
-    return SampleIndex.from_folder(folder, split=split if has_split and names else None)
+    if not ((folder / "train").is_dir() and any((folder / name).is_dir() for name in ("val", "validation", "test"))):
+        return SampleIndex.from_folder(folder)
+    return SampleIndex.from_folder(folder, split="train" if isinstance(recipe, TrainRecipe) else "val")
 
 
 def _check_health(index: SampleIndex, on_error: OnError, max_broken: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Index caches of the tests stay out of the user's."""
     os.environ["DALI_IMAGENET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
 
 
 def photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:

@@ -66,7 +66,7 @@ def _pil(data: bytes) -> Pixels:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about EXIF and palettes: of no use to a training run
         image = Image.open(io.BytesIO(data))
-        return np.asarray(image.convert("RGB"))
+        return np.array(image.convert("RGB"))  # a copy: what PIL lends cannot be written, which torch warns about
 
 
 def _cut(data: bytes, rows: int | None) -> tuple[int, bytes]:

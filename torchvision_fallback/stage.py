@@ -44,7 +44,8 @@ def render(pixels: Pixels, plan: BatchPlan, row: int, interpolation: str) -> Ten
     top, left, height, width = plan.box[row].tolist()
     view = torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1)[None]
     resized = interpolate(view, size=plan.resize[row].tolist(), mode=interpolation, antialias=True)
-    image = _window(resized[0], *plan.crop[row].tolist(), plan.size)
+    crop_top, crop_left = plan.crop[row].tolist()
+    image = _window(resized[0], crop_top, crop_left, plan.size)
     flips = [axis for axis, flip in ((1, plan.vflip[row]), (2, plan.hflip[row])) if flip]
     if flips:
         image = image.flip(flips)

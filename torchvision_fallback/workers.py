@@ -89,6 +89,11 @@ def _empty(shape: tuple[int, ...], stage: BatchStage | None) -> Tensor:
     return torch.empty(shape, dtype=_dtype(stage), memory_format=memory_format)
 
 
+def _shared(nbytes: int) -> Tensor:
+    memory: Tensor = torch.empty(nbytes, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+    return memory
+
+
 def _shaped(memory: Tensor, shape: tuple[int, ...], stage: BatchStage | None) -> Tensor:
     """A batch on the first bytes of a uint8 tensor."""
     dtype = _dtype(stage)
@@ -148,7 +153,7 @@ class WorkerStage:
             nbytes = plan.batch_size * 3 * largest * largest * stage.dtype.itemsize
             # in flight, one in the user's hands and one being mixed
             count = num_workers * prefetch + 2
-            self._ring = [torch.empty(nbytes, dtype=torch.uint8).share_memory_() for _ in range(count)]
+            self._ring = [_shared(nbytes) for _ in range(count)]
         self._tasks = _Tasks(len(self._ring))
         self._loader: DataLoader[Done] | None = DataLoader(
             _Batches(plan, stage, self._ring),
