@@ -199,7 +199,8 @@ class DaliStage:
                 image = fn.io.file.read(image, dont_use_mmap=True)  # a mapped file that shrinks kills the process
             # In DALI 2.4 a header that cannot be parsed, or a box outside the image, crashes the process once the
             # decoder meets it (its threads still write to what the error has freed). So the header is read by another
-            # operator first, whose errors are safe, and the decoder made to depend on it.
+            # operator first, whose errors are safe, and the decoder made to depend on it. What it lets through: a
+            # sample precision that no decoder knows; the index must know such files as broken.
             found = fn.peek_image_shape(image, adjust_orientation=False, dtype=types.INT32)[:2]
             image = image + fn.cast(found[0] * 0, dtype=types.UINT8)
             if self.train:
