@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import repeat
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -135,7 +135,7 @@ class SampleIndex:
         cls,
         root: str | os.PathLike[str],
         *,
-        split: Literal["train", "val"] | None = None,
+        split: str | None = None,
         num_threads: int | None = None,
         progress: bool = True,
         cache: bool = True,
@@ -178,9 +178,9 @@ class SampleIndex:
                 _read_headers(folder, table, todo, num_threads, progress, max_pixels)
             finally:  # also when interrupted: what was read is kept, the rest is marked as unread
                 if cache_file:
-                    _save_cache(cache_file, table)
+                    _save_cache(cache_file, table, old)
         elif cache_file and old is not None and old.paths != table.paths:
-            _save_cache(cache_file, table)
+            _save_cache(cache_file, table, old)
         n = len(found.labels)
         scan = Scan(n, len(todo), n - len(todo), time.perf_counter() - start)
         index = cls(
@@ -776,14 +776,6 @@ def _unpack(data: bytes, max_pixels: int | None) -> _Table:
     return _Table(paths, columns, dict(reasons), columns["stamp"])
 
 
-def _is_current(file: str, digest: bytes) -> bool:
-    try:
-        with open(file, "rb") as f:
-            return f.read(len(_MAGIC) + 16) == _MAGIC + digest
-    except OSError:
-        return False
-
-
 def _load_cache(file: str, max_pixels: int | None) -> _Table | None:
     try:
         with open(file, "rb") as f:
@@ -795,18 +787,17 @@ def _load_cache(file: str, max_pixels: int | None) -> _Table | None:
         return None
 
 
-def _save_cache(file: str, table: _Table) -> None:
+def _save_cache(file: str, table: _Table, old: _Table | None) -> None:
     """Write beside the file and rename over it, so that readers and other writers see a whole cache or none."""
     temporary = None
     try:
         parts = _pack(table)
-        digest = _digest(parts)
-        if _is_current(file, digest):  # another process was faster, or what cannot be read still cannot
+        if old is not None and parts == _pack(old):  # what could not be read still cannot
             return
         os.makedirs(os.path.dirname(file), exist_ok=True)
         fd, temporary = tempfile.mkstemp(prefix=os.path.basename(file) + ".", dir=os.path.dirname(file))
         with open(fd, "wb") as f:
-            f.writelines([_MAGIC, digest, *parts])
+            f.writelines([_MAGIC, _digest(parts), *parts])
         os.replace(temporary, file)
     except OSError as error:
         logger.warning("index cache %s cannot be written, the next start reads every header again: %s", file, error)
