@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--workers", type=int, help="workers or threads of every contestant (the cores, at most 16)")
     top.add_argument("--device", choices=("cpu", "cuda"), help="where batches must arrive (cuda where there is one)")
     top.add_argument("--rounds", type=int, help="measured rounds (5; quick: 2)")
-    top.add_argument("--seconds", type=float, help="measured seconds a visit (6; quick: 2.5)")
+    top.add_argument("--seconds", type=float, help="measured seconds a visit (6; quick: 2)")
     top.add_argument("--minutes", type=float, help="stop when this much time has passed and report what there is")
     top.add_argument("--images", type=int, default=10_000, help="images taken from a larger --data (10000)")
     top.add_argument("--epoch-images", type=int, default=6400, help="names in an epoch; small data is repeated (6400)")

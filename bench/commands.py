@@ -186,7 +186,7 @@ def loaders(options: argparse.Namespace) -> int:
 def settle(results: dict[str, Any]) -> None:
     """The conclusions: noise and verdict."""
     cells = [c for c in results["cells"] if "summary" in c]
-    results["too_noisy"] = stats.too_noisy(cells)
+    results["too_noisy"] = stats.too_noisy(cells, results["machine"]["cores"])
     s = results["settings"]
     results["verdict"] = verdict.sentences(results, s["estimate_images"], s["estimate_epochs"])
 
@@ -234,7 +234,7 @@ def _defaults(options: argparse.Namespace) -> None:
     """Settings that were not given; raises ValueError for those that make no sense."""
     quick = options.quick
     options.rounds = options.rounds or (2 if quick else 5)
-    options.seconds = options.seconds or (2.5 if quick else 6.0)
+    options.seconds = options.seconds or (2.0 if quick else 6.0)
     options.workers = min(16, machine.cores()) if options.workers is None else options.workers
     options.device = options.device or ("cuda" if contestants.has_cuda() else "cpu")
     options.model = options.model or ("resnet50" if options.device == "cuda" else "small")
@@ -325,8 +325,9 @@ def plan(options: argparse.Namespace, train: str, val: str) -> tuple[list[Job], 
     ]
     absent = {m["contestant"] for m in missing}
     present = [n for n in chosen if n not in absent]
+    everything = ("classic", "strong", "advanced", "eval") if _has_advanced() else ("classic", "strong", "eval")
     asked = _asked(options.recipes, ("classic", "strong", "advanced", "eval"), "--recipes") or (
-        ["classic", "strong"] if options.quick else ["classic", "strong", "advanced", "eval"]
+        ["classic", "strong"] if options.quick else list(everything)
     )
     questions = _asked(options.questions, tuple(report.QUESTIONS), "--questions") or (
         ["loaders"] if options.quick else list(report.QUESTIONS)
@@ -377,6 +378,12 @@ def plan(options: argparse.Namespace, train: str, val: str) -> tuple[list[Job], 
     if not jobs:
         raise ValueError("no contestant can run: see python -m bench --list")
     return jobs, missing
+
+
+def _has_advanced() -> bool:
+    from dali_imagenet import TrainRecipe
+
+    return hasattr(TrainRecipe, "advanced")
 
 
 def _names(options: argparse.Namespace) -> list[str]:

@@ -235,3 +235,10 @@ def linked(root: Path, limit: int, at_least: int) -> Path:
 def distinct(files: list[Path]) -> list[Path]:
     """The files behind the links, each once."""
     return sorted({file.resolve() for file in files})
+
+
+def distinct_samples(samples: list[tuple[str, int]]) -> tuple[list[tuple[str, int]], int]:
+    """ImageFolder's (path, label) with every file once, and how often each was there: converted data sets hold a file
+    once and repeat it."""
+    found = {os.path.realpath(path): (path, label) for path, label in reversed(samples)}
+    return sorted(found.values()), max(1, len(samples) // len(found))

@@ -151,7 +151,7 @@ class Referee:
                 self.report(job, number, None, mean * (len(todo) - position))
                 if job.cold:
                     drop_page_cache(self.cold_files)
-                timeout = max(60.0, 12 * job.seconds)
+                timeout = max(120.0, 12 * job.seconds)
                 answer = run_visit(job, timeout, Path(scratch))
                 durations[job.key] = answer["visit_s"]
                 if "error" in answer:

@@ -17,13 +17,15 @@ The JSON (`results.json`), schema "dali-imagenet-bench/1":
         visits    one for each round (round < 0: warm-up, dropped from the summary):
             round, images, seconds, images_per_s, batch_ms [ms between batches], first_batch_s (from building the
             loader to its first batch), import_s, memory_mb and memory_kind (process tree; PSS or RSS), cpu_cores
-            (CPU seconds a second), wait_share (training only: share of time spent waiting for a batch), visit_s
+            (CPU seconds a second), other_cores (the same of all other programs), wait_share (training only: share of
+            time spent waiting for a batch), visit_s
         summary   absent without a measured round:
             images_per_s {median, q1, q3, iqr_relative}, rounds, noisy, batch_ms {min, median, mean, p95, p99, max},
-            and the medians of first_batch_s, import_s, memory_mb, cpu_cores, wait_share
+            and the medians of first_batch_s, import_s, memory_mb, cpu_cores, other_cores, wait_share
     missing       [{contestant, reason, install}]   contestants that could not take part
     verdict       [str]     sentences drawn from the numbers
-    too_noisy     bool      a third of the cells or more have an interquartile range above 10% of the median
+    too_noisy     bool      a third of the cells or more have an interquartile range above 10% of the median, or other
+                            programs used more than 15% of the cores
     complete      bool      false after an interruption or when the time was up
 """
 
@@ -93,7 +95,7 @@ def loader_rows(results: dict[str, Any], recipe: str, question: str = "loaders")
             [
                 title(cell["contestant"]),
                 _number(rates["median"]),
-                f"±{50 * rates['iqr_relative']:.0f}%" + (" !" if s["noisy"] else ""),
+                spread(s),
                 f"{rates['median'] / base:.2f}" if base else "-",
                 _number(s["first_batch_s"], 1),
                 _number(s["memory_mb"]),
@@ -102,6 +104,13 @@ def loader_rows(results: dict[str, Any], recipe: str, question: str = "loaders")
             ]
         )
     return rows
+
+
+def spread(summary: dict[str, Any]) -> str:
+    """Half the interquartile range; one round has none."""
+    if summary["rounds"] < 2:
+        return "one run"
+    return f"±{50 * summary['images_per_s']['iqr_relative']:.0f}%" + (" !" if summary["noisy"] else "")
 
 
 LOADER_HEADS = ("loader", "img/s", "IQR/2", "x tv", "first s", "MB", "cores", "p99 ms")
@@ -246,10 +255,6 @@ def _markdown_table(heads: Sequence[str], rows: list[Row]) -> str:
 
 def markdown(results: dict[str, Any], plots: Sequence[Path]) -> str:
     parts = ["# Image loaders compared", ""]
-    if not results["complete"]:
-        parts += ["**Interrupted: some cells have fewer rounds, or none.**", ""]
-    if results["too_noisy"]:
-        parts += ["**Too noisy: something else was using the machine. Do not quote these numbers.**", ""]
     parts += ["## Verdict", "", *(f"- {s}" for s in results["verdict"]), ""]
     parts += [f"![{p.stem}]({p.name})" for p in plots[:1]] + [""]
     for caption, heads, rows in tables(results):
@@ -284,11 +289,14 @@ def html_page(results: dict[str, Any], plots: Sequence[Path]) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Image loaders compared</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style><h1>Image loaders compared</h1>'
     ]
-    if not results["complete"]:
-        parts.append('<p class="warn">Interrupted: some cells have fewer rounds, or none.</p>')
-    if results["too_noisy"]:
-        parts.append('<p class="warn">Too noisy: something else was using the machine. Do not quote these numbers.</p>')
-    parts.append("<h2>Verdict</h2><ul>" + "".join(f"<li>{e(s)}</li>" for s in results["verdict"]) + "</ul>")
+    parts.append(
+        "<h2>Verdict</h2><ul>"
+        + "".join(
+            f"<li{' class=warn' if s.startswith(('Too noisy', 'Not complete')) else ''}>{e(s)}</li>"
+            for s in results["verdict"]
+        )
+        + "</ul>"
+    )
     pictures = [
         f'<p><img alt="{e(p.stem)}" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}"></p>'
         for p in plots

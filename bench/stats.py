@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+BUSY = 0.15  # share of the machine's cores that other programs may use before a run is called too noisy
 NOISY = 0.10  # interquartile range / median above which a cell is called noisy
 FEWEST = 3  # rounds below which a spread is not trusted
 
@@ -52,16 +53,24 @@ def summarize(visits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "noisy": rates["iqr_relative"] > NOISY,
         "batch_ms": batch_times(times) if times else None,
     }
-    for name in ("first_batch_s", "import_s", "memory_mb", "cpu_cores", "wait_share"):
+    for name in ("first_batch_s", "import_s", "memory_mb", "cpu_cores", "other_cores", "wait_share"):
         values = [v[name] for v in visits if v.get(name) is not None]
         summary[name] = quantile(values, 0.5) if values else None
     return summary
 
 
-def too_noisy(cells: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the run as a whole is too noisy to be trusted: a third of its cells are."""
+def others(cells: Sequence[Mapping[str, Any]]) -> float | None:
+    """Cores that other programs kept busy, median over the cells; None where it was not measured."""
+    values = [c["summary"]["other_cores"] for c in cells if c["summary"]["other_cores"] is not None]
+    return quantile(values, 0.5) if values else None
+
+
+def too_noisy(cells: Sequence[Mapping[str, Any]], cores: int) -> bool:
+    """Whether the run as a whole is too noisy to be trusted: a third of its cells are, or other programs used more
+    than 15% of the machine."""
     flags = [bool(c["summary"]["noisy"]) for c in cells]
-    return bool(flags) and sum(flags) * 3 >= len(flags)
+    other = others(cells)
+    return bool(flags) and (sum(flags) * 3 >= len(flags) or (other is not None and other > BUSY * cores))
 
 
 def changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from bench import stats
 from bench.contestants import BY_NAME
 from bench.report import BASE, measured, rate, title
 
@@ -127,6 +128,22 @@ def training(results: dict[str, Any]) -> list[str]:
 def sentences(results: dict[str, Any], images: int = IMAGENET, epochs: int = 90) -> list[str]:
     said = [*ranking(results), *bottleneck(results, images), *dali_pays(results), *training(results),
             *recommend(results), *estimates(results, images, epochs)]  # fmt: skip
+    return trust(results) + said
+
+
+def trust(results: dict[str, Any]) -> list[str]:
+    """Why the numbers deserve no or less trust; empty where nothing speaks against them."""
+    cells = [c for c in results["cells"] if "summary" in c]
+    said = []
     if results["too_noisy"]:
-        said.insert(0, "Too noisy: a third of the cells spread by more than 10%. Something else was using the machine.")
+        shaky = sum(bool(c["summary"]["noisy"]) for c in cells)
+        text = f"Too noisy to be quoted: {shaky} of {len(cells)} cells spread by more than 10%"
+        other = stats.others(cells)
+        if other is not None and other > 0.1:
+            text += f"; other programs kept {other:.1f} cores busy"
+        said.append(text + ".")
+    if not results["complete"]:
+        said.append("Not complete: the time was up, or it was interrupted; some cells have fewer rounds, or none.")
+    elif cells and min(c["summary"]["rounds"] for c in cells) < stats.FEWEST:
+        said.append("Few rounds: differences below 10% mean nothing.")
     return said

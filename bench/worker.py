@@ -16,6 +16,7 @@ from typing import Any  # noqa: E402
 
 from bench.contestants import BY_NAME  # noqa: E402
 from bench.job import Job  # noqa: E402
+from bench.machine import cores  # noqa: E402
 
 
 def _tree() -> list[Any]:
@@ -54,6 +55,20 @@ def cpu_seconds() -> float | None:
             continue
         total += times.user + times.system
     return total
+
+
+def busy_seconds() -> float | None:
+    """CPU time of the whole system, whoever used it; None where it cannot be told or reaches beyond our cores."""
+    try:
+        import psutil
+    except ImportError:
+        return None
+    if psutil.cpu_count() != cores():
+        return None
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    shared = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted in user as well
+    return float(sum(times) - idle - shared)
 
 
 def endless(loader: Iterable[Any]) -> Iterator[Any]:
@@ -128,7 +143,7 @@ def visit(job: Job) -> dict[str, Any]:
 def measure(job: Job, batches: Iterator[Any], step: Any) -> dict[str, Any]:
     times: list[float] = []
     images, waited = 0, 0.0
-    cpu = cpu_seconds()
+    cpu, busy = cpu_seconds(), busy_seconds()
     start = last = time.perf_counter()
     while (last - start < job.seconds and len(times) < MOST_BATCHES) or len(times) < 2:
         batch = next(batches)
@@ -142,13 +157,18 @@ def measure(job: Job, batches: Iterator[Any], step: Any) -> dict[str, Any]:
         last = now
     synchronize(job)
     seconds = time.perf_counter() - start
-    cpu_end = cpu_seconds()
+    cpu_end, busy_end = cpu_seconds(), busy_seconds()
+    used = (cpu_end - cpu) / seconds if cpu is not None and cpu_end is not None else None
+    other = None
+    if busy is not None and busy_end is not None and used is not None:
+        other = max(0.0, (busy_end - busy) / seconds - used)
     return {
         "images": images,
         "seconds": seconds,
         "images_per_s": images / seconds,
         "batch_ms": [round(t, 3) for t in times],
-        "cpu_cores": (cpu_end - cpu) / seconds if cpu is not None and cpu_end is not None else None,
+        "cpu_cores": used,
+        "other_cores": other,
         "wait_share": waited / seconds if step else None,
     }
 

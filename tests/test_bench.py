@@ -54,6 +54,7 @@ def visit(rate: float, number: int = 0, **more: Any) -> dict[str, Any]:
         "memory_mb": 500.0,
         "memory_kind": "PSS",
         "cpu_cores": 1.5,
+        "other_cores": 0.0,
         "wait_share": None,
         "visit_s": 3.0,
     }
@@ -65,8 +66,11 @@ def test_noise_is_flagged_by_cell_and_by_run() -> None:
     shaky = {"summary": stats.summarize([visit(r) for r in (60, 100, 140)])}
     assert not steady["summary"]["noisy"]
     assert shaky["summary"]["noisy"]
-    assert not stats.too_noisy([steady, steady, steady, shaky])
-    assert stats.too_noisy([steady, steady, shaky])
+    assert not stats.too_noisy([steady, steady, steady, shaky], 2)
+    assert stats.too_noisy([steady, steady, shaky], 2)
+    crowded = {"summary": stats.summarize([visit(r, other_cores=0.8) for r in (100, 101, 102)])}
+    assert stats.too_noisy([crowded], 2)
+    assert not stats.too_noisy([crowded], 16)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +253,7 @@ def made_results(rates: dict[str, float]) -> dict[str, Any]:
         cells.append({"key": job.key, "question": question, "contestant": name, "recipe": "classic", "workers": 2,
                       "batch_size": 64, "model": "", "error": "", "visits": visits,
                       "summary": stats.summarize(visits)})  # fmt: skip
-    return {"cells": cells, "too_noisy": False}
+    return {"cells": cells, "too_noisy": False, "complete": True}
 
 
 def test_the_verdict_follows_the_numbers() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.basics import IntDecoder
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
@@ -17,12 +16,16 @@ from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, Squeeze, ToTen
 from ffcv.writer import DatasetWriter
 from torchvision.datasets import ImageFolder
 
+from bench import images
+from bench.contestants.torchvision_peers import OnDevice
 from bench.job import MEAN, STD, Job
 
 
-def _beton(job: Job) -> Path:
+def _beton(job: Job) -> tuple[Path, int, int]:
+    """The converted data set, its number of images, and how often the folder repeats each."""
     folder = ImageFolder(job.root)
-    name = hashlib.sha256(f"{job.root} {len(folder)}".encode()).hexdigest()[:12]
+    folder.samples, copies = images.distinct_samples(folder.samples)
+    name = hashlib.sha256(f"{job.root} {len(folder)} 2".encode()).hexdigest()[:12]
     target = Path(job.cache) / f"ffcv-{name}.beton"
     if not target.exists():
         partial = target.with_suffix(".partial")
@@ -31,10 +34,11 @@ def _beton(job: Job) -> Path:
         )
         writer.from_indexed_dataset(folder)
         partial.rename(target)
-    return target
+    return target, len(folder), copies
 
 
 def build(job: Job) -> Iterable[Any]:
+    file, count, copies = _beton(job)
     training = job.spec.crop == "random"
     shape = (job.size, job.size)
     image: list[Any]
@@ -45,13 +49,12 @@ def build(job: Job) -> Iterable[Any]:
     mean, std = (np.array(v) * 255 for v in (MEAN, STD))
     image += [NormalizeImage(mean, std, np.float32), ToTensor(), ToTorchImage(channels_last=False)]
     loader: Iterable[Any] = Loader(
-        str(_beton(job)),
+        str(file),
+        indices=np.tile(np.arange(count), copies),
         batch_size=job.batch_size,
         num_workers=max(1, job.workers),
         order=OrderOption.RANDOM if training else OrderOption.SEQUENTIAL,
         drop_last=training,
         pipelines={"image": image, "label": [IntDecoder(), ToTensor(), Squeeze()]},
     )
-    if job.device == "cuda":
-        return ((i.to(torch.device("cuda")), t.cuda()) for i, t in loader)
-    return loader
+    return loader if job.device == "cpu" else OnDevice(loader, job.device)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 from torchvision.datasets import ImageFolder
 
+from bench import images
 from bench.contestants.torchvision_peers import MixCollate, OnDevice, transform
 from bench.job import Job
 
@@ -21,22 +22,23 @@ SHARDS = 8
 
 
 def _shards(job: Job, folder: ImageFolder) -> list[str]:
-    """Tar files of the folder's images, written once."""
-    name = hashlib.sha256(f"{job.root} {len(folder)}".encode()).hexdigest()[:12]
+    """Tar files of the folder's images, written once; named as often as the folder repeats them."""
+    samples, copies = images.distinct_samples(folder.samples)
+    name = hashlib.sha256(f"{job.root} {len(folder)} 2".encode()).hexdigest()[:12]
     made = [Path(job.cache) / f"wds-{name}-{i}.tar" for i in range(SHARDS)]
     for number, shard in enumerate(made):
         if shard.exists():
             continue
         partial = shard.with_suffix(".partial")
         with tarfile.open(partial, "w") as tar:
-            for index in range(number, len(folder), SHARDS):
-                path, label = folder.samples[index]
+            for index in range(number, len(samples), SHARDS):
+                path, label = samples[index]
                 for suffix, data in (("jpg", Path(path).read_bytes()), ("cls", str(label).encode())):
                     entry = tarfile.TarInfo(f"{index:08d}.{suffix}")
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
         partial.rename(shard)
-    return [str(p) for p in made]
+    return [str(p) for p in made] * copies
 
 
 class _Samples:
@@ -53,7 +55,7 @@ def build(job: Job) -> Iterable[Any]:
     folder = ImageFolder(job.root)
     training = job.spec.crop == "random"
     shards = _shards(job, folder)
-    data = wds.WebDataset(shards, shardshuffle=SHARDS if training else False, nodesplitter=wds.split_by_node)
+    data = wds.WebDataset(shards, shardshuffle=len(shards) if training else False, nodesplitter=wds.split_by_node)
     if training:
         data = data.shuffle(1000)
     data = data.map(_Samples(job))
@@ -61,7 +63,7 @@ def build(job: Job) -> Iterable[Any]:
         data,
         batch_size=job.batch_size,
         drop_last=training,
-        num_workers=min(job.workers, SHARDS),
+        num_workers=min(job.workers, len(shards)),
         collate_fn=MixCollate(job.spec, len(folder.classes)) if job.spec.mixing else default_collate,
         persistent_workers=job.workers > 0,
         pin_memory=job.device == "cuda",
