@@ -55,8 +55,11 @@ class BatchStage:
     def finish_image(self, image: Tensor, plan: BatchPlan, row: int, out: Tensor) -> None:
         """Operations, normalize and erase of one row on the CPU: uint8 [3, S, S] -> `out` [3, S, S] of `dtype`."""
         if self._scratch is None:
-            self._scratch = Scratch()
-        for part in plan.program:
+            # room for the index maps of every magnitude of a policy: TrivialAugment has 186
+            self._scratch = Scratch(map_bytes=200 * 4 * max(self.recipe.sizes) ** 2)
+        for i, part in enumerate(plan.program):
+            if i:
+                image = image.clone()  # out of the scratch memory, which the next part writes to
             image = _run_image(image, part, row, self._fill(plan.size), self._scratch)
         normalize(image, self._normalization(image.device), out)
         if plan.erase is not None and plan.noise_key is not None:

@@ -453,6 +453,8 @@ def _program(recipe: TrainRecipe, size: int, u: _Uniforms) -> tuple[OpPlan | Aug
         parts.append(policy.draw(u[draws.STREAM_POLICY], (size, size)))
     if recipe.grayscale_prob > 0 or recipe.gaussian_blur_prob > 0:
         parts.append(_filters(recipe, u[draws.STREAM_FILTER]))
+    if len(parts) > 1 and all(isinstance(part, OpPlan) for part in parts):
+        return (OpPlan(*(np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))),)
     return tuple(parts)
 
 

@@ -1,0 +1,187 @@
+"""Recipes: their numbers, and what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from typing import Any
+
+import pytest
+import timm
+
+from dali_imagenet import EvalRecipe, TrainRecipe
+
+MIXUP = {"mixup_prob": 1.0, "mixup_switch_prob": 0.5, "mixup_mode": "batch", "correct_lam": True, "cutmix_minmax": None}
+COMMON = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "hflip": 0.5, "vflip": 0.0, "re_count": (1, 1), **MIXUP}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+PLAIN = {
+    "color_twist": None,
+    "color_jitter": None,
+    "grayscale_prob": 0.0,
+    "gaussian_blur_prob": 0.0,
+    "re_prob": 0.0,
+    "label_smoothing": 0.0,
+    "num_aug_repeats": 1,
+    "auto_augment": None,
+    "mixup_alpha": 0.0,
+    "cutmix_alpha": 0.0,
+}
+NOISE = {"re_prob": 0.25, "re_mode": "pixel", "re_scale": (0.02, 1 / 3), "re_ratio": (0.3, 1 / 0.3)}
+RAND9 = "rand-m9-mstd0.5-inc1"
+RSB = {"input_size": 224, "interpolation": "bicubic", "auto_augment": "rand-m7-mstd0.5-inc1", "cutmix_alpha": 1.0}
+DEIT = {
+    "input_size": 224,
+    "interpolation": "bicubic",
+    "auto_augment": RAND9,
+    "mixup_alpha": 0.8,
+    "cutmix_alpha": 1.0,
+    "label_smoothing": 0.1,
+    **NOISE,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "classic": {"input_size": 224, "interpolation": "bilinear"},
+    "strong": {
+        "input_size": 224,
+        "interpolation": "bicubic",
+        "color_twist": (0.4, 0.4, 0.4, 0.1),
+        "auto_augment": "randaugment",
+        "re_prob": 0.25,
+        "re_mode": "const",
+        "re_scale": (0.02, 0.33),
+        "mixup_alpha": 0.2,
+        "cutmix_alpha": 1.0,
+        "label_smoothing": 0.1,
+    },
+    "advanced": {
+        "interpolation": "bicubic",
+        "auto_augment": RAND9,
+        "gaussian_blur_prob": 0.5,
+        "re_prob": 0.25,
+        "re_mode": "pixel",
+        "re_scale": (0.02, 0.33),
+        "mixup_alpha": 0.2,
+        "cutmix_alpha": 1.0,
+        "label_smoothing": 0.1,
+    },
+    "torchvision_v2": {  # train.py --auto-augment ta_wide --random-erase 0.1 ... --train-crop-size 176 --ra-reps 4
+        "input_size": 176,
+        "interpolation": "bilinear",
+        "auto_augment": "trivialaugment",
+        "re_prob": 0.1,
+        "re_mode": "const",
+        "re_scale": (0.02, 0.33),
+        "re_ratio": (0.3, 3.3),
+        "mixup_alpha": 0.2,
+        "cutmix_alpha": 1.0,
+        "label_smoothing": 0.1,
+        "num_aug_repeats": 4,
+    },
+    "rsb_a1": {**RSB, "mixup_alpha": 0.2, "label_smoothing": 0.1, "num_aug_repeats": 3},
+    "rsb_a2": {**RSB, "mixup_alpha": 0.1, "num_aug_repeats": 3},
+    "rsb_a3": {**RSB, "mixup_alpha": 0.1, "input_size": 160, "auto_augment": "rand-m6-mstd0.5-inc1"},
+    "deit": {**DEIT, "num_aug_repeats": 3},
+    "deit3": {
+        "input_size": 224,
+        "interpolation": "bicubic",
+        "auto_augment": "3-augment",
+        "color_jitter": (0.3, 0.3, 0.3, 0.0),
+        "mixup_alpha": 0.8,
+        "cutmix_alpha": 1.0,
+        "num_aug_repeats": 3,
+    },
+    "convnext": DEIT,
+    "swin": DEIT,
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_their_sources_numbers(name: str) -> None:
+    recipe = getattr(TrainRecipe, name)()
+    for field, value in (COMMON | IMAGENET | PLAIN | PRESETS[name]).items():
+        assert getattr(recipe, field) == value, field
+    assert getattr(TrainRecipe, name)(input_size=96).input_size == 96
+    assert pickle.loads(pickle.dumps(recipe)) == recipe
+    assert hash(recipe) == hash(recipe.replace())
+
+
+def test_evaluation_presets() -> None:
+    assert EvalRecipe().short_side == 256
+    assert EvalRecipe(resize_size=232).short_side == 232
+    assert EvalRecipe(crop_pct=0.95).short_side == 235  # timm floors
+
+    cfg = timm.get_pretrained_cfg("resnet50.a1_in1k")
+    recipe = EvalRecipe.from_pretrained_cfg(cfg)
+    assert recipe.input_size == 288
+    assert recipe.crop_pct == 1.0
+    assert recipe.interpolation == "bicubic"
+    assert EvalRecipe.from_pretrained_cfg(cfg, input_size=224).input_size == 224
+    with pytest.raises(ValueError, match="crop_mode"):
+        EvalRecipe.from_pretrained_cfg({"crop_mode": "border"})
+    with pytest.raises(ValueError, match="input_size"):
+        EvalRecipe.from_pretrained_cfg({"input_size": (3, 224, 200)})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("input_size", 0),
+        ("input_size", 224.0),
+        ("input_size", ((1, 128),)),
+        ("input_size", ((0, 128), (0, 160))),
+        ("scale", (0.5, 0.1)),
+        ("scale", (0.1, 2.0)),
+        ("ratio", (0.0, 1.0)),
+        ("interpolation", "lanczos"),
+        ("hflip", 1.5),
+        ("hflip", True),
+        ("vflip", -0.1),
+        ("color_twist", (0.4, 0.4, 0.4)),
+        ("color_twist", (0.4, 0.4, 0.4, 0.6)),
+        ("color_jitter", (2.0, 0.4, 0.4, 0.1)),
+        ("auto_augment", "randaugmnet"),
+        ("auto_augment", 9),
+        ("gaussian_blur_kernel", 22),
+        ("gaussian_blur_sigma", (0.0, 1.0)),
+        ("mean", (128, 128, 128)),
+        ("std", (0, 1, 1)),
+        ("re_prob", 2),
+        ("re_mode", "noise"),
+        ("re_count", (3, 1)),
+        ("re_count", (1.5, 2.5)),
+        ("re_scale", (0.5, 1.5)),
+        ("mixup_alpha", -1),
+        ("cutmix_minmax", (0.9, 0.1)),
+        ("mixup_mode", "half"),
+        ("label_smoothing", 1.1),
+        ("num_classes", 0),
+        ("num_aug_repeats", 0),
+    ],
+)
+def test_wrong_values_are_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field):
+        TrainRecipe(**{field: value})
+    with pytest.raises(ValueError, match=field):
+        TrainRecipe.strong().replace(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("input_size", -1), ("crop_pct", 0), ("resize_size", 100), ("interpolation", "nearest"), ("crop_mode", "border")],
+)
+def test_wrong_evaluation_values_are_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field):
+        EvalRecipe(**{field: value})
+
+
+def test_other_refusals() -> None:
+    with pytest.raises(ValueError, match="choose one"):
+        TrainRecipe(color_twist=(0.4, 0.4, 0.4, 0.1), color_jitter=(0.4, 0.4, 0.4, 0.1))
+    with pytest.raises(TypeError, match="no field 'size'"):
+        TrainRecipe.classic().replace(size=3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainRecipe.classic().input_size = 3  # type: ignore[misc]
+
+
+def test_lists_become_tuples() -> None:
+    assert TrainRecipe(scale=[0.1, 1.0]) == TrainRecipe(scale=(0.1, 1.0))  # type: ignore[arg-type]
+    assert TrainRecipe(input_size=[[0, 128], [5, 224]]).size_at(7) == 224  # type: ignore[arg-type]
