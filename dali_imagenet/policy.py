@@ -478,7 +478,7 @@ _TIMM_SETS: dict[str, tuple[str, ...] | dict[str, float]] = {
                 "SharpnessIncreasing": 0.25, "AutoContrast": 0.25, "SolarizeIncreasing": 0.05, "SolarizeAdd": 0.05,
                 "ContrastIncreasing": 0.05, "BrightnessIncreasing": 0.05, "Equalize": 0.05,
                 "PosterizeIncreasing": 0.05, "Invert": 0.05},
-    # _RAND_CHOICE_WEIGHTS_0 of timm before 0.8, where w0 stood for it; Posterize and Invert have weight 0.
+    # _RAND_CHOICE_WEIGHTS_0 of timm 0.6, where w0 stood for it; Posterize and Invert have weight 0.
     "w0": {"Rotate": 0.3, "ShearX": 0.2, "ShearY": 0.2, "TranslateXRel": 0.1, "TranslateYRel": 0.1, "Color": 0.025,
            "Sharpness": 0.025, "AutoContrast": 0.025, "Solarize": 0.005, "SolarizeAdd": 0.005, "Contrast": 0.005,
            "Brightness": 0.005, "Equalize": 0.005},
@@ -610,27 +610,30 @@ class TimmAutoAugment(TimmPolicy):
 # ---------------------------------------------------------------------------------------------------- AugMix
 
 
+_GAMMA_LOW = -40.0  # of log x: below it the gamma distribution function is x^alpha / gamma(alpha + 1) to 17 digits
+
+
 @lru_cache(maxsize=16)
 def _gamma_table(alpha: float) -> tuple[Float, Float]:
     """(logit of the distribution function, log of the quantile) of the gamma distribution with shape alpha."""
-    t = np.linspace(-45.0 / alpha - 5.0, math.log(alpha + 45.0 + 9.0 * math.sqrt(alpha)), 1 << 16)
+    t = np.linspace(_GAMMA_LOW, math.log(alpha + 45.0 + 9.0 * math.sqrt(alpha)), 1 << 16)
     density = np.exp(alpha * t - np.exp(t) - math.lgamma(alpha))  # of log x
     steps = 0.5 * (density[1:] + density[:-1]) * (t[1] - t[0])
-    # What lies below the grid, where the density of x is x^(alpha-1) / gamma(alpha), belongs to the lower tail.
     below = math.exp(alpha * t[0] - math.lgamma(alpha + 1.0))
     lower = np.cumsum(np.concatenate([[below], steps]))
     upper = np.cumsum(np.concatenate([[0.0], steps[::-1]]))[::-1]
-    keep = slice(0, -1)  # where the upper tail is still positive
+    keep = (lower > 0) & (upper > 0)
     return np.log(lower[keep]) - np.log(upper[keep]), t[keep]
 
 
 def _log_gamma(u: Float, alpha: float) -> Float:
-    """Logarithms of gamma variates of shape alpha, one for each uniform."""
+    """Logarithms of gamma variates of shape alpha, one for each uniform: the quantiles, to 5 digits or better."""
     u = np.maximum(u, 2.0**-54)
     if alpha == 1.0:
         return np.asarray(np.log(-np.log1p(-u)))
     logit, t = _gamma_table(alpha)
-    return np.asarray(np.interp(np.log(u) - np.log1p(-u), logit, t))
+    low = (np.log(u) + math.lgamma(alpha + 1.0)) / alpha
+    return np.where(low < _GAMMA_LOW, low, np.interp(np.log(u) - np.log1p(-u), logit, t))
 
 
 def _dirichlet(u: Float, alpha: float) -> Float:
@@ -894,7 +897,7 @@ def _timm_rand(name: str, parts: Sequence[str], common: dict[str, Any]) -> TimmR
         o["mstd"] = _INF  # timm: uniform
     if "w" in o:
         if o["w"] != 0 or "t" in o:
-            raise ValueError(f"auto_augment {name!r}: w takes 0, timm's only set of weights, and no t beside it")
+            raise ValueError(f"auto_augment {name!r}: give w0, timm's only set of weights, and no t beside it")
         o["t"] = "w0"
     keys = {"magnitude": "m", "num_layers": "n", "prob": "p", "magnitude_std": "mstd", "magnitude_max": "mmax"}
     return TimmRandAugment(increasing=_flag(name, o, "inc"), **_named(o, transforms="t", **keys), **common)
