@@ -137,11 +137,11 @@ def trust(results: dict[str, Any]) -> list[str]:
     said = []
     if results["too_noisy"]:
         shaky = sum(bool(c["summary"]["noisy"]) for c in cells)
-        text = f"Too noisy to be quoted: {shaky} of {len(cells)} cells spread by more than 10%"
+        reasons = [f"{shaky} of {len(cells)} cells spread by more than 10%"] if shaky else []
         other = stats.others(cells)
         if other is not None and other > 0.1:
-            text += f"; other programs kept {other:.1f} cores busy"
-        said.append(text + ".")
+            reasons.append(f"other programs kept {other:.1f} cores busy")
+        said.append(f"Too noisy to be quoted: {', and '.join(reasons)}.")
     if not results["complete"]:
         said.append("Not complete: the time was up, or it was interrupted; some cells have fewer rounds, or none.")
     elif cells and min(c["summary"]["rounds"] for c in cells) < stats.FEWEST:

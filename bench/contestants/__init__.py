@@ -149,6 +149,15 @@ CONTESTANTS = (
         "torchvision's transforms behind datasets' Arrow table",
     ),
     Contestant(
+        "hf-map",
+        "Hugging Face datasets, map(batched)",
+        "hf_peer:datasets_map",
+        ("eval",),
+        ("datasets", "transformers"),
+        "pip install datasets transformers",
+        "evaluation only; ViT's fast processor behind an iterable data set's map",
+    ),
+    Contestant(
         "spdl",
         "SPDL",
         "spdl_peer:build",
