@@ -252,7 +252,7 @@ class TrainRecipe(_Recipe):
 
     @classmethod
     def rsb_a1(cls, **changes: Any) -> TrainRecipe:
-        """ResNet strikes back, A1 (600 epochs, 80.4%). Wightman, Touvron, Jégou 2021, table 2. Evaluate at crop_pct 0.95.
+        """ResNet strikes back, A1 (600 epochs, 80.4%); Wightman et al. 2021, table 2. Evaluate at crop_pct 0.95.
 
         The loss is binary cross-entropy. timm's script draws the interpolation (bilinear or bicubic); here it is
         bicubic.

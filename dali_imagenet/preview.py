@@ -1,0 +1,85 @@
+"""A picture of what the model will see: augmented images with their labels, before and after mixing."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from dali_imagenet.loader import Loader
+
+_EDGE, _TEXT = 6, 18  # pixels around a tile, and of a line of text
+
+
+def save_preview(loader: Loader, path: str | os.PathLike[str], *, count: int = 8, epoch: int = 0) -> None:
+    """Save a grid of the first `count` images of an epoch; where the recipe mixes, a row before and one after mixing.
+
+    Ends the loader's running iteration; the next one starts at `epoch`, as if nothing had been.
+
+    Raises:
+        ValueError: for a path whose extension PIL does not know, or a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count={count}: must be at least 1")
+    enabled = loader.mixup_enabled
+    rows: list[tuple[str, Tensor, list[str]]] = []
+    try:
+        for mixing in (False, True) if loader.plan.recipe.mixing else (False,):
+            loader.mixup_enabled = mixing
+            loader.set_epoch(epoch)
+            images, targets = next(iter(loader))
+            title = "after mixing" if mixing else "augmented" if loader.plan.train else "as evaluated"
+            rows.append((title, _pixels(loader, images[:count]), _labels(loader, targets[:count])))
+    finally:
+        loader.mixup_enabled = enabled
+        loader.set_epoch(epoch)
+    _grid(rows).save(path)
+
+
+def _pixels(loader: Loader, images: Tensor) -> Tensor:
+    """Normalized images back to uint8 [B, S, S, 3] on the CPU."""
+    recipe = loader.plan.recipe
+    mean, std = (torch.tensor(v)[:, None, None] for v in (recipe.mean, recipe.std))
+    floats = images.detach().to("cpu", torch.float32) * std + mean
+    return floats.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _labels(loader: Loader, targets: Tensor) -> list[str]:
+    classes = loader.dataset.classes
+    if targets.dim() == 1:
+        return ["padding" if t < 0 else classes[t] for t in targets.tolist()]
+    smooth = loader.plan.recipe.label_smoothing if hasattr(loader.plan.recipe, "label_smoothing") else 0.0
+    texts = []
+    for row in targets.cpu():
+        share = (row - smooth / len(row)) / (1 - smooth) if smooth < 1 else row
+        best = share.topk(min(2, len(row)))
+        parts = [(classes[i], s) for s, i in zip(best.values.tolist(), best.indices.tolist(), strict=True) if s > 0.005]
+        texts.append(parts[0][0] if len(parts) == 1 else " + ".join(f"{s:.2f} {name}" for name, s in parts))
+    return texts
+
+
+def _grid(rows: list[tuple[str, Tensor, list[str]]]) -> Image.Image:
+    count, size = rows[0][1].shape[:2]
+    tile = max(size, 150) + _EDGE
+    per_row = size + 3 * _TEXT + 2 * _EDGE
+    canvas = Image.new("RGB", (count * tile + _EDGE, len(rows) * per_row + _EDGE), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
+    for r, (title, images, labels) in enumerate(rows):
+        top = r * per_row + _EDGE
+        draw.text((_EDGE, top), title, fill="black", font=font)
+        for c in range(count):
+            left = _EDGE + c * tile
+            canvas.paste(Image.fromarray(images[c].numpy()), (left, top + _TEXT))
+            for line, text in enumerate(labels[c].split(" + ")):
+                fitted = _fit(draw, text, font, tile - _EDGE)
+                draw.text((left, top + _TEXT + size + line * _TEXT * 0.8), fitted, fill="black", font=font)
+    return canvas
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
+    while len(text) > 1 and draw.textlength(text, font=font) > width:
+        text = text[:-2] + "…"
+    return text

@@ -1,0 +1,404 @@
+"""create_loader and Loader: what a training script relies on."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dali_imagenet import BadImageError, EvalRecipe, Loader, SampleIndex, TrainRecipe, create_loader
+from dali_imagenet.pipeline import dali_available
+
+STRONG = TrainRecipe.strong(input_size=32)
+CLASSIC = TrainRecipe.classic(input_size=32)
+EVAL = EvalRecipe(input_size=32)
+BACKENDS = ["torchvision", pytest.param("dali", marks=pytest.mark.skipif(not dali_available()[0], reason="no DALI"))]
+
+
+def load(data: object, recipe: object, **options: object) -> Loader:
+    defaults = {"batch_size": 8, "device": "cpu", "num_workers": 0, "backend": "torchvision"}
+    return create_loader(data, recipe, **(defaults | options))  # type: ignore[arg-type]
+
+
+def batches(loader: Loader) -> list[tuple[Tensor, Tensor]]:
+    return [(images.clone(), targets.clone()) for images, targets in loader]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("recipe", [STRONG, CLASSIC, EVAL])
+def test_what_is_yielded(
+    folder: Path, backend: str, dtype: torch.dtype, memory_format: torch.memory_format, recipe: object
+) -> None:
+    with load(folder, recipe, backend=backend, dtype=dtype, memory_format=memory_format) as loader:
+        assert len(loader) == 3
+        for images, targets in loader:
+            assert images.shape == (8, 3, 32, 32)
+            assert images.dtype == dtype
+            assert images.is_contiguous(memory_format=memory_format)
+            assert torch.isfinite(images.float()).all()
+            if recipe is STRONG:
+                assert targets.shape == (8, 4)
+                assert targets.dtype == torch.float32
+                assert torch.allclose(targets.sum(1), torch.ones(8))
+            else:
+                assert targets.shape == (8,)
+                assert targets.dtype == torch.int64
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_backends_and_workers_agree(folder: Path, backend: str, workers: int) -> None:
+    for recipe in (STRONG, CLASSIC, EVAL, TrainRecipe.advanced(input_size=32), TrainRecipe.deit3(input_size=32)):
+        reference = batches(load(folder, recipe))
+        with load(folder, recipe, backend=backend, num_workers=workers) as loader:
+            for (images, targets), (expected, labels) in zip(loader, reference, strict=True):
+                assert torch.equal(targets, labels)
+                if backend == "torchvision":
+                    assert torch.equal(images, expected)
+                else:
+                    assert (images - expected).abs().mean() * 255 * 0.225 < 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_epochs(folder: Path, backend: str) -> None:
+    with load(folder, CLASSIC, backend=backend) as loader:
+        first, second = batches(loader), batches(loader)
+        assert not torch.equal(first[0][0], second[0][0])
+        loader.set_epoch(0)
+        assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, batches(loader), strict=True))
+        loader.sampler.set_epoch(1)
+        assert all(torch.equal(a, b) for (a, _), (b, _) in zip(second, batches(loader), strict=True))
+        assert loader.epoch == 2
+        with pytest.raises(ValueError, match="epoch=-1"):
+            loader.set_epoch(-1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_break_and_again(folder: Path, backend: str, workers: int) -> None:
+    with load(folder, CLASSIC, backend=backend, num_workers=workers) as loader:
+        whole = batches(loader)
+        loader.set_epoch(0)
+        for images, _ in loader:
+            assert torch.equal(images, whole[0][0])
+            break
+        loader.set_epoch(0)
+        assert all(torch.equal(a, b) for (a, _), (b, _) in zip(whole, batches(loader), strict=True))
+        old = iter(loader)
+        next(old)
+        new = iter(loader)
+        assert next(old, None) is None  # the new one has ended it
+        assert len(list(new)) == 3
+    with pytest.raises(RuntimeError, match="closed"):
+        iter(loader)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_belong_to_whoever_holds_them(folder: Path, backend: str, workers: int) -> None:
+    """Held and overwritten while the next ones are made; a view keeps the memory, too."""
+    with load(folder, CLASSIC, backend=backend, num_workers=workers, batch_size=2) as loader:
+        expected = batches(loader)
+        for _ in range(3):
+            loader.set_epoch(0)
+            held = list(loader)
+            assert all(torch.equal(a, b) for (a, _), (b, _) in zip(held, expected, strict=True))
+            views = [images[1:, :, 3:5] for images, _ in held]
+            copies = [view.clone() for view in views]
+            del held
+            for images, _ in loader:
+                images.zero_()
+            assert all(torch.equal(a, b) for a, b in zip(views, copies, strict=True))
+
+
+def test_slots_of_the_ring_are_used_again(folder: Path) -> None:
+    with load(folder, CLASSIC, num_workers=1, batch_size=2) as loader:
+        pointers = set()
+        for _ in range(3):
+            for images, _ in loader:
+                pointers.add(images.data_ptr())
+                del images
+        assert len(pointers) <= 4  # one worker, two in hand, two beside
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_garbage_collection_stops_the_workers(folder: Path, workers: int) -> None:
+    import multiprocessing
+
+    loader = load(folder, CLASSIC, num_workers=workers)
+    iterator = iter(loader)
+    next(iterator)
+    assert len(multiprocessing.active_children()) == workers
+    gc.disable()  # reference counts alone must do
+    try:
+        del loader, iterator
+        assert multiprocessing.active_children() == []
+    finally:
+        gc.enable()
+
+
+def test_mixup_enabled_takes_effect_with_the_next_batch(folder: Path) -> None:
+    with load(folder, STRONG, num_workers=1, batch_size=4) as loader:
+        iterator = iter(loader)
+        next(iterator)
+        loader.mixup_enabled = False
+        for _, targets in iterator:
+            assert targets.dtype == torch.float32
+            top, rest = targets.max(1).values, targets.min(1).values
+            assert torch.allclose(top, torch.full((4,), 0.9 + 0.1 / 4))
+            assert torch.allclose(rest, torch.full((4,), 0.1 / 4))
+
+
+def test_soft_labels_feed_cross_entropy(folder: Path) -> None:
+    for images, targets in load(folder, STRONG):
+        loss = torch.nn.functional.cross_entropy(images.mean((2, 3)) @ torch.ones(3, 4), targets)
+        assert torch.isfinite(loss)
+
+
+def test_what_a_dataloader_has(folder: Path) -> None:
+    loader = load(folder, CLASSIC, batch_size=7)
+    assert len(loader) == len(loader.batch_sampler) == 3
+    assert (loader.batch_size, loader.drop_last, loader.backend) == (7, True, "torchvision")
+    assert len(loader.dataset) == 24
+    assert loader.dataset.classes == tuple(f"class_{i:03d}" for i in range(4))
+    order = list(loader.sampler)
+    assert len(order) == len(loader.sampler) == 21
+    assert [i for batch in loader.batch_sampler for i in batch] == order
+    labels = [int(t) for _, targets in loader for t in targets]
+    assert labels == [int(loader.dataset.labels[i]) for i in order]
+    evaluation = load(folder, EVAL, batch_size=7)
+    assert (len(evaluation), evaluation.drop_last) == (4, False)
+    assert [len(t) for _, t in evaluation] == [7, 7, 7, 3]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_state(folder: Path, backend: str) -> None:
+    with load(folder, STRONG, backend=backend) as loader:
+        assert loader.state_dict()["step"] == 0
+        whole = batches(loader) + batches(loader)
+        state = json.loads(json.dumps(loader.state_dict()))
+        assert (state["epoch"], state["step"]) == (1, 3)
+    for seen in range(7):
+        with load(folder, STRONG, backend=backend) as loader:
+            for _ in range(seen // 3):
+                batches(loader)
+            iterator = iter(loader)
+            for _ in range(seen % 3):
+                next(iterator)
+            state = json.loads(json.dumps(loader.state_dict()))
+        with load(folder, STRONG, backend=backend) as resumed:
+            resumed.load_state_dict(state)
+            rest = batches(resumed)
+            while len(rest) + seen < 6:
+                rest += batches(resumed)
+            expected = whole[seen:]
+            assert all(torch.equal(a, b) and torch.equal(x, y) for (a, x), (b, y) in zip(rest, expected, strict=False))
+
+
+def test_set_epoch_after_loading_keeps_the_position(folder: Path) -> None:
+    with load(folder, CLASSIC) as loader:
+        next(iter(loader))
+        state = loader.state_dict()
+        loader.load_state_dict(state)
+        loader.set_epoch(0)
+        assert len(list(loader)) == 2
+        loader.load_state_dict(state)
+        loader.set_epoch(1)
+        assert len(list(loader)) == 3
+        finished = loader.state_dict()
+        loader.load_state_dict(finished)
+        loader.set_epoch(1)
+        assert list(loader) == []
+        loader.load_state_dict(finished)
+        assert loader.epoch == 2
+
+
+def test_foreign_states_are_refused_with_both_values(folder: Path) -> None:
+    with load(folder, CLASSIC, seed=1) as loader:
+        state = loader.state_dict()
+        with pytest.raises(ValueError, match=r"seed: saved 2, here 1"):
+            loader.load_state_dict(state | {"seed": 2})
+        with pytest.raises(ValueError, match=r"recipe: saved .*, here"):
+            loader.load_state_dict(load(folder, STRONG, seed=1).state_dict())
+        with pytest.raises(ValueError, match=r"global_batch_size: saved 4, here 8"):
+            loader.load_state_dict(load(folder, CLASSIC, seed=1, batch_size=4).state_dict())
+        with pytest.raises(ValueError, match="version: saved 99, here 1"):
+            loader.load_state_dict(state | {"version": 99})
+        with pytest.raises(ValueError, match="step 4"):
+            loader.load_state_dict(state | {"step": 4})
+
+
+def test_splits(tmp_path: Path, new_folder: Callable[..., Path]) -> None:
+    new_folder(12).rename(tmp_path / "train")
+    new_folder(6, classes=2).rename(tmp_path / "val")
+    assert len(load(tmp_path, CLASSIC).dataset) == 12
+    assert len(load(tmp_path, EVAL).dataset) == 6
+    assert len(load(tmp_path / "val", CLASSIC, batch_size=2).dataset) == 6
+
+
+def test_the_choice_is_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="dali_imagenet"):
+        loader = load(folder, CLASSIC, backend="auto")
+    assert any(f"backend {loader.backend} on cpu" in message for message in caplog.messages)
+
+
+def test_errors_say_what_to_do(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half" / "a").mkdir(parents=True)
+    index = SampleIndex.from_folder(folder)
+    for error, message, data, options in [
+        (FileNotFoundError, "missing", tmp_path / "missing", {}),
+        (FileNotFoundError, "empty", tmp_path / "empty", {}),
+        (FileNotFoundError, "a", tmp_path / "half", {}),
+        (ValueError, "larger than the data", index, {"batch_size": 64}),
+        (ValueError, "backend='tf'", index, {"backend": "tf"}),
+        (ValueError, "on_error='ignore'", index, {"on_error": "ignore"}),
+        (ValueError, "dtype", index, {"dtype": torch.uint8}),
+        (ValueError, "memory_format", index, {"memory_format": torch.preserve_format}),
+        (ValueError, "device='tpu'", index, {"device": "meta"}),
+        (ValueError, "num_workers=-1", index, {"num_workers": -1}),
+    ]:
+        if message.startswith("device="):
+            message = "device='meta'"
+        with pytest.raises(error, match=message):
+            load(data, CLASSIC, **options)
+    with pytest.raises(ValueError, match="num_classes=3"):
+        load(index, STRONG.replace(num_classes=3))
+    with pytest.raises(TypeError, match="TrainRecipe"):
+        load(index, "classic")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_cuda_where_there_is_none(folder: Path) -> None:
+    with pytest.raises(RuntimeError, match="use device='cpu'"):
+        load(folder, CLASSIC, device="cuda")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_broken_images(new_folder: Callable[..., Path], backend: str) -> None:
+    data = new_folder(12)
+    paths = sorted(data.rglob("*.JPEG"))
+    paths[2].write_text("not an image")
+    paths[5].write_bytes(paths[5].read_bytes()[:200])
+    with pytest.raises(BadImageError, match=paths[2].name) as caught:
+        load(data, CLASSIC, backend=backend, batch_size=4)
+    assert paths[5].name in str(caught.value)
+    with pytest.raises(BadImageError, match="max_broken"):
+        load(data, CLASSIC, backend=backend, batch_size=4, on_error="replace")
+    with load(data, CLASSIC, backend=backend, batch_size=4, on_error="replace", max_broken=0.5) as loader:
+        assert len(list(loader)) == 3
+        assert set(loader.failures) == {str(paths[2]), str(paths[5])}
+    with load(data, EVAL, backend=backend, batch_size=4, on_error="skip", max_broken=0.5) as loader:
+        targets = torch.cat([t for _, t in loader])
+        assert (targets == -100).nonzero().flatten().tolist() == [2, 5]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_that_break_after_they_were_indexed(new_folder: Callable[..., Path], backend: str, workers: int) -> None:
+    """One sample is lost; the rest of its batch and of the epoch stay bit for bit what they were."""
+    data = new_folder(12)
+    index = SampleIndex.from_folder(data)
+    options = {"backend": backend, "batch_size": 4, "num_workers": workers, "max_broken": 0.5}
+    with load(index, CLASSIC, **options) as loader:
+        order = list(loader.sampler)
+        whole = torch.cat([images.clone() for images, _ in loader])
+    Path(index.path(7)).write_bytes(b"\xff\xd8 gone")
+    with load(index, CLASSIC, **options) as loader, pytest.raises(BadImageError, match=Path(index.path(7)).name):
+        list(loader)
+    with load(index, CLASSIC, on_error="replace", **options) as loader:
+        again = torch.cat([images.clone() for images, _ in loader])
+        assert list(loader.failures) == [index.path(7)]
+        same = [bool(torch.equal(a, b)) for a, b in zip(whole, again, strict=True)]
+        assert same == [i != 7 for i in order]
+    with load(index, EVAL, on_error="skip", **options) as loader:
+        assert (torch.cat([t for _, t in loader]) == -100).nonzero().flatten().tolist() == [7]
+
+
+def test_statistics_of_a_classic_epoch(folder: Path) -> None:
+    """Normalized pixels have the mean and deviation that the data set's own pixels say."""
+    loader = load(folder, EvalRecipe(input_size=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+    raw = torch.cat([images for images, _ in loader])
+    mean, std = raw.mean((0, 2, 3)), raw.std((0, 2, 3))
+    recipe = EvalRecipe(input_size=32, mean=tuple(mean.tolist()), std=tuple(std.tolist()))  # type: ignore[arg-type]
+    normal = torch.cat([images for images, _ in load(folder, recipe)])
+    assert torch.allclose(normal.mean((0, 2, 3)), torch.zeros(3), atol=1e-4)
+    assert torch.allclose(normal.std((0, 2, 3)), torch.ones(3), atol=1e-4)
+
+
+def test_global_generators_are_left_alone(folder: Path) -> None:
+    import random
+
+    loader = load(folder, STRONG, num_workers=1)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]
+    list(loader)
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_import_is_light() -> None:
+    done = run(
+        """
+        import sys, dali_imagenet
+        heavy = [m for m in ("torch", "torchvision", "timm", "nvidia.dali", "PIL", "numpy") if m in sys.modules]
+        assert not heavy, heavy
+        dir(dali_imagenet), dali_imagenet.__version__
+        """
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_everything_works_where_dali_cannot_be_imported(folder: Path) -> None:
+    done = run(
+        """
+        import sys
+
+        class NoNvidia:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] == "nvidia":
+                    raise ImportError("nvidia cannot be imported here")
+
+        sys.meta_path.insert(0, NoNvidia())
+        from dali_imagenet import TrainRecipe, create_loader
+
+        if __name__ == "__main__":
+            options = {"batch_size": 8, "device": "cpu", "num_workers": 2, "multiprocessing_context": "fork"}
+            loader = create_loader(sys.argv[1], TrainRecipe.strong(input_size=32), **options)
+            assert loader.backend == "torchvision"
+            print(sum(len(images) for images, targets in loader), "images")
+            try:
+                create_loader(sys.argv[1], TrainRecipe.classic(), batch_size=8, device="cpu", backend="dali")
+            except RuntimeError as error:
+                print(error)
+        """,
+        str(folder),
+    )
+    assert "24 images" in done.stdout, done.stderr
+    assert "use backend='torchvision'" in done.stdout
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_start_methods(folder: Path, context: str) -> None:
+    expected = batches(load(folder, STRONG))
+    with load(folder, STRONG, num_workers=2, multiprocessing_context=context) as loader:
+        assert all(torch.equal(a, b) for (a, _), (b, _) in zip(loader, expected, strict=True))
