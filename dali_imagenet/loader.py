@@ -238,6 +238,7 @@ class FallbackEngine:
 
         self._stage, self._device = stage, device
         self._on_cpu = device.type == "cpu"
+        self._side = None if self._on_cpu else torch.cuda.Stream(device)  # copies pass by the model's queued work
         self._workers = WorkerStage(
             plan,
             stage if self._on_cpu else None,
@@ -249,10 +250,23 @@ class FallbackEngine:
         )
 
     def batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        for plan, images, failures in self._workers.batches(epoch, start):
-            if not self._on_cpu:
-                images = self._stage.finish_batch(images.to(self._device, non_blocking=True), plan)
-            yield plan, images, failures
+        batches = self._workers.batches(epoch, start)
+        if self._side is None:
+            yield from batches
+            return
+        while True:
+            with torch.cuda.device(self._device):  # else pinning opens a context on the current device
+                batch = next(batches, None)
+            if batch is None:
+                return
+            plan, pixels, failures = batch
+            with torch.cuda.stream(self._side):
+                images = pixels.to(self._device, non_blocking=True)
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_stream(self._side)
+            images.record_stream(stream)
+            yield plan, self._stage.finish_batch(images, plan), failures
+            del batch, pixels, images
 
     def close(self) -> None:
         self._workers.close()

@@ -162,6 +162,7 @@ class DaliStage:
         self.encoded = encoded
         self._queue: deque[_Pending] = deque()
         self._scheduled = 0  # how many of the queue's first entries DALI is working on
+        self._lent: deque[tuple[torch.cuda.Event, Any]] = deque()  # DALI's batches until the GPU has copied them
         self._pool = None if self.in_graph else _one_torch_thread_each(self.num_threads)
         self._pipe: Any = self._build()
 
@@ -309,6 +310,10 @@ class DaliStage:
             with torch.cuda.device(self.device) if out.is_cuda else contextlib.nullcontext():
                 ready = from_dlpack(images.as_tensor())
                 out[:rows].copy_(ready.permute(0, 3, 1, 2) if self._layout == "HWC" else ready)
+                if out.is_cuda:  # the copy is only queued: DALI must not use its memory again before it has run
+                    while self._lent and self._lent[0][0].query():
+                        self._lent.popleft()
+                    self._lent.append((torch.cuda.current_stream().record_event(), images))
         elif images is not None and self._pool is not None:
             parts = [range(start, min(start + 8, rows)) for start in range(0, rows, 8)]
             list(self._pool.map(lambda part: self._finish_rows(images, plan, out, part), parts))
@@ -332,6 +337,8 @@ class DaliStage:
         """Free DALI's threads and memory; batches that were handed out stay valid. Closing twice is fine."""
         self._queue.clear()
         self._scheduled = 0
+        while self._lent:
+            self._lent.popleft()[0].synchronize()
         self._pipe = None
         if self._pool is not None:
             self._pool.shutdown()
@@ -480,8 +487,8 @@ def probe_roi_decode(device_index: int = 0, *, cache_dir: str | os.PathLike[str]
 
     nvImageCodec 0.9 is known to crash the whole process on some GPUs there (its issue 55), which nothing can catch. So
     a subprocess decodes some generated JPEGs with a time limit of 120 s, and the answer is remembered by GPU, DALI and
-    nvImageCodec version in `roi_decode.json` in `cache_dir` (the user's cache folder for dali-imagenet by default).
-    Delete the file to ask again. A probe that could not start (no memory left on the GPU, say) is not remembered.
+    nvImageCodec version in `roi_decode.json` in `cache_dir` (by default $DALI_IMAGENET_CACHE, or the user's
+    cache folder for dali-imagenet). Delete the file to ask again. A probe that could not start (no memory left on the GPU, say) is not remembered.
     """
     try:
         if not torch.cuda.is_available() or not dali_available()[0]:
@@ -489,6 +496,7 @@ def probe_roi_decode(device_index: int = 0, *, cache_dir: str | os.PathLike[str]
         key = f"{torch.cuda.get_device_name(device_index)} | {_versions()}"
     except Exception:  # an index that does not exist, a broken driver
         return False
+    cache_dir = cache_dir or os.environ.get("DALI_IMAGENET_CACHE")
     if cache_dir is None:
         import platformdirs
 
