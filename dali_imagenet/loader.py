@@ -238,7 +238,8 @@ class FallbackEngine:
 
         self._stage, self._device = stage, device
         self._on_cpu = device.type == "cpu"
-        self._side = None if self._on_cpu else torch.cuda.Stream(device)  # copies pass by the model's queued work
+        # copies pass by the model's queued work
+        self._side = None if self._on_cpu else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._workers = WorkerStage(
             plan,
             stage if self._on_cpu else None,
