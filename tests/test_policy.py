@@ -48,7 +48,7 @@ TORCHVISION = ["randaugment", "randaugment-n3-m30", "trivialaugment", "autoaugme
 TIMM_RAND = ["rand-m9-mstd0.5-inc1", "rand-m7-n3-p0.8", "rand-m9-mstd101", "rand-m15-mmax20-inc1-mstd2-n1",
              "rand-m6-n2-p1-tweights", "rand-m8-n3-t3aw-mstd1", "rand-m5-t3a-p0.7"]  # fmt: skip
 TIMM_AUTO = ["original", "originalr-mstd0.5", "v0", "v0r-mstd1", "3a", "3a-mstd2"]
-MIXES = ["augmix", "augmix-m3-w3", "augmix-m5-w2-d4-a0.5-b1", "augmix-m8-mstd1"]
+MIXES = ["augmix", "augmix-m3-w3", "augmix-m5-w2-d4-a0.5-b1", "augmix-m8-mstd1", "augmix-m10-mstd0-d1"]
 NAMES = [*TORCHVISION, *TIMM_RAND, *TIMM_AUTO, *MIXES, "rand-m5-w0", "3-augment"]
 
 Applied = tuple[tuple[str, float, int], ...]  # (operation, argument, filter), in order
