@@ -21,6 +21,11 @@ EraseMode = Literal["const", "rand", "pixel"]
 _GOLDEN, _MIX1, _MIX2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
+def one_by_one(images: Tensor) -> bool:
+    """Whether a batch is worked on image by image: on the CPU, where a whole batch would leave the cache."""
+    return images.device.type == "cpu"
+
+
 def normalize_constants(
     mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
@@ -48,11 +53,11 @@ def normalize(images: Tensor, constants: tuple[Tensor, Tensor], out: Tensor) -> 
             f"got {images.dtype} {list(images.shape)} and {list(out.shape)}"
         )
     scale, bias = constants
-    if images.device.type == "cpu" and images.dim() == 4:  # image by image stays in the cache
+    if images.dim() == 4 and one_by_one(images):
         for image, target in zip(images, out, strict=True):
             normalize(image, constants, target)
         return out
-    if images.device.type == "cpu":  # three vectorised passes, where addcmul with uint8 converts value by value
+    if one_by_one(images):  # three vectorised passes, where addcmul with uint8 converts value by value
         if out.dtype == torch.float32 and out.is_contiguous():
             return out.copy_(images).mul_(scale).add_(bias)
         return out.copy_(images.float().mul_(scale).add_(bias))
@@ -127,7 +132,7 @@ def erase_(
     rows = np.flatnonzero((erase[:, :, 2] > 0).any(1))
     if not len(rows):
         return images
-    if images.device.type == "cpu":
+    if one_by_one(images):
         for row in rows.tolist():
             erase_image_(images[row], erase[row], int(noise_key[row]), mode, value)
         return images

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dali_imagenet import augment
 from dali_imagenet.augment import EraseMode, erase_, erase_image_, normalize, normalize_constants
 from dali_imagenet.pixel_ops import Scratch, apply_ops_image
 from dali_imagenet.pixel_ops_batched import apply_ops_batch
@@ -79,16 +80,15 @@ class BatchStage:
 
     def finish_batch(self, images: Tensor, plan: BatchPlan) -> Tensor:
         """The same for a batch on its device: uint8 [B, 3, S, S], or what the image stage has normalized."""
-        if images.device.type == "cpu":
-            if images.dtype == torch.uint8:
-                out = torch.empty(images.shape, dtype=self.dtype, memory_format=self.memory_format)
-                for row in range(len(plan)):
-                    if plan.index[row] < 0:
-                        out[row].zero_()
-                    else:
-                        self.finish_image(images[row], plan, row, out[row])
-                return out
-        elif images.dtype == torch.uint8:
+        if images.dtype == torch.uint8 and augment.one_by_one(images):
+            out = torch.empty(images.shape, dtype=self.dtype, memory_format=self.memory_format)
+            for row in range(len(plan)):
+                if plan.index[row] < 0:
+                    out[row].zero_()
+                else:
+                    self.finish_image(images[row], plan, row, out[row])
+            return out
+        if images.dtype == torch.uint8:
             for part in plan.program:
                 images = _run_batch(images, part, self._fill(plan.size))
             images = self.normalize(images)
@@ -100,7 +100,9 @@ class BatchStage:
 
     def _fill(self, size: int) -> Sequence[float] | None:
         policy = policy_of(self.recipe, size) if isinstance(self.recipe, TrainRecipe) else None
-        return None if policy is None else policy.fill
+        if policy is None or policy.fill == (0, 0, 0):
+            return None  # torchvision's default, which blends bilinear borders otherwise than a fill of 0
+        return policy.fill
 
     @property
     def _re_mode(self) -> EraseMode:
@@ -156,8 +158,9 @@ def _blend(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
 
 
 def mix_(images: Tensor, mix: MixPlan) -> None:
-    """timm's Mixup and CutMix in place: row i with row B-1-i of float images [B, 3, S, S]."""
-    if images.device.type == "cpu":
+    """timm's Mixup and CutMix in place: row i with row B-1-i of float images [B, 3, H, W]; of an odd batch the middle
+    row stays as it is."""
+    if augment.one_by_one(images):
         _mix_pairs_(images, mix)
         return
     lam, cut, box = mix.lam, mix.cut, mix.box.astype(np.float32)
@@ -169,13 +172,12 @@ def mix_(images: Tensor, mix: MixPlan) -> None:
     params = to_device(np.concatenate([share[:, None], 1 - share[:, None], box], axis=1), images.device)
     params = params[:, :, None, None, None]
     if paste:
-        side = torch.arange(images.shape[-1], device=images.device, dtype=torch.float32)
-        rows, columns = side[:, None], side
+        rows = torch.arange(images.shape[2], device=images.device, dtype=torch.float32)[:, None]
+        columns = torch.arange(images.shape[3], device=images.device, dtype=torch.float32)
         inside = (rows >= params[:, 2]) & (rows < params[:, 3]) & (columns >= params[:, 4]) & (columns < params[:, 5])
         torch.where(inside, other, images, out=images)
-    if blend:
-        weights = params.to(images.dtype)
-        images.mul_(weights[:, 0]).add_(other.mul_(weights[:, 1]))
+    if blend:  # float32 weights also for half precision, as timm's scalars are
+        images.mul_(params[:, 0]).add_(other.mul_(params[:, 1]))
 
 
 def _mix_pairs_(images: Tensor, mix: MixPlan) -> None:
@@ -207,11 +209,20 @@ def soft_targets(
     """timm's mixup_target: smoothed one-hot rows, mixed with the flipped batch.
 
     Args:
-        labels: int64 [B], in [0, num_classes). lam: float32 [B], or None where nothing is mixed.
+        labels: int64 [B], in [0, num_classes), or -100 for padding. lam: float32 [B], or None where nothing is mixed.
 
     Returns:
-        float32 [B, num_classes]; rows sum to 1, also where both labels of a pair are the same.
+        float32 [B, num_classes]; rows sum to 1, also where both labels of a pair are the same. Padding is zeros, which
+        weighs nothing in a loss.
+
+    Raises:
+        ValueError: for labels that are not one class an image.
     """
+    if labels.ndim != 1:
+        raise ValueError(
+            f"labels of shape {labels.shape}: Mixup, CutMix and label smoothing take one class an image, [B]; for "
+            "multi-label targets leave them out of the recipe and mix the yielded batch yourself"
+        )
     rows = np.arange(len(labels))
     off = smoothing / num_classes
     result = np.full((len(labels), num_classes), off, np.float32)
@@ -219,5 +230,8 @@ def soft_targets(
     real = labels != PADDING
     np.add.at(result, (rows[real], labels[real]), np.broadcast_to(own, len(labels))[real])
     if lam is not None:
-        np.add.at(result, (rows, labels[::-1]), np.float32(1 - smoothing) * (1 - lam))
+        other, rest = labels[::-1], np.float32(1 - smoothing) * (1 - lam)
+        pair = other != PADDING
+        np.add.at(result, (rows[pair], other[pair]), rest[pair])
+    result[~real] = 0
     return result

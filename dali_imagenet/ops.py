@@ -14,11 +14,11 @@ class Op(IntEnum):
     """An operation; the comment gives its argument. ``aux`` is 0 where the comment names none."""
 
     IDENTITY = 0
-    SHEAR_X = 1  # tangent of the angle
+    SHEAR_X = 1  # tangent of the angle; aux = 0 nearest, 2 bilinear
     SHEAR_Y = 2
-    TRANSLATE_X = 3  # whole pixels, right is positive
-    TRANSLATE_Y = 4  # whole pixels, down is positive
-    ROTATE = 5  # degrees, as torchvision's rotate
+    TRANSLATE_X = 3  # whole pixels, right is positive; aux as above
+    TRANSLATE_Y = 4  # whole pixels, down is positive; aux as above
+    ROTATE = 5  # degrees, as torchvision's rotate; aux as above
     BRIGHTNESS = 6  # factor >= 0, 1 leaves the image
     COLOR = 7  # saturation factor >= 0
     CONTRAST = 8  # factor >= 0

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv2d, grid_sample, pad
 
 from dali_imagenet.ops import Op
 
@@ -111,6 +111,28 @@ def nearest_map(theta: npt.NDArray[np.float32], height: int, width: int) -> npt.
     iy += ix
     iy[outside] = height * width
     return iy.reshape(-1)
+
+
+def bilinear_warp(images: Tensor, theta: Tensor, fill: Tensor | None) -> Tensor:
+    """v2's bilinear affine of uint8 [G, 3, H, W] by theta float32 [G, 2, 3]; fill: float32 [1, 3, 1, 1], or None.
+
+    The coordinates are those of ``nearest_map``. As in v2, None lets the border fade to black, and a colour is blended
+    in with the weight of what is inside, which zero padding has weighed once already.
+    """
+    height, width = images.shape[2:]
+    x = torch.arange(width, dtype=torch.float32, device=images.device).sub_((width - 1) * 0.5)
+    y = torch.arange(height, dtype=torch.float32, device=images.device).sub_((height - 1) * 0.5)
+    grid = torch.stack(
+        [(x * row[:, 0, None])[:, None, :] + (y * row[:, 1, None])[:, :, None] for row in theta.unbind(1)], dim=-1
+    ).add_(theta[:, None, None, :, 2])
+    values = images.float()
+    if fill is not None:
+        values = torch.cat([values, torch.ones_like(values[:, :1])], dim=1)
+    values = grid_sample(values, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    if fill is not None:
+        values, inside = values[:, :3], values[:, 3:]
+        values = values.sub_(fill).mul_(inside).add_(fill)
+    return values.round_().to(torch.uint8)
 
 
 @lru_cache(maxsize=1024)
@@ -220,7 +242,7 @@ def apply_ops_image(
     valid until the next call with it. Raises ValueError for other shapes, unknown operations and wrong arguments.
     """
     check_image(image.shape, image.dtype, 3)
-    work = _Work(image, fill_bytes(fill), scratch or Scratch())
+    work = _Work(image, fill_bytes(fill), scratch or Scratch(), fill is not None)
     for o, a, x in zip(_ints(op), _floats(arg), _ints(aux), strict=True):
         if o == Op.IDENTITY:
             continue
@@ -231,6 +253,13 @@ def apply_ops_image(
         else:
             _pil(work, o, a, x)
     return work.planar()
+
+
+def warp_filter(op: int, aux: int) -> int:
+    """The aux of a torchvision warp: ValueError if it is neither of the two filters that v2 has for tensors."""
+    if aux not in (0, 2):
+        raise ValueError(f"aux of {Op(op).name} is the filter: 0 nearest or 2 bilinear; got {aux}")
+    return aux
 
 
 def _ints(values: Any) -> list[int]:
@@ -244,10 +273,11 @@ def _floats(values: Any) -> list[float]:
 class _Work:
     """The image between two operations: planar uint8 memory, or a PIL image where the last operation was PIL's."""
 
-    def __init__(self, image: Tensor, fill: tuple[int, int, int], scratch: Scratch) -> None:
+    def __init__(self, image: Tensor, fill: tuple[int, int, int], scratch: Scratch, filled: bool) -> None:
         self.tensor: Tensor = image
         self.pil: Image.Image | None = None
         self.fill = fill
+        self.filled = filled  # whether a fill was given
         self.scratch = scratch
         self.shape = (3, image.shape[-2], image.shape[-1])
         self._turn = 0
@@ -308,6 +338,9 @@ def _gather(work: _Work, op: int, arg: float, aux: int) -> None:
     _, height, width = work.shape
     if op == Op.ROTATE and arg % 360 == 0:
         return
+    if warp_filter(op, aux):
+        _bilinear(work, op, arg)
+        return
     count = height * width
     index = work.scratch.index_map(op, arg, height, width)
     source = work.scratch.get("padded", (3, count + 1), torch.uint8)
@@ -321,6 +354,9 @@ def _gather(work: _Work, op: int, arg: float, aux: int) -> None:
 
 def _shift(work: _Work, op: int, arg: float, aux: int) -> None:
     pixels = int(arg)
+    if warp_filter(op, aux):
+        _bilinear(work, op, arg)
+        return
     source = work.planar()
     out = work.out()
     axis = 2 if op == Op.TRANSLATE_X else 1
@@ -333,6 +369,12 @@ def _shift(work: _Work, op: int, arg: float, aux: int) -> None:
     for c in range(3):
         out[c].narrow(axis - 1, free, moved).fill_(work.fill[c])
     work.keep(out)
+
+
+def _bilinear(work: _Work, op: int, arg: float) -> None:
+    theta = torch.from_numpy(affine_theta(op, arg, *work.shape[1:]))
+    fill = torch.tensor(work.fill, dtype=torch.float32).view(1, 3, 1, 1) if work.filled else None
+    work.keep(work.out().copy_(bilinear_warp(work.planar()[None], theta[None], fill)[0]))
 
 
 def _point(work: _Work, op: int, arg: float, aux: int) -> None:

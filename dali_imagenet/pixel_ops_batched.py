@@ -29,6 +29,7 @@ from dali_imagenet.pixel_ops import (
     POINT_OPS,
     Fill,
     affine_theta,
+    bilinear_warp,
     check_factor,
     check_image,
     check_ops,
@@ -38,6 +39,7 @@ from dali_imagenet.pixel_ops import (
     pil_matrix,
     point_lut,
     shift_hue,
+    warp_filter,
 )
 
 Array = npt.NDArray[Any]
@@ -88,11 +90,14 @@ def apply_ops_batch(images: Tensor, op: Array, arg: Array, aux: Array, fill: Fil
     out = images.clone(memory_format=torch.contiguous_format)
     position = 0
     for rows, kernel, parameters in groups:
-        where, *values = there[position : position + 1 + len(parameters)]
+        where = there[position]
+        values: list[Tensor | None] = [*there[position + 1 : position + 1 + len(parameters)]]
         position += 1 + len(parameters)
         part = out if len(rows) == len(out) else out.index_select(0, where)
         if kernel in (_warp, _pil_nearest, _pil_bilinear, _pil_bicubic):
             values.append(color_there)
+        elif kernel is bilinear_warp:
+            values.append(None if fill is None else color_there.float())
         part = kernel(part, *values).contiguous()
         out = part if len(rows) == len(out) else out.index_copy_(0, where, part)
     return out
@@ -117,8 +122,11 @@ def _groups(
             groups.append((rows, kernel, list(parameters)))
 
     rows = rows_of(*_WARP)
-    thetas = [affine_theta(int(op[r]), float(arg[r]), height, width) for r in rows]
-    add(rows, _warp, np.array(thetas, np.float32).reshape(-1, 2, 3))
+    filters = np.array([warp_filter(int(op[r]), int(aux[r])) for r in rows], np.int64)
+    for number, affine in ((0, _warp), (2, bilinear_warp)):
+        chosen = rows[filters == number]
+        thetas = [affine_theta(int(op[r]), float(arg[r]), height, width) for r in chosen]
+        add(chosen, affine, np.array(thetas, np.float32).reshape(-1, 2, 3))
 
     rows = rows_of(*_PIL_WARP)
     filters = np.array([pil_filter(int(op[r]), int(aux[r])) for r in rows], np.int64)
