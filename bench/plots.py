@@ -16,7 +16,14 @@ from bench.contestants import BY_NAME
 from bench.report import measured, rate, recipes, title
 
 OURS, PEER, CEILING, BASE = "#0b8f62", "#8aa0b6", "#d9c27a", "#4a6480"
-LINES = ("#0b8f62", "#4a6480", "#c8553d", "#7b5ea7", "#d9962b", "#3a9bb5", "#8aa0b6")
+LINES = {
+    "ours-dali-gpu": "#0a5c40",
+    "ours-dali-cpu": "#0b8f62",
+    "ours-torchvision": "#6cc49f",
+    "tv-v1-pil": "#4a6480",
+    "tv-v2-tensor": "#93a8be",
+    "dali-doc-cpu": "#c8553d",
+}
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -128,13 +135,13 @@ def workers(results: dict[str, Any], folder: Path) -> Path | None:
     figure, axes = plt.subplots(1, len(asked), figsize=(5.6 * len(asked), 3.8), squeeze=False, layout="constrained")
     names = list(dict.fromkeys(c["contestant"] for c in cells))
     for ax, recipe in zip(axes[0], asked, strict=True):
-        for number, name in enumerate(names):
+        for name in names:
             points = sorted((c["workers"], c["summary"]["images_per_s"]) for c in cells
                             if c["contestant"] == name and c["recipe"] == recipe)  # fmt: skip
             if not points:
                 continue
             x = range(len(points))
-            colour = LINES[number % len(LINES)]
+            colour = LINES.get(name, CEILING)
             ax.plot(x, [p[1]["median"] for p in points], "o-", color=colour, label=title(name), ms=4)
             ax.fill_between(x, [p[1]["q1"] for p in points], [p[1]["q3"] for p in points], color=colour, alpha=0.15)
             ax.set_xticks(x, [str(p[0]) for p in points])
@@ -157,9 +164,7 @@ def modes(results: dict[str, Any], folder: Path) -> Path | None:
     for number, name in enumerate(names):
         mine = {c["recipe"]: rate(c) for c in cells if c["contestant"] == name}
         places = [i - 0.4 + width * (number + 0.5) for i in range(len(asked))]
-        ax.bar(
-            places, [mine.get(m, 0) for m in asked], width * 0.92, label=title(name), color=LINES[number % len(LINES)]
-        )
+        ax.bar(places, [mine.get(m, 0) for m in asked], width * 0.92, label=title(name), color=LINES.get(name, CEILING))
     ax.set_xticks(range(len(asked)), asked)
     ax.set_ylabel("images a second")
     ax.set_title("augmentation modes")

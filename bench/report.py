@@ -80,7 +80,9 @@ def title(name: str) -> str:
 
 
 def _number(value: float | None, digits: int = 0) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
+    if value is None:
+        return "-"
+    return f"{value:,.{digits}f}" if value < 1e6 else "> 1 million"
 
 
 def loader_rows(results: dict[str, Any], recipe: str, question: str = "loaders") -> list[Row]:

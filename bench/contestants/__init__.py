@@ -35,11 +35,15 @@ class Contestant:
     gpu: bool = False  # runs only with CUDA
     libraries: tuple[str, ...] = ()  # shared libraries that must be there
     kind: str = "peer"  # "peer", "ours" or "ceiling"
+    prepare: str = ""  # "module:function" that converts the data set, once and unmeasured
 
     def load(self) -> Build:
-        module, function = self.build.split(":")
-        build: Build = getattr(importlib.import_module(f"bench.contestants.{module}"), function)
+        build: Build = _function(self.build)
         return build
+
+    def convert(self, job: Job) -> None:
+        if self.prepare:
+            _function(self.prepare)(job)
 
     def missing(self) -> str:
         """Why it cannot take part on this machine; empty where it can."""
@@ -52,6 +56,11 @@ class Contestant:
         if self.gpu and not has_cuda():
             return "no CUDA GPU"
         return ""
+
+
+def _function(name: str) -> Any:
+    module, function = name.split(":")
+    return getattr(importlib.import_module(f"bench.contestants.{module}"), function)
 
 
 def importable(module: str) -> bool:
@@ -175,6 +184,7 @@ CONTESTANTS = (
         ("webdataset",),
         "pip install webdataset",
         "data set rewritten as tar; shuffles in a window",
+        prepare="webdataset_peer:shards",
     ),
     Contestant(
         "ffcv",
@@ -184,6 +194,7 @@ CONTESTANTS = (
         ("ffcv",),
         "apt install libopencv-dev libturbojpeg0-dev pkg-config; pip install ffcv",
         "data set rewritten, JPEGs encoded again at quality 90; no RandAugment",
+        prepare="ffcv_peer:beton",
     ),
     Contestant(
         "dali-doc-cpu",
@@ -241,6 +252,7 @@ CONTESTANTS = (
         "ceilings:raw_pixels",
         ("classic",),
         kind="ceiling",
+        prepare="ceilings:crops",
         note="uint8 crops made beforehand: no decoding, no new draws",
     ),
     Contestant(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 from bench import images
 from bench.contestants import torchvision_peers
@@ -97,19 +98,23 @@ def _collate(samples: list[Any]) -> Any:
     return pixels.sub_(mean).div_(std), torch.tensor([s[1] for s in samples])
 
 
-def raw_pixels(job: Job) -> Iterable[Any]:
-    files = images.distinct(images.image_files(Path(job.root)))
+def crops(job: Job) -> tuple[Path, int, int]:
+    """The file of crops, made once; its number of images, and how often the folder repeats each."""
+    found = images.image_files(Path(job.root))
+    files = images.distinct(found)
     name = hashlib.sha256(f"{job.root} {job.size} {len(files)}".encode()).hexdigest()[:12]
     target = Path(job.cache) / f"raw-{name}.uint8"
     if not target.exists():
-        from torchvision.transforms import v2
-
         crop = v2.RandomResizedCrop(job.size, antialias=True)
         partial = target.with_suffix(".partial")
         with partial.open("wb") as out:
             for file in files:
                 out.write(crop(torchvision_peers.read_rgb(str(file))).numpy().tobytes())
         partial.rename(target)
-    copies = max(1, len(images.image_files(Path(job.root))) // len(files))
-    dataset: Any = torch.utils.data.ConcatDataset([RawPixels(target, len(files), job.size)] * copies)
+    return target, len(files), max(1, len(found) // len(files))
+
+
+def raw_pixels(job: Job) -> Iterable[Any]:
+    file, count, copies = crops(job)
+    dataset: Any = torch.utils.data.ConcatDataset([RawPixels(file, count, job.size)] * copies)
     return torchvision_peers.loader(job, dataset, 10, _collate)

@@ -21,7 +21,7 @@ from bench.contestants.torchvision_peers import OnDevice
 from bench.job import MEAN, STD, Job
 
 
-def _beton(job: Job) -> tuple[Path, int, int]:
+def beton(job: Job) -> tuple[Path, int, int]:
     """The converted data set, its number of images, and how often the folder repeats each."""
     folder = ImageFolder(job.root)
     folder.samples, copies = images.distinct_samples(folder.samples)
@@ -38,7 +38,7 @@ def _beton(job: Job) -> tuple[Path, int, int]:
 
 
 def build(job: Job) -> Iterable[Any]:
-    file, count, copies = _beton(job)
+    file, count, copies = beton(job)
     training = job.spec.crop == "random"
     shape = (job.size, job.size)
     image: list[Any]

@@ -21,8 +21,9 @@ from bench.job import Job
 SHARDS = 8
 
 
-def _shards(job: Job, folder: ImageFolder) -> list[str]:
+def shards(job: Job) -> list[str]:
     """Tar files of the folder's images, written once; named as often as the folder repeats them."""
+    folder = ImageFolder(job.root)
     samples, copies = images.distinct_samples(folder.samples)
     name = hashlib.sha256(f"{job.root} {len(folder)} 2".encode()).hexdigest()[:12]
     made = [Path(job.cache) / f"wds-{name}-{i}.tar" for i in range(SHARDS)]
@@ -54,8 +55,8 @@ class _Samples:
 def build(job: Job) -> Iterable[Any]:
     folder = ImageFolder(job.root)
     training = job.spec.crop == "random"
-    shards = _shards(job, folder)
-    data = wds.WebDataset(shards, shardshuffle=len(shards) if training else False, nodesplitter=wds.split_by_node)
+    files = shards(job)
+    data = wds.WebDataset(files, shardshuffle=len(files) if training else False, nodesplitter=wds.split_by_node)
     if training:
         data = data.shuffle(1000)
     data = data.map(_Samples(job))
@@ -63,7 +64,7 @@ def build(job: Job) -> Iterable[Any]:
         data,
         batch_size=job.batch_size,
         drop_last=training,
-        num_workers=min(job.workers, len(shards)),
+        num_workers=min(job.workers, len(files)),
         collate_fn=MixCollate(job.spec, len(folder.classes)) if job.spec.mixing else default_collate,
         persistent_workers=job.workers > 0,
         pin_memory=job.device == "cuda",
