@@ -326,7 +326,7 @@ def _permutation(n: int, seed: int, epoch: int) -> draws.Permutation:
 @functools.lru_cache(maxsize=32)
 def policy_of(recipe: TrainRecipe, size: int) -> AugmentPolicy | None:
     """The recipe's policy for images of that size (timm's translations are shares of it)."""
-    return resolve(recipe.auto_augment, image_size=size, mean=recipe.mean)
+    return resolve(recipe.auto_augment, image_size=size, mean=recipe.mean, interpolation=recipe.interpolation)
 
 
 def _round(x: F64) -> I64:

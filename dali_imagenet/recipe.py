@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from dali_imagenet.policy import AugmentPolicy, resolve
+from dali_imagenet.policy import AugmentPolicy, TrivialAugmentWide, resolve
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # per channel, of pixels in 0..1; torchvision's reference scripts
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -239,7 +239,7 @@ class TrainRecipe(_Recipe):
         """
         recipe = cls(
             input_size=176,
-            auto_augment="trivialaugment",
+            auto_augment=TrivialAugmentWide(interpolation="bilinear"),
             re_prob=0.1,
             re_scale=(0.02, 0.33),
             re_ratio=(0.3, 3.3),

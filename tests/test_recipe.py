@@ -10,6 +10,7 @@ import pytest
 import timm
 
 from dali_imagenet import EvalRecipe, TrainRecipe
+from dali_imagenet.policy import TrivialAugmentWide
 
 MIXUP = {"mixup_prob": 1.0, "mixup_switch_prob": 0.5, "mixup_mode": "batch", "correct_lam": True, "cutmix_minmax": None}
 COMMON = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "hflip": 0.5, "vflip": 0.0, "re_count": (1, 1), **MIXUP}
@@ -66,7 +67,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "torchvision_v2": {  # train.py --auto-augment ta_wide --random-erase 0.1 ... --train-crop-size 176 --ra-reps 4
         "input_size": 176,
         "interpolation": "bilinear",
-        "auto_augment": "trivialaugment",
+        "auto_augment": TrivialAugmentWide(interpolation="bilinear"),  # presets.py passes its interpolation on
         "re_prob": 0.1,
         "re_mode": "const",
         "re_scale": (0.02, 0.33),

@@ -16,6 +16,7 @@ Pixels = npt.NDArray[np.uint8]
 
 # Below this share of the rows, decoding stops early: rewriting the header costs some microseconds and a copy.
 _WORTH_CUTTING = 0.9
+_END, _END_WITHIN = b"\xff\xd9", 64  # the end marker, and how far from the end some writers leave it
 _NO_SIZE = frozenset([0x01, *range(0xD0, 0xD8)])  # markers without a segment
 _SOF = frozenset([0xC0, 0xC1, 0xC2])  # baseline, extended, progressive: Huffman-coded
 
@@ -33,12 +34,14 @@ def decoder_name() -> str:
     return "simplejpeg" if _simplejpeg() else "Pillow"
 
 
-def decode(data: bytes, rows: int | None = None) -> Pixels:
+def decode(data: bytes, rows: int | None = None, buffer: Pixels | None = None) -> Pixels:
     """Decode an image file to RGB.
 
     Args:
         data: the encoded file.
         rows: how many rows from the top are needed; the rest may be left out. None: all.
+        buffer: uint8 memory that the result may lie in, large enough for the whole image: fresh memory for every image
+            costs a page fault for every 4 KiB.
 
     Returns:
         uint8 [H, W, 3]. Of a JPEG at least the first `rows` rows, bit for bit those of the whole image.
@@ -51,7 +54,8 @@ def decode(data: bytes, rows: int | None = None) -> Pixels:
         library = _simplejpeg()
         if library is not None and components in (1, 3):
             try:
-                return np.asarray(library.decode_jpeg(cut, colorspace="RGB"))
+                # Where the header has been lowered there is more data than rows, about which strict complains.
+                return np.asarray(library.decode_jpeg(cut, colorspace="RGB", buffer=buffer, strict=cut is data))
             except ValueError:  # it is stricter than PIL, whose word counts
                 pass
         elif cut is not data:
@@ -73,10 +77,12 @@ def _cut(data: bytes, rows: int | None) -> tuple[int, bytes]:
     """Number of colour components, and the JPEG with the height in its frame header lowered to what is needed.
 
     Decoders stop at the header's height. One block row more is kept below the last row that is needed, because chroma
-    upsampling looks at the next row; so what is left is bit for bit the same. Truncated images must still be found out:
-    the index has looked for the end marker before.
+    upsampling looks at the next row; so what is left is bit for bit the same. A file without an end marker is left as
+    it is, so that a truncated one is found out.
     """
     at, end = 2, len(data)
+    if data.rfind(_END, -_END_WITHIN) < 0:
+        rows = None
     while at + 4 <= end and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF or marker in _NO_SIZE:

@@ -13,20 +13,33 @@ from dali_imagenet.plan import BatchPlan
 from torchvision_fallback.decode import Pixels, decode
 
 
-def read_pixels(index: SampleIndex, sample: int, rows: int | None = None) -> Pixels:
-    """Decode one sample: uint8 [H, W, 3], at least the first `rows` rows.
+class Memory:
+    """Memory for one decoded image at a time, used again."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def of(self, size: int) -> Pixels:
+        """At least that many bytes; what was handed out before is overwritten."""
+        if self._bytes.size < size:
+            self._bytes = np.empty(size * 5 // 4, np.uint8)
+        return self._bytes
+
+
+def read_pixels(index: SampleIndex, sample: int, rows: int | None = None, memory: Memory | None = None) -> Pixels:
+    """Decode one sample: uint8 [H, W, 3], at least the first `rows` rows; in `memory` where it is given.
 
     Raises:
         BadImageError: it cannot be read, or is not of the size that the index knows; names path and reason.
     """
     path = index.path(sample)
+    height, width = int(index.height[sample]), int(index.width[sample])
     try:
         with open(path, "rb") as file:
             data = file.read()
-        pixels = decode(data, rows)
+        pixels = decode(data, rows, None if memory is None else memory.of(height * width * 3))
     except Exception as error:  # decoders raise what they like: OSError, ValueError, SyntaxError, struct.error ...
         raise BadImageError(f"{path}: {type(error).__name__}: {error}") from error
-    height, width = int(index.height[sample]), int(index.width[sample])
     if pixels.shape[1] != width or pixels.shape[0] < min(height, rows or height):
         raise BadImageError(
             f"{path}: {pixels.shape[0]}x{pixels.shape[1]} pixels, but the index says {height}x{width}: the file has "

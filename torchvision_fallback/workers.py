@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dali_imagenet.batch_stage import BatchStage
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.plan import BatchPlan, Plan
-from torchvision_fallback.stage import read_pixels, render
+from torchvision_fallback.stage import Memory, read_pixels, render
 
 _NO_SLOT = -1
 
@@ -47,6 +47,7 @@ class _Batches(Dataset[Done]):
 
     def __init__(self, plan: Plan, stage: BatchStage | None, ring: list[Tensor]) -> None:
         self.plan, self.stage, self.ring = plan, stage, ring
+        self._memory = Memory()
 
     def __getitem__(self, task: Task) -> Done:
         failures: dict[int, str] = {}
@@ -72,7 +73,7 @@ class _Batches(Dataset[Done]):
 
     def _row(self, plan: BatchPlan, row: int, out: Tensor) -> None:
         top, _, height, _ = plan.box[row].tolist()
-        pixels = read_pixels(self.plan.index, int(plan.index[row]), top + height)
+        pixels = read_pixels(self.plan.index, int(plan.index[row]), top + height, self._memory)
         image = render(pixels, plan, row, self.plan.recipe.interpolation)
         if self.stage is None:
             out.copy_(image)
