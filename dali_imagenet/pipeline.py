@@ -74,6 +74,7 @@ class DaliBatchError(RuntimeError):
 class _Pending:
     plan: BatchPlan
     paths: Sequence[str | bytes]
+    sizes: Sequence[int] | None
 
 
 class DaliStage:
@@ -203,7 +204,13 @@ class DaliStage:
             # operator first, whose errors are safe, and the decoder made to depend on it. What it lets through: a
             # sample precision that no decoder knows; the index must know such files as broken.
             found = fn.peek_image_shape(image, adjust_orientation=False, dtype=types.INT32)[:2]
-            image = image + fn.cast(found[0] * 0, dtype=types.UINT8)
+            # A file that is not what the plan was made for, such as a small one that now claims 30,000 x 30,000 pixels,
+            # must not be decoded: the slice, which also makes the decoder wait, refuses to leave the file.
+            length, expected = image.shape(dtype=types.INT32)[0], feed("expected", types.INT32, 1)
+            other = (found[0] != expected[0]) | (found[1] != expected[1])
+            other = other | ((length != expected[2]) & (expected[2] > 0))
+            whole = fn.stack(length + fn.cast(other, dtype=types.INT32))
+            image = fn.slice(image, start=[0], shape=whole, axes=[0], out_of_bounds_policy="error")
             if self.train:
                 start, shape = feed("start", types.INT32, 1), feed("shape", types.INT32, 1)
                 start = dali.math.min(start, found - 1)
@@ -214,7 +221,7 @@ class DaliStage:
                     image = fn.slice(fn.decoders.image(image, **decoder), **box)
             else:
                 image = fn.decoders.image(image, **decoder)
-            pipe.set_outputs(self._pixels(image, feed, fn, types) if self.in_graph else image, found)
+            pipe.set_outputs(self._pixels(image, feed, fn, types) if self.in_graph else image)
         pipe.build()
         return pipe
 
@@ -249,10 +256,12 @@ class DaliStage:
         """How many submitted batches have not been collected."""
         return len(self._queue)
 
-    def submit(self, plan: BatchPlan, paths: Sequence[str | bytes]) -> None:
+    def submit(self, plan: BatchPlan, paths: Sequence[str | bytes], sizes: Sequence[int] | None = None) -> None:
         """Start one batch. `paths` are those of the plan's real rows (index >= 0, which come first), in order.
 
-        With `encoded=True` they are the contents of the files. Does not wait for DALI.
+        With `encoded=True` they are the contents of the files. `sizes` are those of the files in bytes, where known (0:
+        not known): a file of another size, like an image of another size, fails the batch before it is decoded. Does
+        not wait for DALI.
         """
         rows = len(plan.index)
         real = int(np.count_nonzero(plan.index >= 0))
@@ -265,7 +274,7 @@ class DaliStage:
         if self.color and plan.color is None:
             raise ValueError("color=True, but the plan has no colour matrices (plan.color is None)")
         self._open()
-        self._queue.append(_Pending(plan, list(paths)))
+        self._queue.append(_Pending(plan, list(paths), sizes))
         self._schedule()
 
     def collect(self) -> torch.Tensor:
@@ -283,10 +292,11 @@ class DaliStage:
         self._open()
         entry = self._queue.popleft()
         plan, rows = entry.plan, len(entry.paths)
-        images, failure = None, None
+        images: Any = None
+        failure: str | None = None
         try:
             if rows:
-                images, found = self._take()
+                images = self._take()
         except Exception as error:  # not chained: its traceback would keep the broken pipeline and its threads alive
             failure = _reason(error)
         if failure is not None:
@@ -294,13 +304,6 @@ class DaliStage:
             raise DaliBatchError(plan, entry.paths, [int(n) for n in re.findall(r"sample #(\d+)", failure)], failure)
         self._scheduled -= 1
         self._schedule()  # before the work below, so that DALI's threads have something to do meanwhile
-        if images is not None and (changed := np.flatnonzero((found != plan.source_size[:rows]).any(axis=1))).size:
-            row = int(changed[0])
-            (h, w), (height, width) = found[row], plan.source_size[row]
-            reason = f"{os.fsdecode(entry.paths[row])!r} is {h} x {w}, the plan was made for {height} x {width}"
-            if self.encoded:
-                reason = f"row {row} is {h} x {w}, the plan was made for {height} x {width}"
-            raise DaliBatchError(plan, entry.paths, changed.tolist(), reason)
         shape = (len(plan.index), 3, plan.size, plan.size)
         out = torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=self.memory_format)
         out[rows:].zero_()
@@ -311,7 +314,7 @@ class DaliStage:
                 ready = from_dlpack(images.as_tensor())
                 out[:rows].copy_(ready.permute(0, 3, 1, 2) if self._layout == "HWC" else ready)
                 if out.is_cuda:  # the copy is only queued: DALI must not use its memory again before it has run
-                    while self._lent and self._lent[0][0].query():
+                    while self._lent and self._lent[0][0].query():  # type: ignore[no-untyped-call]
                         self._lent.popleft()
                     self._lent.append((torch.cuda.current_stream().record_event(), images))
         elif images is not None and self._pool is not None:
@@ -359,15 +362,17 @@ class DaliStage:
         while self._scheduled < min(self.prefetch, len(self._queue)):
             entry = self._queue[self._scheduled]
             if entry.paths:  # DALI knows no empty batch
-                for name, data in self._inputs(entry.plan, entry.paths):
+                for name, data in self._inputs(entry):
                     self._pipe.feed_input(name, data)
                 self._pipe.schedule_run()
             self._scheduled += 1
 
-    def _inputs(self, plan: BatchPlan, paths: Sequence[str | bytes]) -> Iterable[tuple[str, Any]]:
+    def _inputs(self, entry: _Pending) -> Iterable[tuple[str, Any]]:
         """What the graph is fed. Numpy only: torch tensors make DALI look for a CUDA driver."""
-        n = len(paths)
-        yield "source", [np.frombuffer(os.fsencode(p), np.uint8) for p in paths]
+        plan, n = entry.plan, len(entry.paths)
+        yield "source", [np.frombuffer(os.fsencode(p), np.uint8) for p in entry.paths]
+        sizes = np.zeros(n) if entry.sizes is None else np.clip(entry.sizes, 0, 2**31 - 1)
+        yield "expected", _array(np.column_stack([plan.source_size[:n], sizes]), np.int32)
         if self.train:
             yield "start", _array(plan.box[:n, :2], np.int32)
             yield "shape", _array(plan.box[:n, 2:], np.int32)
@@ -384,12 +389,12 @@ class DaliStage:
         if plan.color is not None and self.color:
             yield "color", _array(plan.color[:n], np.float32)
 
-    def _take(self) -> tuple[Any, npt.NDArray[np.int32]]:
-        """Wait for the oldest batch that DALI works on: images, whose memory is counted by reference, and [n, 2]."""
+    def _take(self) -> Any:
+        """Wait for the oldest batch that DALI works on: images, whose memory is counted by reference."""
         stream = None if self.device.type == "cpu" else torch.cuda.current_stream(self.device)
-        images, found = self._pipe.share_outputs(cuda_stream=stream)
+        (images,) = self._pipe.share_outputs(cuda_stream=stream)
         self._pipe.release_outputs()
-        return images, np.array(found.as_tensor())
+        return images
 
     def _finish_rows(self, images: Any, plan: BatchPlan, out: torch.Tensor, rows: Iterable[int]) -> None:
         """What the graph does after decoding, with torch on the CPU, image by image so that each stays in the cache.
@@ -472,7 +477,10 @@ def _reason(error: Exception) -> str:
     """DALI's message without its traceback of the graph's definition."""
     text = str(error).rpartition("encountered:")[2]
     lines = (line.strip() for line in text.splitlines())
-    return " ".join(line for line in lines if line and "no longer valid" not in line and "C++ context" not in line)
+    reason = " ".join(line for line in lines if line and "no longer valid" not in line and "C++ context" not in line)
+    if reason.startswith("Slice can't be placed"):
+        return "a file or its image has another size than the plan was made for: it has changed since it was indexed"
+    return reason
 
 
 # ---- may this GPU decode regions?
@@ -487,8 +495,9 @@ def probe_roi_decode(device_index: int = 0, *, cache_dir: str | os.PathLike[str]
 
     nvImageCodec 0.9 is known to crash the whole process on some GPUs there (its issue 55), which nothing can catch. So
     a subprocess decodes some generated JPEGs with a time limit of 120 s, and the answer is remembered by GPU, DALI and
-    nvImageCodec version in `roi_decode.json` in `cache_dir` (by default $DALI_IMAGENET_CACHE, or the user's
-    cache folder for dali-imagenet). Delete the file to ask again. A probe that could not start (no memory left on the GPU, say) is not remembered.
+    nvImageCodec version in `roi_decode.json` in `cache_dir` (by default $DALI_IMAGENET_CACHE, or the user's cache
+    folder for dali-imagenet). Delete the file to ask again. A probe that could not start (no memory left on the GPU,
+    say) is not remembered.
     """
     try:
         if not torch.cuda.is_available() or not dali_available()[0]:
