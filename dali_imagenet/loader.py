@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import json
 import logging
 import os
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dali_imagenet.batch_stage import BatchStage, mix_, soft_targets, to_device
 from dali_imagenet.errors import BadImageError
-from dali_imagenet.index import SampleIndex
+from dali_imagenet.index import FORMATS, SampleIndex
 from dali_imagenet.plan import BatchPlan, OnError, Plan
 from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
+
+if TYPE_CHECKING:
+    from dali_imagenet.pipeline import DaliStage
 
 log = logging.getLogger("dali_imagenet")
 
@@ -306,6 +313,11 @@ class DaliEngine:
             "hw_decoder_load": hw_decoder_load,
         }
         self._plan, self._stage, self._prefetch = plan, stage, prefetch
+        # DALI shows 16-bit PNG and CMYK without Adobe's segment otherwise than Pillow, and its GPU decoders know fewer
+        # formats: whatever is no gray or colour JPEG is left to Pillow, and so is what DALI turns out not to decode.
+        index = plan.index
+        self._odd = (index.format != FORMATS.index("JPEG")) | ~np.isin(index.components, (1, 3))
+        self._pool = ThreadPoolExecutor(max(1, num_threads), "dali-imagenet-render")  # threads start when needed
         self._dali = DaliStage(batch_size=plan.batch_size, num_threads=num_threads, prefetch=prefetch, **self._options)
 
     def batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
@@ -313,65 +325,98 @@ class DaliEngine:
 
         self._dali.drain()  # what an iteration that was left half-way had in flight
         steps = iter(range(start, len(self._plan)))
-        waiting: deque[BatchPlan] = deque()
+        waiting: deque[tuple[BatchPlan, dict[int, Future[Tensor]]]] = deque()
 
         def feed() -> None:
             step = next(steps, None)
             if step is not None:
                 plan = self._plan.batch(epoch, step)
-                self._submit(plan)
-                waiting.append(plan)
+                waiting.append((plan, self._submit(plan)))
 
         for _ in range(self._prefetch):
             feed()
         while waiting:
-            plan, failures = waiting.popleft(), dict[int, str]()
+            (plan, rendered), failures = waiting.popleft(), dict[int, str]()
             try:
                 images = self._dali.collect()
-            except DaliBatchError:
+                others = {row: future.result() for row, future in rendered.items()}
+            except (DaliBatchError, BadImageError):
                 plan, images, failures = self._one_by_one(plan)
             else:
-                images = _spread(images, plan)
+                images = self._together(images, others, plan)
             feed()
             yield plan, self._stage.finish_batch(images, plan), failures
 
-    def _submit(self, plan: BatchPlan) -> None:
-        real = plan.take((plan.index >= 0).nonzero()[0]) if (plan.index < 0).any() else plan
-        self._dali.submit(real, [os.fsencode(self._plan.index.path(int(i))) for i in real.index])
+    def _submit(self, plan: BatchPlan) -> dict[int, Future[Tensor]]:
+        """Starts DALI on the rows that are its own, and the fallback on the others, which are returned."""
+        real = plan.index >= 0
+        odd = real & self._odd[plan.index]
+        mine = (real & ~odd).nonzero()[0]
+        index = self._plan.index
+        part = plan if len(mine) == len(plan) else plan.take(mine)
+        paths = [os.fsencode(index.path(int(i))) for i in part.index]
+        self._dali.submit(part, paths, index.file_size[part.index].tolist())
+        return {int(row): self._pool.submit(self._render, plan, int(row)) for row in odd.nonzero()[0]}
+
+    def _together(self, images: Tensor, others: dict[int, Tensor], plan: BatchPlan) -> Tensor:
+        """DALI's images and the fallback's at their rows, zeros for padding."""
+        if len(images) == len(plan):
+            return images
+        mine = plan.index >= 0
+        mine[list(others)] = False
+        full = self._zeros(plan).index_copy_(0, to_device(mine.nonzero()[0], images.device), images)
+        for row, pixels in others.items():
+            full[row] = self._normalized(pixels)
+        return full
 
     def _one_by_one(self, plan: BatchPlan) -> Batch:
-        """A batch that DALI failed on, sample by sample: a failure costs that sample alone.
+        """A batch that could not be made, sample by sample: a failure costs that sample alone.
 
         What DALI cannot decode and Pillow can is rendered by the fallback; what neither can is replaced or raised.
         """
-        from dali_imagenet.pipeline import DaliBatchError, DaliStage
-        from torchvision_fallback.stage import read_pixels, render
+        from dali_imagenet.pipeline import DaliStage
 
         failures: dict[int, str] = {}
-        images: list[Tensor | None] = []
+        images = self._zeros(plan)
         with contextlib.closing(DaliStage(batch_size=1, num_threads=1, prefetch=1, **self._options)) as alone:
             for row in range(len(plan)):
-                image: Tensor | None = None
-                while plan.index[row] >= 0 and image is None:
-                    sample = int(plan.index[row])
+                while plan.index[row] >= 0:
                     try:
-                        alone.submit(plan.take([row]), [os.fsencode(self._plan.index.path(sample))])
-                        image = alone.collect()[0]
-                    except DaliBatchError:
-                        try:
-                            pixels = render(
-                                read_pixels(self._plan.index, sample), plan, row, self._plan.recipe.interpolation
-                            )
-                            image = self._normalized(pixels)
-                        except BadImageError as error:
-                            if self._plan.on_error == "raise":
-                                raise
-                            failures[sample] = str(error)
-                            plan = self._plan.batch(plan.epoch, plan.step, failures)
-                images.append(image)
-        shape = (3, plan.size, plan.size)
-        blank = torch.zeros(shape, dtype=self._options["dtype"], device=self._options["device"])
-        return plan, torch.stack([blank if image is None else image for image in images]), failures
+                        images[row] = self._one(alone, plan, row)
+                        break
+                    except BadImageError as error:
+                        if self._plan.on_error == "raise":
+                            raise
+                        failures[int(plan.index[row])] = str(error)
+                        plan = self._plan.batch(plan.epoch, plan.step, failures)
+        return plan, images, failures
+
+    def _one(self, alone: DaliStage, plan: BatchPlan, row: int) -> Tensor:
+        from dali_imagenet.pipeline import DaliBatchError
+
+        sample = int(plan.index[row])
+        if self._odd[sample]:
+            return self._normalized(self._render(plan, row))
+        path = self._plan.index.path(sample)
+        try:
+            alone.submit(plan.take([row]), [os.fsencode(path)], [int(self._plan.index.file_size[sample])])
+            return alone.collect()[0]
+        except DaliBatchError as error:
+            image = self._normalized(self._render(plan, row))
+            self._odd[sample] = True
+            log.warning("%s is decoded by Pillow from now on: DALI says %r", path, error.reason)
+            return image
+
+    def _render(self, plan: BatchPlan, row: int) -> Tensor:
+        from torchvision_fallback.stage import read_pixels, render
+
+        top, _, height, _ = plan.box[row].tolist()
+        pixels = read_pixels(self._plan.index, int(plan.index[row]), top + height)
+        return render(pixels, plan, row, self._plan.recipe.interpolation)
+
+    def _zeros(self, plan: BatchPlan) -> Tensor:
+        options = {name: self._options[name] for name in ("dtype", "device", "memory_format")}
+        return torch.empty((len(plan), 3, plan.size, plan.size), **options).zero_()
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         """What the graph would have made of the fallback's pixels."""
@@ -379,15 +424,8 @@ class DaliEngine:
         return pixels if self._options["normalize"] is None else self._stage.normalize(pixels)
 
     def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
         self._dali.close()
-
-
-def _spread(images: Tensor, plan: BatchPlan) -> Tensor:
-    """The images of the real rows at their places, zeros for padding."""
-    if len(images) == len(plan):
-        return images
-    full = images.new_zeros((len(plan), 3, plan.size, plan.size))
-    return full.index_copy_(0, to_device((plan.index >= 0).nonzero()[0], images.device), images)
 
 
 def _order(loader: Loader | None, plan: Plan) -> Iterator[list[int]]:
@@ -539,6 +577,24 @@ class Loader:
         """Path and reason of every image that could not be read so far: found by the index, or when it was decoded."""
         known = {int(i): str(self.dataset.reason(int(i))) for i in self.dataset.broken.nonzero()[0]}
         return {self.dataset.path(i): reason for i, reason in sorted((known | self._failed).items())}
+
+    def save_failures(self, file: str | os.PathLike[str]) -> None:
+        """Write `failures` as a table of sample, path and reason: CSV where the name ends in .csv, JSON otherwise.
+
+        Bytes of a path that are not text are written as backslash escapes.
+        """
+        samples = sorted({*self.dataset.broken.nonzero()[0].tolist(), *self._failed})
+        table = [
+            {"sample": i, "path": path, "reason": reason}
+            for i, (path, reason) in zip(samples, self.failures.items(), strict=True)
+        ]
+        with open(file, "w", encoding="utf-8", errors="backslashreplace", newline="") as out:
+            if os.fspath(file).lower().endswith(".csv"):
+                writer = csv.DictWriter(out, ("sample", "path", "reason"))
+                writer.writeheader()
+                writer.writerows(table)
+            else:
+                json.dump(table, out, indent=1)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, as plain JSON: what it depends on, the epoch, and the steps handed out in it."""

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from dali_imagenet.index import FORMATS
+
 Pixels = npt.NDArray[np.uint8]
 
 # Below this share of the rows, decoding stops early: rewriting the header costs some microseconds and a copy.
@@ -29,12 +31,21 @@ def _simplejpeg() -> Any:
         return None
 
 
+@cache
+def _formats() -> list[str]:
+    """What Pillow may decode: the formats of the index. Others start programs (EPS runs Ghostscript)."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def decoder_name() -> str:
     """Which library decodes JPEGs here: "simplejpeg" or "Pillow"."""
     return "simplejpeg" if _simplejpeg() else "Pillow"
 
 
-def decode(data: bytes, rows: int | None = None, buffer: Pixels | None = None) -> Pixels:
+def decode(
+    data: bytes, rows: int | None = None, buffer: Pixels | None = None, size: tuple[int, int] | None = None
+) -> Pixels:
     """Decode an image file to RGB.
 
     Args:
@@ -42,6 +53,7 @@ def decode(data: bytes, rows: int | None = None, buffer: Pixels | None = None) -
         rows: how many rows from the top are needed; the rest may be left out. None: all.
         buffer: uint8 memory that the result may lie in, large enough for the whole image: fresh memory for every image
             costs a page fault for every 4 KiB.
+        size: (height, width) that the image must have; another one is refused before memory is taken for it.
 
     Returns:
         uint8 [H, W, 3]. Of a JPEG at least the first `rows` rows, bit for bit those of the whole image.
@@ -50,31 +62,36 @@ def decode(data: bytes, rows: int | None = None, buffer: Pixels | None = None) -
         OSError, ValueError, SyntaxError and others of PIL: the file cannot be decoded.
     """
     if data[:2] == b"\xff\xd8":
-        components, cut = _cut(data, rows)
+        components, found, cut = _cut(data, rows)
         library = _simplejpeg()
-        if library is not None and components in (1, 3):
+        if library is not None and components in (1, 3) and (size is None or found == size):
             try:
                 # Where the header has been lowered there is more data than rows, about which strict complains.
                 return np.asarray(library.decode_jpeg(cut, colorspace="RGB", buffer=buffer, strict=cut is data))
             except ValueError:  # it is stricter than PIL, whose word counts
                 pass
-        elif cut is not data:
+        elif cut is not data and (size is None or found == size):
             try:
-                return _pil(cut)
+                return _pil(cut, None)
             except (OSError, ValueError, SyntaxError):
                 pass
-    return _pil(data)
+    return _pil(data, size)
 
 
-def _pil(data: bytes) -> Pixels:
+def _pil(data: bytes, size: tuple[int, int] | None) -> Pixels:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about EXIF and palettes: of no use to a training run
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_formats())
+        if size is not None and (image.height, image.width) != size:
+            raise ValueError(
+                f"{image.height}x{image.width} pixels, but the index says {size[0]}x{size[1]}: the file has changed "
+                "since it was indexed"
+            )
         return np.array(image.convert("RGB"))  # a copy: what PIL lends cannot be written, which torch warns about
 
 
-def _cut(data: bytes, rows: int | None) -> tuple[int, bytes]:
-    """Number of colour components, and the JPEG with the height in its frame header lowered to what is needed.
+def _cut(data: bytes, rows: int | None) -> tuple[int, tuple[int, int], bytes]:
+    """Number of colour components, height and width, and the JPEG with its height lowered to what is needed.
 
     Decoders stop at the header's height. One block row more is kept below the last row that is needed, because chroma
     upsampling looks at the next row; so what is left is bit for bit the same. A file without an end marker is left as
@@ -92,13 +109,13 @@ def _cut(data: bytes, rows: int | None) -> tuple[int, bytes]:
             if at + 10 > end:
                 break
             components = data[at + 9]
-            height = data[at + 5] << 8 | data[at + 6]
+            height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
             if marker not in _SOF or rows is None or components not in (1, 3) or height == 0:
-                return components, data
+                return components, (height, width), data
             block = 8 * max((data[i] & 15 for i in range(at + 11, min(end, at + 10 + 3 * components), 3)), default=1)
             keep = (rows + block - 1) // block * block + block
             if keep >= height * _WORTH_CUTTING:
-                return components, data
-            return components, b"".join((data[: at + 5], keep.to_bytes(2, "big"), data[at + 7 :]))
+                return components, (height, width), data
+            return components, (height, width), b"".join((data[: at + 5], keep.to_bytes(2, "big"), data[at + 7 :]))
         at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return 0, data
+    return 0, (0, 0), data

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,18 +36,23 @@ def read_pixels(index: SampleIndex, sample: int, rows: int | None = None, memory
     """
     path = index.path(sample)
     height, width = int(index.height[sample]), int(index.width[sample])
+    expected = int(index.file_size[sample])
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open) as file:
             data = file.read()
-        pixels = decode(data, rows, None if memory is None else memory.of(height * width * 3))
+        if 0 < expected != len(data):
+            raise ValueError(
+                f"{len(data)} bytes, but the index says {expected}: the file has changed since it was indexed"
+            )
+        buffer = None if memory is None else memory.of(height * width * 3)
+        return decode(data, rows, buffer, (height, width))
     except Exception as error:  # decoders raise what they like: OSError, ValueError, SyntaxError, struct.error ...
         raise BadImageError(f"{path}: {type(error).__name__}: {error}") from error
-    if pixels.shape[1] != width or pixels.shape[0] < min(height, rows or height):
-        raise BadImageError(
-            f"{path}: {pixels.shape[0]}x{pixels.shape[1]} pixels, but the index says {height}x{width}: the file has "
-            "changed since it was indexed"
-        )
-    return pixels
+
+
+def _open(path: str, flags: int) -> int:
+    """Not blocking: a pipe may have taken the file's place."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def render(pixels: Pixels, plan: BatchPlan, row: int, interpolation: str) -> Tensor:

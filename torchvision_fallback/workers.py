@@ -177,7 +177,15 @@ class WorkerStage:
         if self._owner != os.getpid():
             raise RuntimeError("a loader cannot be iterated in a forked child: create it there")
         self._tasks.epoch, self._tasks.steps = epoch, range(start, len(self._plan))
-        for done in self._loader:
+        results = iter(self._loader)
+        while True:
+            try:
+                done = next(results)
+            except StopIteration:
+                return
+            except Exception:  # a worker that died or hangs: the next iteration starts new ones
+                results = self._loader._iterator = None  # type: ignore[assignment]
+                raise
             if (done.plan.epoch, done.plan.step) != (epoch, start):
                 raise RuntimeError(f"expected step {start} of epoch {epoch}, got {done.plan.step} of {done.plan.epoch}")
             start += 1
