@@ -68,6 +68,10 @@ def report_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["gpu"]:  # does without the extra
+        from bench import gpu
+
+        return gpu.main(words[1:])
     need_extra()
     from bench import commands
 
