@@ -1,0 +1,246 @@
+"""Every odd and broken input, on both CPU backends: right pixels, or one sample lost and nothing else."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets.folder import pil_loader
+from torchvision.transforms import v2
+
+from bench.broken_table import Input, file_name, inputs
+from dali_imagenet import BadImageError, EvalRecipe, SampleIndex, TrainRecipe, create_loader
+from dali_imagenet.pipeline import dali_available
+from tests.conftest import make_folder
+
+needs_dali = pytest.mark.skipif(not dali_available()[0], reason=dali_available()[1])
+BACKENDS = [pytest.param("dali", marks=needs_dali), "torchvision"]
+INPUTS = inputs()
+EVAL = EvalRecipe(input_size=48, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+TRAIN = TrainRecipe.classic(input_size=32)
+
+
+def named(condition: Callable[[Input], bool]) -> list[str]:
+    return [name for name, case in INPUTS.items() if condition(case)]
+
+
+READABLE = named(lambda case: case.readable)
+BROKEN = named(lambda case: not case.readable and case.later is None)
+LATER = named(lambda case: case.later is not None)
+
+
+@pytest.fixture(scope="module")
+def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder a readable input, in the order of READABLE."""
+    root = tmp_path_factory.mktemp("readable")
+    for n, name in enumerate(READABLE):
+        folder = root / f"{n:03d}"
+        folder.mkdir()
+        INPUTS[name].make(folder / file_name(name))
+    return root
+
+
+def loader(data: Any, recipe: Any, backend: str, **options: Any) -> Any:
+    options = {"batch_size": 4, "num_workers": 1 if backend == "dali" else 0, "device": "cpu"} | options
+    return create_loader(data, recipe, backend=backend, **options)
+
+
+def epoch(of: Any) -> tuple[Tensor, Tensor]:
+    batches = [(images.clone(), targets.clone()) for images, targets in of]
+    return torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_readable_inputs_have_the_pixels_of_imagefolder(readable: Path, backend: str) -> None:
+    index = SampleIndex.from_folder(readable)
+    assert not index.broken.any()
+    recipe = EvalRecipe(input_size=48, resize_size=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    with loader(index, recipe, backend, batch_size=7) as ours:
+        images, targets = epoch(ours)
+        assert ours.failures == {}
+    assert targets.tolist() == list(range(len(READABLE)))
+    for row, name in enumerate(READABLE):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pixels = torch.from_numpy(np.array(pil_loader(index.path(row)))).permute(2, 0, 1)
+        # resized as a tensor: PIL's resize rounds between its two passes, which is another matter
+        expected = v2.functional.center_crop(v2.functional.resize(pixels, [64], antialias=True), [48, 48])
+        difference = (images[row] * 255 - expected).abs()
+        assert difference.max() < 1.01, f"{name}: {difference.max()}"
+        assert difference.mean() < 0.1, f"{name}: {difference.mean()}"
+
+
+def with_broken(root: Path, names: list[str]) -> tuple[Path, list[Path]]:
+    """Healthy images, and after each of the first ones an input of these names."""
+    make_folder(root, 4 * len(names), classes=1, low=60, high=100)
+    added = []
+    for n, name in enumerate(names):
+        folder = root / "class_000" / f"{n:05d}.x"  # sorted after the image of that number
+        folder.mkdir()
+        path = folder / file_name(name)
+        INPUTS[name].make(path)
+        added.append(path)
+    return root, added
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> tuple[Path, list[Path]]:
+    return with_broken(tmp_path / "data", BROKEN)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_raise_names_what_is_broken_before_the_first_batch(broken: tuple[Path, list[Path]], backend: str) -> None:
+    root, added = broken
+    with pytest.raises(BadImageError, match=f"{len(BROKEN)} of {5 * len(BROKEN)} images are broken") as caught:
+        loader(root, TRAIN, backend)
+    named = [path for path in added if f"{path}: " in str(caught.value)]
+    assert len(named) == min(10, len(BROKEN))
+    assert "on_error='replace'" in str(caught.value)
+
+
+def test_replace_is_the_same_everywhere_and_counted(
+    broken: tuple[Path, list[Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, added = broken
+    index = SampleIndex.from_folder(root)
+    options: dict[str, Any] = {"on_error": "replace", "max_broken": 0.5}
+    epochs, orders = [], []
+    for backend in ["dali", "torchvision"] if dali_available()[0] else ["torchvision"]:
+        with caplog.at_level(logging.WARNING, "dali_imagenet"), loader(index, TRAIN, backend, **options) as ours:
+            epochs.append(epoch(ours))
+            orders.append([ours.plan.batch(0, step).index.tolist() for step in range(len(ours))])
+            assert set(ours.failures) == {str(path) for path in added}
+            assert all(ours.failures.values())
+            # resumed in the middle: the same batches
+            ours.set_epoch(0)
+            iteration = iter(ours)
+            next(iteration)
+            state = json.loads(json.dumps(ours.state_dict()))
+        with loader(index, TRAIN, backend, **options) as again:
+            again.load_state_dict(state)
+            rest = epoch(again)
+            assert torch.equal(rest[0], epochs[-1][0][4:])
+            assert torch.equal(rest[1], epochs[-1][1][4:])
+            again.save_failures(tmp_path / "bad.json")
+            again.save_failures(tmp_path / "bad.csv")
+    assert all(order == orders[0] for order in orders)
+    assert not np.isin(np.concatenate(orders[0]), index.broken.nonzero()[0]).any()
+    for images, _ in epochs[1:]:
+        assert (images - epochs[0][0]).abs().mean() < 0.02
+    saved = json.loads((tmp_path / "bad.json").read_text())
+    assert [row["path"] for row in saved] == [index.path(row["sample"]) for row in saved]
+    assert sorted(row["path"] for row in saved) == sorted(str(path) for path in added)
+    with open(tmp_path / "bad.csv", newline="") as file:
+        assert [{**row, "sample": int(row["sample"])} for row in csv.DictReader(file)] == saved
+    assert "are broken" in caplog.text
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_skip_counts_exactly(broken: tuple[Path, list[Path]], backend: str) -> None:
+    index = SampleIndex.from_folder(broken[0])
+    with loader(index, EVAL, backend, on_error="skip", max_broken=0.5) as ours:
+        images, targets = epoch(ours)
+    assert targets[: len(index)].eq(-100).tolist() == index.broken.tolist()
+    assert int((targets >= 0).sum()) == 4 * len(BROKEN)
+    assert not images[targets < 0].any()
+    assert images[targets >= 0].flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_set_share_stops_the_run(broken: tuple[Path, list[Path]], backend: str) -> None:
+    with pytest.raises(BadImageError, match=r"more than max_broken=10\.0% allows"):
+        loader(broken[0], TRAIN, backend, on_error="replace", max_broken=0.1)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Healthy images, of which INPUTS' own one is number 7."""
+    root = tmp_path_factory.mktemp("whole") / "data"
+    make_folder(root, 24, classes=1, low=60, high=100)
+    next(iter(INPUTS.values())).make(root / "class_000" / "00007.JPEG")
+    return root
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", LATER)
+def test_a_file_that_changes_later_loses_that_sample_alone(
+    whole: Path, tmp_path: Path, name: str, backend: str
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(whole, root)
+    index = SampleIndex.from_folder(root, cache=False)
+    options: dict[str, Any] = {"on_error": "replace", "max_broken": 0.05}
+    with loader(index, TRAIN, backend, **options) as ours:
+        ours.set_epoch(1)
+        before, _ = epoch(ours)
+        ours.set_epoch(1)
+        rows = [int(i) for step in range(len(ours)) for i in ours.plan.samples(1, step)]
+        change = INPUTS[name].later
+        assert change is not None
+        change(Path(index.path(7)))
+        after, _ = epoch(ours)
+        assert list(ours.failures) == [index.path(7)]
+        assert len(ours.failures[index.path(7)]) > len(index.path(7)) + 10
+        at = rows.index(7)
+        same = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+        assert [row for row, equal in enumerate(same) if not equal] == [at]
+        following, _ = epoch(ours)  # the next epoch goes on, too
+        assert len(following) == len(before)
+    # the substitute is the next sample, with the draws of the one that is lost: what it is on every backend
+    plan = ours.plan.batch(1, at // 4, failed=[7])
+    assert plan.index[at % 4] == 8
+    strict = loader(index, TRAIN, backend)
+    with strict, pytest.raises(BadImageError, match="00007"):
+        epoch(strict)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_changes_later_counts_towards_the_share(new_folder: Callable[..., Path], backend: str) -> None:
+    index = SampleIndex.from_folder(new_folder(20), cache=False)
+    with loader(index, EVAL, backend, on_error="skip", max_broken=0.1) as ours:
+        for sample in (3, 9):
+            os.unlink(index.path(sample))
+        _, targets = epoch(ours)
+        assert (targets == -100).nonzero().flatten().tolist() == [3, 9]
+        os.unlink(index.path(10))
+        with pytest.raises(BadImageError, match=r"3 of 20 images cannot be read, more than max_broken=10\.0%"):
+            epoch(ours)
+        assert set(ours.failures) == {index.path(i) for i in (3, 9, 10)}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_everything_lost_is_an_error(new_folder: Callable[..., Path], backend: str) -> None:
+    index = SampleIndex.from_folder(new_folder(4), cache=False)
+    with loader(index, TRAIN, backend, batch_size=2, on_error="replace", max_broken=1.0) as ours:
+        for i in range(4):
+            os.unlink(index.path(i))
+        with pytest.raises(RuntimeError, match="all 4 images are broken"):
+            epoch(ours)
+
+
+@needs_dali
+def test_what_dali_cannot_decode_but_pillow_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index that takes a GIF for a JPEG stands for any file on which the two disagree."""
+    root = make_folder(tmp_path / "data", 8, classes=1)
+    Image.open(root / "class_000" / "00003.JPEG").quantize().save(root / "class_000" / "00003.JPEG", "GIF")
+    true = SampleIndex.from_folder(root, cache=False)
+    index = SampleIndex.from_arrays(
+        true.labels, true.height, true.width, root=root, paths=[true.relative_path(i) for i in range(8)]
+    )
+    with loader(index, TRAIN, "dali", batch_size=8) as ours, loader(true, TRAIN, "torchvision", batch_size=8) as theirs:
+        (first, _), (again, _), (expected, _) = epoch(ours), epoch(ours), epoch(theirs)
+        assert ours.failures == {}
+    assert (first - expected).abs().mean() < 0.01
+    assert again.shape == first.shape
