@@ -16,16 +16,25 @@ from torchvision_fallback.decode import Pixels, decode
 
 
 class Memory:
-    """Memory for one decoded image at a time, used again."""
+    """Memory for one image at a time, used again: fresh memory costs a page fault for every 4 KiB."""
 
     def __init__(self) -> None:
         self._bytes = np.empty(0, np.uint8)
+        self._floats = torch.empty(0)
+        self._pixels = torch.empty(0, dtype=torch.uint8)
 
     def of(self, size: int) -> Pixels:
         """At least that many bytes; what was handed out before is overwritten."""
         if self._bytes.size < size:
             self._bytes = np.empty(size * 5 // 4, np.uint8)
         return self._bytes
+
+    def colors(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Two float32 and one uint8 image [3, size * size]; what was handed out before is overwritten."""
+        if self._pixels.shape[-1:] != (size * size,):
+            self._floats = torch.empty(2, 3, size * size)
+            self._pixels = torch.empty(3, size * size, dtype=torch.uint8)
+        return self._floats[0], self._floats[1], self._pixels
 
 
 def read_pixels(index: SampleIndex, sample: int, rows: int | None = None, memory: Memory | None = None) -> Pixels:
@@ -55,11 +64,11 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def render(pixels: Pixels, plan: BatchPlan, row: int, interpolation: str) -> Tensor:
+def render(pixels: Pixels, plan: BatchPlan, row: int, interpolation: str, memory: Memory | None = None) -> Tensor:
     """Execute the image stage of one row on its decoded pixels.
 
     Returns:
-        uint8 [3, S, S], strides as they fall.
+        uint8 [3, S, S], strides as they fall; in `memory` where it is given.
     """
     top, left, height, width = plan.box[row].tolist()
     view = torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1)[None]
@@ -69,7 +78,7 @@ def render(pixels: Pixels, plan: BatchPlan, row: int, interpolation: str) -> Ten
     flips = [axis for axis, flip in ((1, plan.vflip[row]), (2, plan.hflip[row])) if flip]
     if flips:
         image = image.flip(flips)
-    return image if plan.color is None else _recolor(image, plan.color[row])
+    return image if plan.color is None else _recolor(image, plan.color[row], memory or Memory())
 
 
 def _window(image: Tensor, top: int, left: int, size: int) -> Tensor:
@@ -81,9 +90,10 @@ def _window(image: Tensor, top: int, left: int, size: int) -> Tensor:
     return image[:, top : top + size, left : left + size]
 
 
-def _recolor(image: Tensor, matrix: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Tensor:
-    """clamp(round(M @ rgb + o)) of a uint8 [3, H, W] image; contiguous."""
+def _recolor(image: Tensor, matrix: np.ndarray[tuple[int, ...], np.dtype[np.float32]], memory: Memory) -> Tensor:
+    """clamp(round(M @ rgb + o)) of a uint8 [3, S, S] image; contiguous."""
     both = torch.from_numpy(matrix)
-    flat = image.reshape(3, -1).to(torch.float32)
-    out = torch.addmm(both[:, 3:], both[:, :3], flat).clamp_(0, 255).round_()
-    return out.to(torch.uint8).view(image.shape)
+    floats, mixed, pixels = memory.colors(image.shape[1])
+    floats.view(image.shape).copy_(image)
+    torch.addmm(both[:, 3:], both[:, :3], floats, out=mixed)
+    return pixels.copy_(mixed.clamp_(0, 255).round_()).view(image.shape)

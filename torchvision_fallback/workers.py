@@ -74,7 +74,7 @@ class _Batches(Dataset[Done]):
     def _row(self, plan: BatchPlan, row: int, out: Tensor) -> None:
         top, _, height, _ = plan.box[row].tolist()
         pixels = read_pixels(self.plan.index, int(plan.index[row]), top + height, self._memory)
-        image = render(pixels, plan, row, self.plan.recipe.interpolation)
+        image = render(pixels, plan, row, self.plan.recipe.interpolation, self._memory)
         if self.stage is None:
             out.copy_(image)
         else:
