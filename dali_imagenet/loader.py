@@ -596,6 +596,23 @@ class Loader:
             else:
                 json.dump(table, out, indent=1)
 
+    def explain(self, step: int, epoch: int | None = None) -> list[dict[str, Any]]:
+        """What happens to each row of this rank's batch in that step, as plain data: see `dali_imagenet.explain`.
+
+        Args:
+            epoch: None for the one that is running, or, between epochs, the one that ran last.
+        """
+        from dali_imagenet.explain import explain
+
+        at = self._at if self._active or self._next is None else self._next
+        return explain(self.plan, at[0] if epoch is None else epoch, step, self._failed)
+
+    def render(self, row: dict[str, Any]) -> Tensor:
+        """The image [3, S, S] of a row of `explain`, made again: that of the batch before mixing, bit for bit."""
+        from dali_imagenet.explain import render
+
+        return render(self, row)
+
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, as plain JSON: what it depends on, the epoch, and the steps handed out in it."""
         epoch, step = self._at if self._active or self._next is None else self._next

@@ -1,0 +1,179 @@
+"""What exactly happened to an image: the draws of a batch as plain data, and one image made again from them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from dali_imagenet.loader import DaliEngine, FallbackEngine, Loader
+from dali_imagenet.ops import Op
+from dali_imagenet.plan import BatchPlan, MixPlan, Plan, color_matrix
+from dali_imagenet.policy import AugMixPlan, OpPlan
+
+_COLOR = ("brightness", "contrast", "saturation", "hue_degrees")
+
+
+def explain(plan: Plan, epoch: int, step: int, failed: Collection[int] = ()) -> list[dict[str, Any]]:
+    """The rows of one step as dictionaries that JSON takes and gives back unchanged.
+
+    Each holds: epoch, step, row, size (side of the output); position in the order of the epoch; index (the sample that
+    is read), drawn (the one that the order named; another one only where that is broken), repeat, path, label, class;
+    source_size, box (top, left, height, width of the region of the stored image), resize (height, width), crop (top,
+    left); hflip, vflip; color (factors and degrees of color_twist) or None; program: operations in order, each
+    {"op", "arg", "aux"} (see `Op`), or an AugMix {"chains", "weights", "m", "mode"}; erase: boxes (top, left, height,
+    width) and noise_key; mix: {"kind", "lam", "box" (top, bottom, left, right) or None, "partner": {row, index, label}}
+    or None. All in pixels of what they apply to. A padding row has index -1 and label -100.
+
+    Args:
+        failed: samples that turned out to be unreadable.
+    """
+    batch = plan.batch(epoch, step, failed)
+    return [_row(plan, batch, row) for row in range(len(batch))]
+
+
+def _row(plan: Plan, batch: BatchPlan, row: int) -> dict[str, Any]:
+    index, label = int(batch.index[row]), int(batch.label[row])
+    real = index >= 0
+    return {
+        "epoch": batch.epoch,
+        "step": batch.step,
+        "row": row,
+        "size": batch.size,
+        "position": int(batch.position[row]),
+        "index": index,
+        "drawn": int(batch.drawn[row]),
+        "repeat": int(batch.repeat[row]),
+        "path": plan.index.path(index) if real else None,
+        "label": label,
+        "class": plan.index.classes[label] if real else None,
+        "source_size": batch.source_size[row].tolist(),
+        "box": batch.box[row].tolist(),
+        "resize": batch.resize[row].tolist(),
+        "crop": batch.crop[row].tolist(),
+        "hflip": bool(batch.hflip[row]),
+        "vflip": bool(batch.vflip[row]),
+        "color": None
+        if batch.color_factors is None
+        else dict(zip(_COLOR, batch.color_factors[row].tolist(), strict=True)),
+        "program": [_part(part, row) for part in batch.program],
+        "erase": [] if batch.erase is None else [box for box in batch.erase[row].tolist() if box[2] > 0],
+        "noise_key": None if batch.noise_key is None else int(batch.noise_key[row]),
+        "mix": None if batch.mix is None or batch.mix.lam[row] == 1 else _mix(batch, batch.mix, row),
+    }
+
+
+def _part(part: OpPlan | AugMixPlan, row: int) -> list[dict[str, Any]] | dict[str, Any]:
+    if isinstance(part, OpPlan):
+        return _operations(part.op[row], part.arg[row], part.aux[row])
+    chains = [_operations(*chain) for chain in zip(part.op[row], part.arg[row], part.aux[row], strict=True)]
+    return {"chains": chains, "weights": part.weights[row].tolist(), "m": float(part.m[row]), "mode": part.mode}
+
+
+def _operations(op: npt.NDArray[Any], arg: npt.NDArray[Any], aux: npt.NDArray[Any]) -> list[dict[str, Any]]:
+    steps = zip(op.tolist(), arg.tolist(), aux.tolist(), strict=True)
+    return [{"op": Op(o).name, "arg": a, "aux": x} for o, a, x in steps if o != Op.IDENTITY]
+
+
+def _mix(batch: BatchPlan, mix: MixPlan, row: int) -> dict[str, Any]:
+    other = len(batch) - 1 - row
+    return {
+        "kind": "cutmix" if mix.cut[row] else "mixup",
+        "lam": float(mix.lam[row]),
+        "box": mix.box[row].tolist() if mix.cut[row] else None,
+        "partner": {"row": other, "index": int(batch.index[other]), "label": int(batch.label[other])},
+    }
+
+
+def to_plan(row: dict[str, Any]) -> BatchPlan:
+    """A batch of that one row, without mixing: what `explain` wrote, read back."""
+
+    def one(name: str, dtype: npt.DTypeLike) -> Any:
+        return np.array([row[name]], dtype)
+
+    factors = None if row["color"] is None else np.array([[row["color"][name] for name in _COLOR]], np.float32)
+    return BatchPlan(
+        epoch=row["epoch"],
+        step=row["step"],
+        size=row["size"],
+        position=one("position", np.int64),
+        drawn=one("drawn", np.int64),
+        index=one("index", np.int64),
+        repeat=one("repeat", np.int64),
+        label=one("label", np.int64),
+        source_size=one("source_size", np.int32),
+        box=one("box", np.int32),
+        resize=one("resize", np.int32),
+        crop=one("crop", np.int32),
+        hflip=one("hflip", np.bool_),
+        vflip=one("vflip", np.bool_),
+        color_factors=factors,
+        color=None if factors is None else color_matrix(factors),
+        program=tuple(_to_part(part) for part in row["program"]),
+        erase=None if row["noise_key"] is None else np.array([row["erase"] or [[0] * 4]], np.int32),
+        noise_key=None if row["noise_key"] is None else one("noise_key", np.uint64),
+        mix=None,
+    )
+
+
+def _to_part(part: list[dict[str, Any]] | dict[str, Any]) -> OpPlan | AugMixPlan:
+    if isinstance(part, list):
+        return OpPlan(*_arrays([part]))
+    weights, m = np.array([part["weights"]], np.float32), np.array([part["m"]], np.float32)
+    op, arg, aux = (array[None] for array in _arrays(part["chains"]))
+    return AugMixPlan(op, arg, aux, weights, m, part["mode"])
+
+
+def _arrays(chains: list[list[dict[str, Any]]]) -> tuple[Any, Any, Any]:
+    """Operations as arrays [chains, longest], filled up with identities."""
+    width = max(1, *map(len, chains)) if chains else 1
+    filled = [chain + [{"op": "IDENTITY", "arg": 0.0, "aux": 0}] * (width - len(chain)) for chain in chains]
+    op = np.array([[Op[step["op"]] for step in chain] for chain in filled], np.int16)
+    arg = np.array([[step["arg"] for step in chain] for chain in filled], np.float32)
+    return op, arg, np.array([[step["aux"] for step in chain] for chain in filled], np.int16)
+
+
+class _Explained(Plan):
+    """A plan of one step with one row."""
+
+    def __init__(self, plan: Plan, batch: BatchPlan) -> None:
+        self.__dict__.update(plan.__dict__)
+        self._batch, self.batch_size, self.on_error = batch, 1, "raise"
+        self.steps = batch.step + 1  # so that executors can start at this one
+
+    def batch(self, epoch: int, step: int, failed: Collection[int] = ()) -> BatchPlan:
+        return self._batch
+
+
+def render(loader: Loader, row: dict[str, Any]) -> Tensor:
+    """Make the image of an explained row again, with the loader's data, recipe, backend, device and dtype.
+
+    Returns:
+        [3, S, S], bit for bit the row of the batch before mixing (on a GPU as far as its decoder repeats itself).
+
+    Raises:
+        ValueError: for a padding row, or a row of other data. BadImageError: the image cannot be read.
+    """
+    data = loader.dataset
+    if row["index"] < 0:
+        raise ValueError(f"row {row['row']} of step {row['step']} is padding: it shows no image")
+    size = None if row["index"] >= len(data) else [int(data.height[row["index"]]), int(data.width[row["index"]])]
+    if size != row["source_size"]:
+        raise ValueError(f"the row is of other data: image {row['index']} is {row['source_size']} there, {size} here")
+    batch = to_plan(row)
+    plan = _Explained(loader.plan, batch)
+    running = loader._engine
+    engine: DaliEngine | FallbackEngine
+    if running is None:
+        raise RuntimeError("the loader is closed")
+    if isinstance(running, DaliEngine):
+        options = {name: running._options[name] for name in ("roi_decode", "hw_decoder_load")}
+        engine = DaliEngine(plan, loader._stage, loader.device, 1, 1, **options)
+    else:
+        engine = FallbackEngine(plan, loader._stage, loader.device, 0, 1, context=None, timeout=0)
+    with contextlib.closing(engine), contextlib.closing(engine.batches(batch.epoch, batch.step)) as batches:
+        return next(batches)[1][0]
