@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from dali_imagenet.loader import DaliEngine, FallbackEngine, Loader
@@ -170,10 +171,11 @@ def render(loader: Loader, row: dict[str, Any]) -> Tensor:
     engine: DaliEngine | FallbackEngine
     if running is None:
         raise RuntimeError("the loader is closed")
-    if isinstance(running, DaliEngine):
-        options = {name: running._options[name] for name in ("roi_decode", "hw_decoder_load")}
-        engine = DaliEngine(plan, loader._stage, loader.device, 1, 1, **options)
-    else:
-        engine = FallbackEngine(plan, loader._stage, loader.device, 0, 1, context=None, timeout=0)
-    with contextlib.closing(engine), contextlib.closing(engine.batches(batch.epoch, batch.step)) as batches:
-        return next(batches)[1][0]
+    with torch.inference_mode(False):
+        if isinstance(running, DaliEngine):
+            options = {name: running._options[name] for name in ("roi_decode", "hw_decoder_load")}
+            engine = DaliEngine(plan, loader._stage, loader.device, 1, 1, **options)
+        else:
+            engine = FallbackEngine(plan, loader._stage, loader.device, 0, 1, context=None, timeout=0)
+        with contextlib.closing(engine), contextlib.closing(engine.batches(batch.epoch, batch.step)) as batches:
+            return next(batches)[1][0]

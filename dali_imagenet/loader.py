@@ -132,14 +132,15 @@ def create_loader(
     classes = _num_classes(index, recipe)
     stage = BatchStage(recipe, dtype=dtype, memory_format=memory_format)
     engine: DaliEngine | FallbackEngine
-    if chosen == "dali":
-        engine = DaliEngine(
-            plan, stage, target, num_workers, prefetch, roi_decode=roi_decode, hw_decoder_load=hw_decoder_load
-        )
-    else:
-        engine = FallbackEngine(
-            plan, stage, target, num_workers, prefetch, context=multiprocessing_context, timeout=timeout
-        )
+    with torch.inference_mode(False):  # else what the engine keeps could be written in that mode alone
+        if chosen == "dali":
+            engine = DaliEngine(
+                plan, stage, target, num_workers, prefetch, roi_decode=roi_decode, hw_decoder_load=hw_decoder_load
+            )
+        else:
+            engine = FallbackEngine(
+                plan, stage, target, num_workers, prefetch, context=multiprocessing_context, timeout=timeout
+            )
     log.info("backend %s on %s: %s", chosen, target, why)
     return Loader(plan, engine, stage, target, chosen, classes, max_broken)
 
@@ -539,11 +540,17 @@ class Loader:
         batches = engine.batches(epoch, start)
         self._active = True
         try:
-            for plan, images, failures in batches:
-                self._note(failures)
-                batch = self._mixed(plan, images)
+            while True:
+                # Memory that is written from another thread, or again later, must not be an inference tensor.
+                with torch.inference_mode(False):
+                    found = next(batches, None)
+                    if found is None:
+                        return
+                    plan, images, failures = found
+                    self._note(failures)
+                    batch = self._mixed(plan, images)
                 self._at = (epoch, plan.step + 1)
-                del plan, images
+                del found, plan, images
                 yield batch
                 del batch  # else the user's batch would live on here while the next one is made
         finally:

@@ -279,6 +279,24 @@ def test_global_generators_are_left_alone(index: SampleIndex, backend: str, work
     assert same(*found)
 
 
+@pytest.mark.parametrize(("backend", "workers"), [("torchvision", 0), ("torchvision", 2), ("dali", 1)])
+def test_inference_mode_changes_nothing(index: SampleIndex, backend: str, workers: int) -> None:
+    """As evaluation functions use it: the loader made and iterated inside, and iterated again outside."""
+    if backend == "dali" and not dali_available()[0]:
+        pytest.skip("DALI is not installed")
+    for recipe in (STRONG, EvalRecipe(input_size=48)):
+        expected = batches_of(index, recipe, epoch=0, backend=backend)
+        with torch.inference_mode():
+            loader = loader_of(index, recipe, backend=backend, num_workers=workers)
+            found = list(loader)
+            assert same(found, expected)
+        with loader:
+            loader.set_epoch(0)
+            found += list(loader)
+            assert same(found, expected * 2)
+            found[0][0].add_(1)  # still the user's to write
+
+
 # ---- evaluation is torchvision's
 
 
