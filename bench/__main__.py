@@ -73,6 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return gpu.main(words[1:])
     need_extra()
+    if words[:1] == ["first-batch"]:
+        from bench import first_batch
+
+        return first_batch.main(words[1:])
+    if words[:1] == ["ops"]:
+        from bench import ops
+
+        return ops.main(words[1:])
     from bench import commands
 
     if words and words[0] in COMMANDS:
