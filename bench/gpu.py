@@ -352,7 +352,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--minutes", type=float, default=10.0, help="time for everything (10)")
     p.add_argument("--batch-size", type=int, help="images a batch (256; on the CPU 64)")
     p.add_argument("--workers", type=int, help="threads or workers of every loader (the cores, at most 16)")
-    p.add_argument("--seconds", type=float, help="measured seconds a point (4; quick: 1)")
+    p.add_argument("--seconds", type=float, help="measured seconds a point (3; quick: 1)")
     p.add_argument("--only", default="", help="questions to ask, separated by commas: " + ",".join(
         dict.fromkeys(q.ask for q in questions(True))))  # fmt: skip
     p.add_argument("--out", type=Path, help="folder of the report (runs/gpu-<time>)")
@@ -404,7 +404,7 @@ def main(arguments: Sequence[str]) -> int:
         root=str(root),
         batch_size=batch_size,
         workers=options.workers or min(16, machine.cores()),
-        seconds=options.seconds or (1.0 if options.quick else 4.0),
+        seconds=options.seconds or (1.0 if options.quick else 3.0),
         size=224,
         sweep=not options.quick,
     )

@@ -172,8 +172,21 @@ def hardware(s: Settings, say: Say) -> None:
     say("hardware", found)
 
 
+def _all_in_graph(loader: Any) -> Any:
+    """A loader whose DALI does on the CPU what it does on the GPU, resizing and all."""
+    from dali_imagenet.pipeline import DaliStage
+
+    engine = loader._engine
+    engine._dali.close()
+    engine._dali = DaliStage(
+        batch_size=loader.batch_size, num_threads=2, prefetch=2, **(engine._options | {"in_graph": True})
+    )
+    return loader
+
+
 def agree(s: Settings, say: Say) -> None:
-    """The same plan through DALI on the device, DALI on the CPU and torchvision: differences in 0..255 units."""
+    """The same plan through DALI's graph on the device, DALI on the CPU with torch's resizing, and torchvision:
+    differences in 0..255 units."""
     from dataclasses import replace
 
     small = replace(s, batch_size=min(64, s.batch_size), workers=min(4, s.workers))
@@ -181,7 +194,7 @@ def agree(s: Settings, say: Say) -> None:
     unit = 255 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     for recipe in ("classic", "eval", "strong"):
         loaders = [
-            _ours(small, recipe, roi_decode=False),
+            _ours(small, recipe, roi_decode=False) if s.cuda else _all_in_graph(_ours(cpu, recipe, roi_decode=False)),
             _ours(cpu, recipe, roi_decode=False),
             _ours(cpu, recipe, "torchvision"),
         ]
@@ -287,11 +300,13 @@ def read(s: Settings, say: Say) -> None:
 
 def nvjpeg(s: Settings, say: Say) -> None:
     """torchvision's decoder, on the GPU nvJPEG's: what the fallback could decode with."""
+    from PIL import Image
     from torchvision.io import ImageReadMode, decode_jpeg
 
     from bench import images
 
-    files = [torch.from_numpy(np.fromfile(f, np.uint8)) for f in images.image_files(Path(s.root))[: 4 * s.batch_size]]
+    names = [f for f in images.image_files(Path(s.root))[: 4 * s.batch_size] if Image.open(f).mode in ("RGB", "L")]
+    files = [torch.from_numpy(np.fromfile(f, np.uint8)) for f in names if f.read_bytes()[:2] == b"\xff\xd8"]
 
     def batches() -> Iterator[int]:
         for start in itertools.cycle(range(0, len(files), s.batch_size)):
