@@ -113,18 +113,23 @@ def nearest_map(theta: npt.NDArray[np.float32], height: int, width: int) -> npt.
     return iy.reshape(-1)
 
 
-def bilinear_warp(images: Tensor, theta: Tensor, fill: Tensor | None) -> Tensor:
-    """v2's bilinear affine of uint8 [G, 3, H, W] by theta float32 [G, 2, 3]; fill: float32 [1, 3, 1, 1], or None.
-
-    The coordinates are those of ``nearest_map``. As in v2, None lets the border fade to black, and a colour is blended
-    in with the weight of what is inside, which zero padding has weighed once already.
-    """
-    height, width = images.shape[2:]
-    x = torch.arange(width, dtype=torch.float32, device=images.device).sub_((width - 1) * 0.5)
-    y = torch.arange(height, dtype=torch.float32, device=images.device).sub_((height - 1) * 0.5)
-    grid = torch.stack(
+def bilinear_grid(theta: Tensor, height: int, width: int) -> Tensor:
+    """v2's ``_affine_grid``, float32 [G, H, W, 2], of theta float32 [G, 2, 3], with the rounding of ``nearest_map``."""
+    x = torch.arange(width, dtype=torch.float32, device=theta.device).sub_((width - 1) * 0.5)
+    y = torch.arange(height, dtype=torch.float32, device=theta.device).sub_((height - 1) * 0.5)
+    return torch.stack(
         [(x * row[:, 0, None])[:, None, :] + (y * row[:, 1, None])[:, :, None] for row in theta.unbind(1)], dim=-1
     ).add_(theta[:, None, None, :, 2])
+
+
+def bilinear_warp(images: Tensor, theta: Tensor, fill: Tensor | None, grid: Tensor | None = None) -> Tensor:
+    """v2's bilinear affine of uint8 [G, 3, H, W] by theta float32 [G, 2, 3]; fill: float32 [1, 3, 1, 1], or None.
+
+    As in v2, None lets the border fade to black, and a colour is blended in with the weight of what is inside, which
+    zero padding has weighed once already. grid: ``bilinear_grid``, where it is known.
+    """
+    if grid is None:
+        grid = bilinear_grid(theta, *images.shape[2:])
     values = images.float()
     if fill is not None:
         values = torch.cat([values, torch.ones_like(values[:, :1])], dim=1)
@@ -132,7 +137,7 @@ def bilinear_warp(images: Tensor, theta: Tensor, fill: Tensor | None) -> Tensor:
     if fill is not None:
         values, inside = values[:, :3], values[:, 3:]
         values = values.sub_(fill).mul_(inside).add_(fill)
-    return values.round_().to(torch.uint8)
+    return values.round_().to(torch.int16).to(torch.uint8)
 
 
 @lru_cache(maxsize=1024)
@@ -169,15 +174,12 @@ def pil_blend(
 
 
 def equalize_lut(histogram: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """PIL's and torchvision's equalize table [256] of one channel's histogram [256]."""
-    identity = np.arange(256, dtype=np.uint8)
-    last = int(histogram[np.flatnonzero(histogram)[-1]])
-    step = (int(histogram.sum()) - last) // 255
-    if step == 0:
-        return identity
-    before = np.concatenate(([0], np.cumsum(histogram)[:-1]))
-    table: npt.NDArray[np.uint8] = np.clip((before + step // 2) // step, 0, 255).astype(np.uint8)
-    return table
+    """PIL's and torchvision's equalize tables [C, 256] of the channels' histograms [C, 256]."""
+    below = histogram.cumsum(1)
+    last = histogram[np.arange(len(histogram)), 255 - (histogram[:, ::-1] > 0).argmax(1)]
+    step = (below[:, -1:] - last[:, None]) // 255
+    table = (below - histogram + step // 2) // np.maximum(step, 1)
+    return np.where(step == 0, np.arange(256), np.minimum(table, 255)).astype(np.uint8)
 
 
 def check_factor(op: int, arg: float) -> float:
@@ -199,7 +201,7 @@ class Scratch:
 
     def __init__(self, map_bytes: int = 32 << 20) -> None:
         self._buffers: dict[str, Tensor] = {}
-        self._maps: OrderedDict[tuple[int, float, int, int], Tensor] = OrderedDict()
+        self._maps: OrderedDict[tuple[int, float, int, int, int], Tensor] = OrderedDict()
         self._map_bytes = map_bytes
         self._held = 0
 
@@ -213,13 +215,20 @@ class Scratch:
 
     def index_map(self, op: int, arg: float, height: int, width: int) -> Tensor:
         """The int32 map of ``nearest_map`` for this operation, from memory or new."""
-        key = (op, arg, height, width)
+        theta = affine_theta(op, arg, height, width)
+        return self._kept((op, arg, height, width, 0), lambda: torch.from_numpy(nearest_map(theta, height, width)))
+
+    def grid(self, op: int, arg: float, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """theta [1, 2, 3] and the ``bilinear_grid`` of this operation, from memory or new."""
+        theta = torch.from_numpy(affine_theta(op, arg, height, width))[None]
+        return theta, self._kept((op, arg, height, width, 2), lambda: bilinear_grid(theta, height, width))
+
+    def _kept(self, key: tuple[int, float, int, int, int], make: Callable[[], Tensor]) -> Tensor:
         found = self._maps.get(key)
         if found is not None:
             self._maps.move_to_end(key)
             return found
-        made = torch.from_numpy(nearest_map(affine_theta(op, arg, height, width), height, width))
-        self._maps[key] = made
+        made = self._maps[key] = make()
         self._held += made.nbytes
         while self._held > self._map_bytes and len(self._maps) > 1:
             self._held -= self._maps.popitem(last=False)[1].nbytes
@@ -354,9 +363,7 @@ def _gather(work: _Work, op: int, arg: float, aux: int) -> None:
 
 def _shift(work: _Work, op: int, arg: float, aux: int) -> None:
     pixels = int(arg)
-    if warp_filter(op, aux):
-        _bilinear(work, op, arg)
-        return
+    warp_filter(op, aux)  # both filters give the same for whole pixels
     source = work.planar()
     out = work.out()
     axis = 2 if op == Op.TRANSLATE_X else 1
@@ -372,9 +379,9 @@ def _shift(work: _Work, op: int, arg: float, aux: int) -> None:
 
 
 def _bilinear(work: _Work, op: int, arg: float) -> None:
-    theta = torch.from_numpy(affine_theta(op, arg, *work.shape[1:]))
+    theta, grid = work.scratch.grid(op, arg, *work.shape[1:])
     fill = torch.tensor(work.fill, dtype=torch.float32).view(1, 3, 1, 1) if work.filled else None
-    work.keep(work.out().copy_(bilinear_warp(work.planar()[None], theta[None], fill)[0]))
+    work.keep(work.out().copy_(bilinear_warp(work.planar()[None], theta, fill, grid)[0]))
 
 
 def _point(work: _Work, op: int, arg: float, aux: int) -> None:
@@ -383,9 +390,9 @@ def _point(work: _Work, op: int, arg: float, aux: int) -> None:
 
 def _bits(work: _Work, op: int, arg: float, aux: int) -> None:
     source, out = work.planar(), work.out()
-    if op == Op.INVERT:
+    if op in (Op.INVERT, Op.PIL_INVERT):
         torch.bitwise_not(source, out=out)
-    elif op == Op.POSTERIZE:
+    elif op in (Op.POSTERIZE, Op.PIL_POSTERIZE):
         torch.bitwise_and(source, point_lut(op, arg)[255], out=out)
     else:  # x ^ 255 where x >= threshold
         threshold = math.ceil(arg)
@@ -452,19 +459,23 @@ def torch_sharpness(image: Tensor, alpha: float, out: Tensor, scratch: Scratch) 
 
 def _auto_contrast(work: _Work, op: int, arg: float, aux: int) -> None:
     planes = work.planar().view(3, -1)
-    low, high = planes.amin(1, keepdim=True).float(), planes.amax(1, keepdim=True).float()
-    if bool((low >= high).all()):
-        return
+    low, high = (f(1, keepdim=True).numpy().astype(np.float32) for f in (planes.amin, planes.amax))
     flat = low == high
-    scale = high.sub_(low).mul_(1.0 / 255)
-    low[flat], scale[flat] = 0.0, 1.0
-    tables = torch.arange(256.0).expand(3, 256).sub(low).div_(scale).clamp_(0, 255).to(torch.uint8).numpy()
+    if flat.all():
+        return
+    values = np.arange(256, dtype=np.float32)
+    if op == Op.PIL_AUTO_CONTRAST:
+        scale = 255.0 / np.where(flat, 1, high - low).astype(np.float64)
+        stretched = np.clip(values * scale - low * scale, 0, 255)
+    else:
+        stretched = np.clip((values - low) / np.where(flat, 1, (high - low) * np.float32(1 / 255)), 0, 255)
+    tables = np.where(flat, values, stretched).astype(np.uint8)
     work.translate_bytes([table.tobytes() for table in tables])
 
 
 def _equalize(work: _Work, op: int, arg: float, aux: int) -> None:
-    tables = [equalize_lut(torch.bincount(plane, minlength=256).numpy()) for plane in work.planar().view(3, -1)]
-    work.translate_bytes([table.tobytes() for table in tables])
+    counts = [torch.bincount(plane, minlength=256).numpy() for plane in work.planar().view(3, -1)]
+    work.translate_bytes([table.tobytes() for table in equalize_lut(np.stack(counts))])
 
 
 def _hue(work: _Work, op: int, arg: float, aux: int) -> None:
@@ -558,12 +569,11 @@ _TORCH: dict[int, Callable[[_Work, int, float, int], None]] = {
 
 
 def _pil(work: _Work, op: int, arg: float, aux: int) -> None:
+    if work.pil is None and op in _PLANAR:
+        _PLANAR[op](work, op, arg, aux)
+        return
     if op in PIL_POINT_OPS:
-        table = point_lut(op, arg)
-        if work.pil is None:
-            work.translate_bytes([table])
-        else:
-            work.pil = work.pil.point(table * 3)
+        work.pil = work.as_pil().point(point_lut(op, arg) * 3)
         return
     image = work.as_pil()
     if op in _PIL_ENHANCE:
@@ -587,6 +597,35 @@ def _pil(work: _Work, op: int, arg: float, aux: int) -> None:
             )
 
 
+def _pil_contrast(work: _Work, op: int, arg: float, aux: int) -> None:
+    """ImageEnhance.Contrast: a blend with the mean of PIL's gray, so a table."""
+    gray = Image.merge("RGB", [Image.fromarray(plane) for plane in work.planar().numpy()]).convert("L")
+    values = np.arange(256)
+    mean = int(int(np.dot(gray.histogram(), values)) / (work.shape[1] * work.shape[2]) + 0.5)
+    table = pil_blend(np.full(256, mean, np.float32), values.astype(np.float32), arg)
+    work.translate_bytes([table.astype(np.uint8).tobytes()])
+
+
+def _pil_blur(work: _Work, op: int, arg: float, aux: int) -> None:
+    """Plane by plane, where PIL's RGB has a fourth to blur."""
+    out, blur = work.out(), ImageFilter.GaussianBlur(radius=arg)
+    for plane, target in zip(work.planar().numpy(), out.numpy(), strict=True):
+        target[:] = np.asarray(Image.fromarray(plane).filter(blur))
+    work.keep(out)
+
+
+# What is faster on planar memory than on a PIL image, with the same result.
+_PLANAR: dict[int, Callable[[_Work, int, float, int], None]] = {
+    Op.PIL_BRIGHTNESS: _point,
+    Op.PIL_SOLARIZE_ADD: _point,
+    Op.PIL_POSTERIZE: _bits,
+    Op.PIL_SOLARIZE: _bits,
+    Op.PIL_INVERT: _bits,
+    Op.PIL_AUTO_CONTRAST: _auto_contrast,
+    Op.PIL_EQUALIZE: _equalize,
+    Op.PIL_CONTRAST: _pil_contrast,
+    Op.PIL_GAUSSIAN_BLUR: _pil_blur,
+}
 _PIL_ENHANCE: dict[int, Any] = {
     Op.PIL_COLOR: ImageEnhance.Color,
     Op.PIL_CONTRAST: ImageEnhance.Contrast,
