@@ -28,7 +28,7 @@ NEEDED = ("numpy", "PIL", "torch", "torchvision", "timm", "platformdirs", "tqdm"
 OPTIONAL = {
     "psutil": "no CPU use and no memory of processes",
     "matplotlib": "no plot",
-    "simplejpeg": "the fallback decodes with Pillow, at about two thirds of the speed",
+    "simplejpeg": "the fallback decodes with Pillow",
 }
 FEWEST_SECONDS = 12.0  # left on the clock below which no further question is asked
 

@@ -340,11 +340,17 @@ class DaliStage:
         """Free DALI's threads and memory; batches that were handed out stay valid. Closing twice is fine."""
         self._queue.clear()
         self._scheduled = 0
-        while self._lent:
-            self._lent.popleft()[0].synchronize()
+        self._wait_for_copies()
         self._pipe = None
         if self._pool is not None:
             self._pool.shutdown()
+
+    def __del__(self) -> None:  # dropped without close()
+        self._wait_for_copies()
+
+    def _wait_for_copies(self) -> None:
+        for event, _ in getattr(self, "_lent", ()):  # absent where __init__ refused its arguments
+            event.synchronize()
 
     def _open(self) -> Any:
         if self._pipe is None:
