@@ -314,6 +314,7 @@ class DaliEngine:
             "hw_decoder_load": hw_decoder_load,
         }
         self._plan, self._stage, self._prefetch = plan, stage, prefetch
+        self._owner = os.getpid()
         # DALI shows 16-bit PNG and CMYK without Adobe's segment otherwise than Pillow, and its GPU decoders know fewer
         # formats: whatever is no gray or colour JPEG is left to Pillow, and so is what DALI turns out not to decode.
         index = plan.index
@@ -324,6 +325,8 @@ class DaliEngine:
     def batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         from dali_imagenet.pipeline import DaliBatchError
 
+        if self._owner != os.getpid():  # DALI's threads have not come along: it would wait for them for ever
+            raise RuntimeError("a loader cannot be iterated in a forked child: create it there")
         self._dali.drain()  # what an iteration that was left half-way had in flight
         steps = iter(range(start, len(self._plan)))
         waiting: deque[tuple[BatchPlan, dict[int, Future[Tensor]]]] = deque()
