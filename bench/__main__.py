@@ -81,6 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench import ops
 
         return ops.main(words[1:])
+    if words[:1] == ["parity"]:
+        from bench import parity
+
+        return parity.main(words[1:])
+    if words[:1] == ["audit"]:
+        from bench import audit
+
+        return audit.main(words[1:])
     from bench import commands
 
     if words and words[0] in COMMANDS:
