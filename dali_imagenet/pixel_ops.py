@@ -1,7 +1,7 @@
 """Pixel operations on one uint8 image on the CPU: what the workers run, image by image, in reused memory.
 
 The torchvision family equals ``torchvision.transforms.v2.functional`` on uint8 tensors bit for bit; the PIL family
-equals ``timm.data.auto_augment`` on PIL images because PIL itself runs, or because a lookup table gives the same bytes.
+equals ``timm.data.auto_augment`` on PIL images because PIL itself runs, or because the same arithmetic on planes gives the same bytes.
 The batched executor for GPUs is in ``pixel_ops_batched.py``; both share the host arithmetic below.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 from torch.nn.functional import conv2d, grid_sample, pad
 
@@ -438,8 +438,11 @@ def _sharpness(work: _Work, op: int, arg: float, aux: int) -> None:
     work.keep(out)
 
 
-def torch_sharpness(image: Tensor, alpha: float, out: Tensor, scratch: Scratch) -> None:
-    """v2's adjust_sharpness with factor 1 - alpha: the blur is a sum of 9 values, exact in int16, over 13."""
+def _blurred(image: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor, Tensor]:
+    """The inner pixels blurred as sharpness does it, and themselves, float32; and int16 memory of their shape.
+
+    The blur is a sum of 9 values, exact in int16, over 13.
+    """
     _, height, width = image.shape
     wide = scratch.get("wide", image.shape, torch.int16).copy_(image)
     rows = scratch.get("rows", (3, height - 2, width), torch.int16)
@@ -450,7 +453,12 @@ def torch_sharpness(image: Tensor, alpha: float, out: Tensor, scratch: Scratch) 
     total.add_(inner, alpha=4)
     # No multiple of 1/13 lies within 1/26 of a tie, so that a float32 product rounds as the exact quotient does.
     blurred = scratch.get("float", total.shape, torch.float32).copy_(total).mul_(1 / 13).round_()
-    middle = scratch.get("middle", total.shape, torch.float32).copy_(inner)
+    return blurred, scratch.get("middle", total.shape, torch.float32).copy_(inner), total
+
+
+def torch_sharpness(image: Tensor, alpha: float, out: Tensor, scratch: Scratch) -> None:
+    """v2's adjust_sharpness with factor 1 - alpha."""
+    blurred, middle, total = _blurred(image, scratch)
     blurred.sub_(middle)
     total.copy_(middle.add_(blurred, alpha=alpha).clamp_(0, 255))
     out.copy_(image)
@@ -569,23 +577,14 @@ _TORCH: dict[int, Callable[[_Work, int, float, int], None]] = {
 
 
 def _pil(work: _Work, op: int, arg: float, aux: int) -> None:
-    if work.pil is None and op in _PLANAR:
+    if op in _PLANAR:
         _PLANAR[op](work, op, arg, aux)
         return
-    if op in PIL_POINT_OPS:
-        work.pil = work.as_pil().point(point_lut(op, arg) * 3)
-        return
     image = work.as_pil()
-    if op in _PIL_ENHANCE:
-        work.pil = _PIL_ENHANCE[op](image).enhance(arg)
-    elif op == Op.PIL_AUTO_CONTRAST:
-        work.pil = ImageOps.autocontrast(image)
-    elif op == Op.PIL_EQUALIZE:
-        work.pil = ImageOps.equalize(image)
+    if op == Op.PIL_COLOR:
+        work.pil = ImageEnhance.Color(image).enhance(arg)
     elif op == Op.PIL_GRAYSCALE:
         work.pil = image.convert("L").convert("RGB")
-    elif op == Op.PIL_GAUSSIAN_BLUR:
-        work.pil = image.filter(ImageFilter.GaussianBlur(radius=arg))
     else:
         resample = Image.Resampling(pil_filter(op, aux))
         if op == Op.PIL_ROTATE:
@@ -614,6 +613,18 @@ def _pil_blur(work: _Work, op: int, arg: float, aux: int) -> None:
     work.keep(out)
 
 
+def _pil_sharpness(work: _Work, op: int, arg: float, aux: int) -> None:
+    """ImageEnhance.Sharpness: a blend with PIL's SMOOTH filter, which is the same blur."""
+    if min(work.shape[1:]) <= 2:
+        return
+    image, out = work.planar(), work.out()
+    blurred, middle, total = _blurred(image, work.scratch)
+    total.copy_(middle.sub_(blurred).mul_(arg).add_(blurred).clamp_(0, 255))
+    out.copy_(image)
+    out[:, 1:-1, 1:-1].copy_(total)
+    work.keep(out)
+
+
 # What is faster on planar memory than on a PIL image, with the same result.
 _PLANAR: dict[int, Callable[[_Work, int, float, int], None]] = {
     Op.PIL_BRIGHTNESS: _point,
@@ -624,12 +635,8 @@ _PLANAR: dict[int, Callable[[_Work, int, float, int], None]] = {
     Op.PIL_AUTO_CONTRAST: _auto_contrast,
     Op.PIL_EQUALIZE: _equalize,
     Op.PIL_CONTRAST: _pil_contrast,
+    Op.PIL_SHARPNESS: _pil_sharpness,
     Op.PIL_GAUSSIAN_BLUR: _pil_blur,
-}
-_PIL_ENHANCE: dict[int, Any] = {
-    Op.PIL_COLOR: ImageEnhance.Color,
-    Op.PIL_CONTRAST: ImageEnhance.Contrast,
-    Op.PIL_SHARPNESS: ImageEnhance.Sharpness,
 }
 
 
