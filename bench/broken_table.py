@@ -132,6 +132,11 @@ def _replace(path: Path, make: Callable[[Path], Any]) -> None:
     make(path)
 
 
+def _link(path: Path) -> None:
+    path.with_suffix(".data").write_bytes(encoded())
+    path.symlink_to(path.with_suffix(".data").name)
+
+
 def _loop(path: Path) -> None:
     other = path.with_suffix(".loop")
     other.symlink_to(path.name)
@@ -180,9 +185,7 @@ def inputs() -> dict[str, Input]:
         "CMYK TIFF named .JPEG": Input(write(encoded("CMYK", "TIFF"))),
         "PPM named .JPEG": Input(write(encoded(format="PPM"))),
         "a name that is not UTF-8": Input(good),
-        "a link to an image": Input(
-            lambda path: (path.with_suffix(".data").write_bytes(jpeg), path.symlink_to(path.with_suffix(".data").name))
-        ),
+        "a link to an image": Input(_link),
         "a folder named x.JPEG": Input(_folder),
         "cut in the header": Input(write(jpeg[:100]), readable=False),
         "cut in the body": Input(write(jpeg[: len(jpeg) // 2]), readable=False),

@@ -1,0 +1,332 @@
+"""What goes wrong around a loader: it says so, hangs nowhere and leaves nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from dali_imagenet import BadImageError, EvalRecipe, SampleIndex, TrainRecipe, create_loader
+from dali_imagenet import index as index_module
+from dali_imagenet.pipeline import dali_available
+from tests.conftest import make_folder
+from torchvision_fallback import stage as stage_module
+
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc and sends signals"),
+    pytest.mark.timeout(120),
+]
+needs_dali = pytest.mark.skipif(not dali_available()[0], reason=dali_available()[1])
+ENGINES = [pytest.param("dali", 1, marks=needs_dali), ("torchvision", 0), ("torchvision", 2)]
+TRAIN = TrainRecipe.classic(input_size=32)
+EVAL = EvalRecipe(input_size=32)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
+    return SampleIndex.from_folder(make_folder(tmp_path_factory.mktemp("images") / "data", 48), cache=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(index: SampleIndex) -> Iterator[None]:
+    """Every test ends with the processes that it began with."""
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    gc.collect()
+    left = [p for p in psutil.Process().children(recursive=True) if p not in before]
+    _, left = psutil.wait_procs(left, timeout=10)
+    left = [p for p in left if p.is_running() and "resource_tracker" not in " ".join(p.cmdline())]
+    assert not left
+
+
+def loader(index: Any, backend: str = "torchvision", workers: int = 2, recipe: Any = TRAIN, **options: Any) -> Any:
+    return create_loader(
+        index, recipe, **{"batch_size": 4, "device": "cpu", "backend": backend, "num_workers": workers} | options
+    )
+
+
+def workers_of(process: psutil.Process | None = None) -> list[psutil.Process]:
+    children = (process or psutil.Process()).children(recursive=True)
+    return [p for p in children if "resource_tracker" not in " ".join(p.cmdline())]
+
+
+def test_a_killed_worker_is_an_error_and_the_next_iteration_works(index: SampleIndex) -> None:
+    with loader(index) as ours:
+        expected = [images.clone() for images, _ in ours]
+        ours.set_epoch(0)
+        iteration = iter(ours)
+        next(iteration)
+        victim = workers_of()[0]
+        os.kill(victim.pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match=rf"worker.*{victim.pid}.*(killed|exited)"):
+            for _ in iteration:
+                pass
+        ours.set_epoch(0)
+        again = [images for images, _ in ours]
+        assert all(map(torch.equal, expected, again))
+        assert len(again) == len(expected)
+
+
+def test_a_read_that_blocks_runs_into_the_timeout(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = stage_module.read_pixels
+
+    def slow(samples: SampleIndex, sample: int, *rest: Any) -> Any:
+        if sample == 17:
+            time.sleep(1000)
+        return real(samples, sample, *rest)
+
+    monkeypatch.setattr("torchvision_fallback.workers.read_pixels", slow)
+    start = time.monotonic()
+    with loader(index, timeout=2, multiprocessing_context="fork") as ours:
+        with pytest.raises(RuntimeError, match="timed out after 2 seconds"):
+            for _ in ours:
+                pass
+        assert time.monotonic() - start < 60
+
+
+def test_a_pipe_in_a_files_place_blocks_nothing(new_folder: Callable[..., Path]) -> None:
+    index = SampleIndex.from_folder(new_folder(8), cache=False)
+    os.unlink(index.path(3))
+    os.mkfifo(index.path(3))
+    with loader(index, workers=0, recipe=EVAL, on_error="skip", max_broken=0.5) as ours:
+        targets = torch.cat([t for _, t in ours])
+        assert targets.eq(-100).nonzero().flatten().tolist() == [3]
+        assert list(ours.failures) == [index.path(3)]
+
+
+def test_a_read_that_fails_costs_that_sample(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = stage_module._open
+
+    def failing(path: str, flags: int) -> int:
+        if path == index.path(5):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return real(path, flags)
+
+    with loader(index, workers=0, recipe=EVAL, on_error="skip", max_broken=0.5) as ours:
+        expected = torch.cat([images.clone() for images, _ in ours])
+        monkeypatch.setattr(stage_module, "_open", failing)
+        got = torch.cat([images.clone() for images, _ in ours])
+        assert "Input/output error" in ours.failures[index.path(5)]
+        assert [i for i in range(48) if not torch.equal(got[i], expected[i])] == [5]
+        monkeypatch.undo()
+        assert torch.equal(torch.cat([images.clone() for images, _ in ours]), expected)  # it can be read again
+    monkeypatch.setattr(stage_module, "_open", failing)
+    with loader(index, workers=0, recipe=EVAL) as ours, pytest.raises(BadImageError, match="Input/output error"):
+        list(ours)
+
+
+def test_a_full_disk_costs_the_cache_only(
+    new_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    root = new_folder(8)
+    monkeypatch.setattr(index_module.os, "replace", full)
+    found = SampleIndex.from_folder(root, cache_dir=tmp_path / "cache")
+    assert len(found) == 8
+    assert "No space left on device" in caplog.text
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+INDEXING = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from dali_imagenet import SampleIndex
+print(SampleIndex.from_folder(sys.argv[2], cache_dir=sys.argv[3], progress=False).fingerprint)
+"""
+
+
+def test_ranks_that_index_at_once_agree(index: SampleIndex, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", INDEXING, str(ROOT), index.root, str(tmp_path)]
+    ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    found = {rank.communicate(timeout=60)[0].strip() for rank in ranks}
+    assert found == {index.fingerprint}
+    assert len(list(tmp_path.iterdir())) == 1  # one cache, nothing temporary
+
+
+INTERRUPTED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+print("starting", flush=True)
+from dali_imagenet import TrainRecipe, create_loader
+root, backend, workers = sys.argv[2], sys.argv[3], int(sys.argv[4])
+print("imported", flush=True)
+while True:
+    loader = create_loader(root, TrainRecipe.strong(input_size=32, num_classes=4), batch_size=4, backend=backend,
+                           device="cpu", num_workers=workers)
+    print("made", flush=True)
+    for epoch in range(3):
+        for images, targets in loader:
+            print("batch", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("backend", "workers"), ENGINES)
+@pytest.mark.parametrize("moment", ["starting", "imported", "made", "batch", "many batches"])
+def test_ctrl_c_ends_it(index: SampleIndex, backend: str, workers: int, moment: str) -> None:
+    """The signal goes to the whole process group, as a terminal sends it."""
+    command = [sys.executable, "-c", INTERRUPTED, str(ROOT), index.root, backend, str(workers)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert child.stdout is not None
+        seen = 0
+        for line in child.stdout:
+            seen += line.strip() == moment.removeprefix("many ").replace("batches", "batch")
+            if seen == (20 if moment == "many batches" else 1):
+                break
+        family = psutil.Process(child.pid).children(recursive=True)
+        os.killpg(child.pid, signal.SIGINT)
+        _, errors = child.communicate(timeout=60)
+        assert child.returncode in (1, -signal.SIGINT, 130)
+        assert "KeyboardInterrupt" in errors
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+
+
+@pytest.mark.parametrize(("backend", "workers"), ENGINES)
+def test_an_exception_in_the_training_loop(index: SampleIndex, backend: str, workers: int) -> None:
+    ours = loader(index, backend, workers)
+
+    def train() -> None:
+        for _ in ours:
+            1 / 0  # noqa: B018
+
+    with pytest.raises(ZeroDivisionError):
+        train()
+    assert ours.state_dict()["step"] == 1
+    assert sum(1 for _ in ours) == len(ours)  # the loader is as good as before
+    ours.close()
+
+
+IN_CHILD = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from dali_imagenet import TrainRecipe, create_loader
+loader = create_loader(sys.argv[2], TrainRecipe.classic(input_size=32), batch_size=4, backend=sys.argv[3], device="cpu",
+                       num_workers=int(sys.argv[4]))
+if sys.argv[5] == "used":
+    first = next(iter(loader))
+pid = os.fork()
+if not pid:
+    try:
+        next(iter(loader))
+    except RuntimeError as error:
+        os._exit(7 if "forked" in str(error) else 1)
+    os._exit(2)
+print("child:", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+print("parent:", sum(1 for _ in loader) == len(loader))
+"""
+
+
+@pytest.mark.parametrize(("backend", "workers"), ENGINES)
+@pytest.mark.parametrize("state", ["new", "used"])
+def test_a_forked_child_is_told_to_make_its_own(index: SampleIndex, backend: str, workers: int, state: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", IN_CHILD, str(ROOT), index.root, backend, str(workers), state]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.stdout.split("\n")[:2] == ["child: 7", "parent: True"], done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(("backend", "workers"), ENGINES)
+def test_train_and_val_at_the_same_time(index: SampleIndex, backend: str, workers: int) -> None:
+    def batches(recipe: Any) -> list[torch.Tensor]:
+        with loader(index, backend, workers, recipe) as ours:
+            return [images.clone() for images, _ in ours]
+
+    alone = batches(TRAIN), batches(EVAL)
+    with loader(index, backend, workers) as train, loader(index, backend, workers, EVAL) as val:
+        for step, ((a, _), (b, _)) in enumerate(zip(train, val, strict=True)):
+            assert torch.equal(a, alone[0][step])
+            assert torch.equal(b, alone[1][step])
+
+
+def test_held_batches_outlive_the_loader(index: SampleIndex) -> None:
+    ours = loader(index)
+    held = [images for images, _ in ours]
+    copies = [images.clone() for images in held]
+    ours.close()
+    del ours
+    gc.collect()
+    assert all(map(torch.equal, held, copies))
+    again = loader(index, workers=0)
+    again.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        iter(again)
+
+
+ROUNDS = """
+import gc, json, os, sys
+sys.path.insert(0, sys.argv[1])
+import psutil, torch
+torch.set_num_threads(1)
+from dali_imagenet import SampleIndex, TrainRecipe, create_loader
+index = SampleIndex.from_folder(sys.argv[2])
+backend, workers, rounds = sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+me = psutil.Process()
+
+def usage():
+    gc.collect()
+    children = [p for p in me.children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())]
+    mine = {os.fstat(int(f)).st_ino for f in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{f}")}
+    segments = [name for name in os.listdir("/dev/shm") if f"_{os.getpid()}_" in name]
+    return {"descriptors": me.num_fds(), "threads": me.num_threads(), "children": len(children),
+            "segments": len(segments), "rss": me.memory_info().rss / 2**20}
+
+seen = []
+for n in range(rounds):
+    loader = create_loader(index, TrainRecipe.classic(input_size=64), batch_size=8, backend=backend, device="cpu",
+                           num_workers=workers)
+    if n % 3 == 0:
+        for batch in loader:
+            pass
+    elif n % 3 == 1:
+        for batch in loader:
+            break
+    if n % 2:
+        loader.close()
+    del loader
+    batch = None
+    seen.append(usage())
+print(json.dumps(seen))
+"""
+
+
+@pytest.mark.parametrize(("backend", "workers"), ENGINES)
+def test_fifty_loaders_leave_nothing_behind(index: SampleIndex, backend: str, workers: int) -> None:
+    command = [sys.executable, "-c", ROUNDS, str(ROOT), index.root, backend, str(workers), "50"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=115, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    settled, last = seen[9], seen[-1]
+    for what in ("descriptors", "threads"):
+        assert last[what] <= settled[what], (what, [row[what] for row in seen])
+    assert last["children"] == last["segments"] == 0
+    assert last["rss"] < settled["rss"] + 40, [round(row["rss"]) for row in seen]
+
+
+def test_threads_of_the_parent_come_back(index: SampleIndex) -> None:
+    before = {thread.name for thread in threading.enumerate()}
+    for _ in range(3):
+        with loader(index, "torchvision", 2) as ours:
+            next(iter(ours))
+    gc.collect()
+    assert {thread.name for thread in threading.enumerate()} <= before
