@@ -306,7 +306,8 @@ def verdict(results: Results) -> list[str]:
             continue
         first = min(rivals, key=lambda who: rivals[who])
         other = CONTESTANTS[first][1].split(":")[0]
-        text = f"{policy}: {rivals[first] / mine:.1f} times as fast as {other}, the fastest other with a draw for each sample"
+        text = f"{policy}: {rivals[first] / mine:.1f} times as fast as {other}"
+        text += ", the fastest other with a draw for each sample"
         if rivals.get("v2-loop") and first != "v2-loop":
             text += f"; {rivals['v2-loop'] / mine:.1f} times as fast as the loop over v2"
         said.append(text + ".")
