@@ -1,8 +1,8 @@
 """Pixel operations on one uint8 image on the CPU: what the workers run, image by image, in reused memory.
 
 The torchvision family equals ``torchvision.transforms.v2.functional`` on uint8 tensors bit for bit; the PIL family
-equals ``timm.data.auto_augment`` on PIL images because PIL itself runs, or because the same arithmetic on
-planes gives the same bytes. The batched executor for GPUs is in ``pixel_ops_batched.py``; both share the host arithmetic below.
+equals ``timm.data.auto_augment`` on PIL images because PIL itself runs, or because the same arithmetic on planes gives
+the same bytes. The batched executor for GPUs is in ``pixel_ops_batched.py``; both share the host arithmetic below.
 """
 
 from __future__ import annotations
