@@ -89,6 +89,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench import audit
 
         return audit.main(words[1:])
+    if words[:1] == ["soak"]:
+        from bench import soak
+
+        return soak.run(soak.parser().parse_args(words[1:]))
+    if words[:1] == ["fuzz"]:
+        from bench import fuzz
+
+        return fuzz.run(fuzz.parser().parse_args(words[1:]))
+    if words[:1] == ["broken"]:
+        from bench import broken_table
+
+        return broken_table.run(broken_table.parser().parse_args(words[1:]))
     from bench import commands
 
     if words and words[0] in COMMANDS:
