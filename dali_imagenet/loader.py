@@ -507,7 +507,8 @@ class Loader:
         self._failed: dict[int, str] = {}
         self._at = (0, 0)  # epoch, and steps of it that have been handed out
         self._next: tuple[int, int] | None = (0, 0)  # where the next iteration starts; None: the epoch after this one
-        self._restored: int | None = None  # the epoch of a loaded state, until an iteration starts
+        self._restored: tuple[int, int] | None = None  # a loaded position, until an iteration has begun
+        self._fresh = False  # an iteration has been made, but has not begun
         self._active = False
         self._running: weakref.ref[Any] | None = None
 
@@ -518,30 +519,37 @@ class Loader:
     @property
     def epoch(self) -> int:
         """The epoch that the next ``iter()`` runs."""
-        return self._at[0] + 1 if self._next is None else self._next[0]
+        if self._next is not None:
+            return self._next[0]
+        return self._at[0] + (not self._fresh)
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next ``iter()`` runs: from its first step, or, where this very epoch was just restored
         by `load_state_dict`, from the restored step."""
         if not isinstance(epoch, int) or not 0 <= epoch < 2**32:
             raise ValueError(f"epoch={epoch!r}: must be a whole number in [0, 2**32)")
-        self._next = self._at if epoch == self._restored else (epoch, 0)
+        restored = self._restored is not None and self._restored[0] == epoch
+        self._next = self._restored if restored else (epoch, 0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self._engine is None:
             raise RuntimeError("the loader is closed")
         self._stop()
-        self._at = (self.epoch, 0) if self._next is None else self._next
-        self._next = self._restored = None
-        iteration = self._run(self._engine, *self._at)
+        # Lightning asks for iterators more than once, and says set_epoch after that: what never began does not count.
+        if self._next is not None:
+            self._at = self._next
+        elif not self._fresh:
+            self._at = (self._at[0] + 1, 0)
+        self._next, self._fresh = None, True
+        iteration = self._run(self._engine)
         self._running = weakref.ref(iteration)  # weak: leaving the loop frees it, and with it what it has in flight
         return iteration
 
-    def _run(
-        self, engine: DaliEngine | FallbackEngine, epoch: int, start: int
-    ) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def _run(self, engine: DaliEngine | FallbackEngine) -> Generator[tuple[Tensor, Tensor], None, None]:
+        self._at = self._at if self._next is None else self._next
+        self._next, self._restored, self._fresh, self._active = None, None, False, True
+        epoch, start = self._at
         batches = engine.batches(epoch, start)
-        self._active = True
         try:
             while True:
                 # Memory that is written from another thread, or again later, must not be an inference tensor.
@@ -645,7 +653,8 @@ class Loader:
         self._stop()
         assert isinstance(epoch, int)
         assert isinstance(step, int)
-        self._at, self._restored = (epoch, step), epoch
+        self._at = self._restored = (epoch, step)
+        self._fresh = False
         self._next = None if step == len(self) else self._at  # a finished epoch: the next iteration is the next epoch
 
     def _stop(self) -> None:

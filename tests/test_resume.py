@@ -248,6 +248,31 @@ def test_the_protocol_of_torchdata(index: SampleIndex, epochs: dict[str, list[Ba
         assert same(list(loader), epochs["torchvision"][1])
 
 
+def test_iterators_that_never_began_do_not_count(index: SampleIndex, epochs: dict[str, list[Batches]]) -> None:
+    """Lightning makes an iterator twice before it calls set_epoch, at the start of a run and of a resumed one."""
+    whole = epochs["torchvision"]
+    with loader_of(index) as loader:
+        iter(loader)
+        iteration = iter(loader)
+        loader.sampler.set_epoch(0)
+        found = [next(iteration)]
+        state = saved(loader)
+        assert same(found + list(iteration), whole[0])
+        finished = saved(loader)
+        assert (finished["epoch"], finished["step"]) == (0, STEPS)
+        assert loader.epoch == 1
+        iteration = iter(loader)
+        loader.set_epoch(2)  # before it begins: this is the epoch it runs
+        assert same(list(iteration), whole[2])
+    for position, epoch, expected in ((state, 0, whole[0][1:]), (finished, 1, whole[1])):
+        with loader_of(index) as loader:
+            loader.load_state_dict(position)
+            iter(loader)
+            iteration = iter(loader)
+            loader.sampler.set_epoch(epoch)
+            assert same(list(iteration), expected)
+
+
 # ---- a run that is killed
 
 
