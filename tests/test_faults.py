@@ -330,3 +330,28 @@ def test_threads_of_the_parent_come_back(index: SampleIndex) -> None:
             next(iter(ours))
     gc.collect()
     assert {thread.name for thread in threading.enumerate()} <= before
+
+
+@needs_dali
+def test_mutated_images_and_caches_are_accounted_for(tmp_path: Path) -> None:
+    """A short run of the fuzzer: 200 mutated images through both backends, 400 mutated caches."""
+    from bench import fuzz
+
+    out = tmp_path / "fuzz.json"
+    assert fuzz.run(fuzz.parser().parse_args(["--seed", "7", "--count", "200", "--out", str(out)])) == 0
+    results = json.loads(out.read_text())
+    assert results["findings"] == []
+    assert results["mutated images"] == 200
+    for backend in ("torchvision", "dali"):
+        totals = results["totals"][backend]
+        assert totals["samples"] == 100
+        assert 0 < totals["epoch 1 delivered"] < totals["epoch 0 delivered"] <= 100 - totals["broken at first"]
+
+
+def test_the_fuzzer_reports_a_crash_and_a_wrong_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import fuzz
+
+    (tmp_path / "data" / "c").mkdir(parents=True)  # no image: the subprocess ends with an error
+    assert "status 1" in fuzz._ask("images", tmp_path, "torchvision")["wrong"][0]
+    monkeypatch.setattr(fuzz, "SECONDS", 0.1)
+    assert "no end after" in fuzz._ask("images", tmp_path, "torchvision")["wrong"][0]
