@@ -6,7 +6,9 @@ batched kernels on a GPU, where nothing here waits for the device.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -48,20 +50,24 @@ class BatchStage:
     ) -> None:
         self.recipe, self.dtype, self.memory_format = recipe, dtype, memory_format
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self._scratch: Scratch | None = None
+        self._own = threading.local()  # each thread's scratch memory
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_scratch": None}  # memory of this process alone
+        return {"recipe": self.recipe, "dtype": self.dtype, "memory_format": self.memory_format}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     def finish_image(self, image: Tensor, plan: BatchPlan, row: int, out: Tensor) -> None:
         """Operations, normalize and erase of one row on the CPU: uint8 [3, S, S] -> `out` [3, S, S] of `dtype`."""
-        if self._scratch is None:
+        scratch: Scratch | None = getattr(self._own, "scratch", None)
+        if scratch is None:
             # room for the index maps of every magnitude of a policy: TrivialAugment has 186
-            self._scratch = Scratch(map_bytes=200 * 4 * max(self.recipe.sizes) ** 2)
+            scratch = self._own.scratch = Scratch(map_bytes=200 * 4 * max(self.recipe.sizes) ** 2)
         for i, part in enumerate(plan.program):
             if i:
                 image = image.clone()  # out of the scratch memory, which the next part writes to
-            image = run_image(image, part, row, self._fill(plan.size), self._scratch)
+            image = run_image(image, part, row, self._fill(plan.size), scratch)
         normalize(image, self._normalization(image.device), out)
         if plan.erase is not None and plan.noise_key is not None:
             erase_image_(out, plan.erase[row], int(plan.noise_key[row]), self._re_mode)
@@ -78,15 +84,22 @@ class BatchStage:
             self._constants[device] = normalize_constants(self.recipe.mean, self.recipe.std, device)
         return self._constants[device]
 
-    def finish_batch(self, images: Tensor, plan: BatchPlan) -> Tensor:
-        """The same for a batch on its device: uint8 [B, 3, S, S], or what the image stage has normalized."""
+    def finish_batch(self, images: Tensor, plan: BatchPlan, pool: Executor | None = None) -> Tensor:
+        """The same for a batch on its device: uint8 [B, 3, S, S], or what the image stage has normalized.
+
+        Args:
+            pool: threads that share the rows where they are worked on one by one.
+        """
         if images.dtype == torch.uint8 and augment.one_by_one(images):
             out = torch.empty(images.shape, dtype=self.dtype, memory_format=self.memory_format)
-            for row in range(len(plan)):
+
+            def finish(row: int) -> None:
                 if plan.index[row] < 0:
                     out[row].zero_()
                 else:
                     self.finish_image(images[row], plan, row, out[row])
+
+            list((pool.map if pool else map)(finish, range(len(plan))))
             return out
         if images.dtype == torch.uint8:
             for part in plan.program:

@@ -10,7 +10,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -295,7 +295,7 @@ class DaliEngine:
         roi_decode: bool | None,
         hw_decoder_load: float | None,
     ) -> None:
-        from dali_imagenet.pipeline import DaliStage, probe_roi_decode
+        from dali_imagenet.pipeline import DaliStage, one_torch_thread_each, probe_roi_decode
 
         recipe = plan.recipe
         if roi_decode is None:
@@ -319,7 +319,8 @@ class DaliEngine:
         # formats: whatever is no gray or colour JPEG is left to Pillow, and so is what DALI turns out not to decode.
         index = plan.index
         self._odd = (index.format != FORMATS.index("JPEG")) | ~np.isin(index.components, (1, 3))
-        self._pool = ThreadPoolExecutor(max(1, num_threads), "dali-imagenet-render")  # threads start when needed
+        # renders what is not DALI's, and on the CPU finishes what is
+        self._pool = one_torch_thread_each(max(1, num_threads))
         self._dali = DaliStage(batch_size=plan.batch_size, num_threads=num_threads, prefetch=prefetch, **self._options)
 
     def batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
@@ -349,7 +350,7 @@ class DaliEngine:
             else:
                 images = self._together(images, others, plan)
             feed()
-            yield plan, self._stage.finish_batch(images, plan), failures
+            yield plan, self._stage.finish_batch(images, plan, self._pool), failures
 
     def _submit(self, plan: BatchPlan) -> dict[int, Future[Tensor]]:
         """Starts DALI on the rows that are its own, and the fallback on the others, which are returned."""

@@ -164,7 +164,7 @@ class DaliStage:
         self._queue: deque[_Pending] = deque()
         self._scheduled = 0  # how many of the queue's first entries DALI is working on
         self._lent: deque[tuple[torch.cuda.Event, Any]] = deque()  # DALI's batches until the GPU has copied them
-        self._pool = None if self.in_graph else _one_torch_thread_each(self.num_threads)
+        self._pool = None if self.in_graph else one_torch_thread_each(self.num_threads)
         self._pipe: Any = self._build()
 
     # ---- the graph
@@ -458,7 +458,7 @@ def _scale_and_offset(mean: Sequence[float], std: Sequence[float]) -> tuple[torc
     return (1 / (255 * s)).float(), (-m / s).float()
 
 
-def _one_torch_thread_each(threads: int) -> ThreadPoolExecutor:
+def one_torch_thread_each(threads: int) -> ThreadPoolExecutor:
     """A pool in whose threads torch computes with one thread; the caller's own setting stays."""
     before = torch.get_num_threads()
     started = threading.Barrier(threads + 1)
