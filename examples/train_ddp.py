@@ -54,6 +54,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--workers", type=int, default=2)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--checkpoint", type=Path, help="saved after every epoch; goes on from it where it exists")
+    p.add_argument("--save-every", type=int, default=0, help="save the checkpoint every so many steps, too")
     return p.parse_args()
 
 
@@ -89,14 +90,22 @@ def main() -> None:
         optimizer.load_state_dict(state["optimizer"])
         train.load_state_dict(state["loader"])
 
+    def save() -> None:
+        if rank == 0 and args.checkpoint:
+            parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loader": train.state_dict()}
+            torch.save(parts, args.checkpoint.with_suffix(".part"))
+            args.checkpoint.with_suffix(".part").replace(args.checkpoint)  # whole, or not at all
+
     for epoch in range(train.epoch, args.epochs):
         train.set_epoch(epoch)
         wrapped.train()
-        for images, targets in train:
+        for step, (images, targets) in enumerate(train, 1):
             loss = loss_of(wrapped(images), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if args.save_every and step % args.save_every == 0:
+                save()
         model.eval()
         accuracy = Accuracy()
         with torch.inference_mode():
@@ -107,13 +116,7 @@ def main() -> None:
             print(
                 f"epoch {epoch}: loss {float(loss.detach()):.4f}, top-1 {share[1]:.2%} of {samples} images", flush=True
             )
-            if args.checkpoint:
-                parts = {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "loader": train.state_dict(),
-                }
-                torch.save(parts, args.checkpoint)
+            save()
     train.close()
     val.close()
     if distributed:
