@@ -87,8 +87,8 @@ dist.destroy_process_group()
 def test_three_processes_count_every_sample_once(folder: Path, tmp_path: Path) -> None:
     script = tmp_path / "evaluate.py"
     script.write_text(_EVALUATE)
-    lines = finish(start(3, str(script), str(folder))).splitlines()
-    assert lines == ["({1: 0.25, 2: 0.5}, 24) 2 3"] * 3  # 24 images on 3 ranks by 5: two steps, six rows of padding
+    # 24 images on 3 ranks by 5: two steps, six rows of padding; the ranks' lines may run into one another
+    assert finish(start(3, str(script), str(folder))).count("({1: 0.25, 2: 0.5}, 24) 2 3") == 3
 
 
 def test_accuracy_in_one_process() -> None:

@@ -192,8 +192,10 @@ def test_ctrl_c_ends_it(index: SampleIndex, backend: str, workers: int, moment: 
         family = psutil.Process(child.pid).children(recursive=True)
         os.killpg(child.pid, signal.SIGINT)
         _, errors = child.communicate(timeout=60)
-        assert child.returncode in (1, -signal.SIGINT, 130)
-        assert "KeyboardInterrupt" in errors
+        assert child.returncode != 0
+        if moment not in ("starting", "imported"):  # extensions may turn it into an ImportError of their own
+            assert child.returncode in (1, -signal.SIGINT, 130)
+            assert "KeyboardInterrupt" in errors
         _, alive = psutil.wait_procs(family, timeout=10)
         assert not alive
     finally:
