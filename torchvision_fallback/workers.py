@@ -7,7 +7,9 @@ the last tensor on its memory is gone; where none is free the worker allocates, 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import weakref
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -88,6 +90,20 @@ def _dtype(stage: BatchStage | None) -> torch.dtype:
 def _empty(shape: tuple[int, ...], stage: BatchStage | None) -> Tensor:
     memory_format = torch.contiguous_format if stage is None else stage.memory_format
     return torch.empty(shape, dtype=_dtype(stage), memory_format=memory_format)
+
+
+@contextlib.contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Holds Ctrl-C back while workers start: one that hits a half-made process hangs. The workers, which inherit this,
+    never see it: they end with their parent."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _shared(nbytes: int) -> Tensor:
@@ -177,7 +193,8 @@ class WorkerStage:
         if self._owner != os.getpid():
             raise RuntimeError("a loader cannot be iterated in a forked child: create it there")
         self._tasks.epoch, self._tasks.steps = epoch, range(start, len(self._plan))
-        results = iter(self._loader)
+        with _no_interrupt():
+            results = iter(self._loader)
         while True:
             try:
                 done = next(results)
