@@ -51,7 +51,7 @@ def once(folder: Path, count: int, batch_size: int, workers: int, backend: str, 
         batch_size=batch_size,
         device="cpu",
         num_workers=workers,
-        backend=backend,  # type: ignore[arg-type]
+        backend=backend,  # type: ignore[arg-type]  # a str; create_loader checks it
         multiprocessing_context=context,
     ) as loader:
         next(iter(loader))

@@ -103,7 +103,7 @@ def evaluate(root: Path, backend: str) -> None:
         index,
         EvalRecipe(input_size=32),
         batch_size=16,
-        backend=backend,  # type: ignore[arg-type]
+        backend=backend,  # type: ignore[arg-type]  # a str; create_loader checks it
         device="cpu",
         num_workers=1 if backend == "dali" else 0,
         on_error="skip",

@@ -39,7 +39,7 @@ def iterate(backend: str, data: str, batch_size: int, workers: int, seconds: flo
         data,
         TrainRecipe.strong(num_classes=1000),
         batch_size=batch_size,
-        backend=backend,  # type: ignore[arg-type]
+        backend=backend,  # type: ignore[arg-type]  # a str; create_loader checks it
         device="cpu",
         num_workers=workers,
         on_error="replace",

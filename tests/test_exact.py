@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,10 @@ BACKENDS = [
     "torchvision",
     pytest.param("dali", marks=pytest.mark.skipif(not dali_available()[0], reason="DALI is not installed")),
 ]
+pytestmark = pytest.mark.usefixtures("one_thread")
 STRONG = TrainRecipe.strong(input_size=48, re_prob=0.5, re_mode="pixel")
 ROOT = Path(__file__).parent.parent
 Batches = list[tuple[Tensor, Tensor]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """torch's threads wait for each other in a busy loop, which costs more than it brings for images this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
