@@ -49,7 +49,7 @@ class BatchStage:
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.recipe, self.dtype, self.memory_format = recipe, dtype, memory_format
-        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._constants: dict[torch.device, Tensor] = {}
         self._own = threading.local()  # each thread's scratch memory
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class BatchStage:
         normalize(batch, self._normalization(batch.device), out)
         return out if images.dim() == 4 else out[0]
 
-    def _normalization(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _normalization(self, device: torch.device) -> Tensor:
         if device not in self._constants:
             self._constants[device] = normalize_constants(self.recipe.mean, self.recipe.std, device)
         return self._constants[device]

@@ -413,11 +413,9 @@ class DaliEngine:
             return image
 
     def _render(self, plan: BatchPlan, row: int) -> Tensor:
-        from torchvision_fallback.stage import read_pixels, render
+        from torchvision_fallback.stage import render
 
-        top, _, height, _ = plan.box[row].tolist()
-        pixels = read_pixels(self._plan.index, int(plan.index[row]), top + height)
-        return render(pixels, plan, row, self._plan.recipe.interpolation)
+        return render(self._plan.index, plan, row, self._plan.recipe.interpolation)
 
     def _zeros(self, plan: BatchPlan) -> Tensor:
         options = {name: self._options[name] for name in ("dtype", "device", "memory_format")}

@@ -89,7 +89,7 @@ def test_a_read_that_blocks_runs_into_the_timeout(index: SampleIndex, monkeypatc
             time.sleep(1000)
         return real(samples, sample, *rest)
 
-    monkeypatch.setattr("torchvision_fallback.workers.read_pixels", slow)
+    monkeypatch.setattr("torchvision_fallback.stage.read_pixels", slow)
     start = time.monotonic()
     with loader(index, timeout=2, multiprocessing_context="fork") as ours:
         with pytest.raises(RuntimeError, match="timed out after 2 seconds"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import warnings
 from functools import cache
@@ -12,9 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from dali_imagenet.compiled import compiled
 from dali_imagenet.index import FORMATS
 
 Pixels = npt.NDArray[np.uint8]
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+_jpeg = compiled("torchvision_fallback._jpeg")
 
 # Below this share of the rows, decoding stops early: rewriting the header costs some microseconds and a copy.
 _WORTH_CUTTING = 0.9
@@ -25,10 +28,7 @@ _SOF = frozenset([0xC0, 0xC1, 0xC2])  # baseline, extended, progressive: Huffman
 
 @cache
 def _simplejpeg() -> Any:
-    try:
-        return importlib.import_module("simplejpeg")
-    except ImportError:
-        return None
+    return compiled("simplejpeg")
 
 
 @cache
@@ -39,43 +39,62 @@ def _formats() -> list[str]:
 
 
 def decoder_name() -> str:
-    """Which library decodes JPEGs here: "simplejpeg" or "Pillow"."""
-    return "simplejpeg" if _simplejpeg() else "Pillow"
+    """Which library decodes JPEGs here: "libjpeg-turbo", region by region, "simplejpeg" or "Pillow"."""
+    return "libjpeg-turbo" if _jpeg else "simplejpeg" if _simplejpeg() else "Pillow"
 
 
-def decode(
-    data: bytes, rows: int | None = None, buffer: Pixels | None = None, size: tuple[int, int] | None = None
-) -> Pixels:
-    """Decode an image file to RGB.
+def decode(data: bytes, size: tuple[int, int], box: Box, buffer: Pixels | None = None) -> Pixels:
+    """Decode a box of an image file to RGB.
 
     Args:
         data: the encoded file.
-        rows: how many rows from the top are needed; the rest may be left out. None: all.
+        size: (height, width) that the image must have; another one is refused before memory is taken for it.
+        box: (top, left, height, width) within it.
         buffer: uint8 memory that the result may lie in, large enough for the whole image: fresh memory for every image
             costs a page fault for every 4 KiB.
-        size: (height, width) that the image must have; another one is refused before memory is taken for it.
 
     Returns:
-        uint8 [H, W, 3]. Of a JPEG at least the first `rows` rows, bit for bit those of the whole image.
+        uint8 [height, width, 3], bit for bit those of the whole image. Of a JPEG what lies below the box is not
+        decoded, so damage there is not seen.
 
     Raises:
         OSError, ValueError, SyntaxError and others of PIL: the file cannot be decoded.
     """
-    if data[:2] == b"\xff\xd8":
-        components, found, cut = _cut(data, rows)
-        library = _simplejpeg()
-        if library is not None and components in (1, 3) and (size is None or found == size):
-            try:
-                # Where the header has been lowered there is more data than rows, about which strict complains.
-                return np.asarray(library.decode_jpeg(cut, colorspace="RGB", buffer=buffer, strict=cut is data))
-            except ValueError:  # it is stricter than PIL, whose word counts
-                pass
-        elif cut is not data and (size is None or found == size):
-            try:
-                return _pil(cut, None)
-            except (OSError, ValueError, SyntaxError):
-                pass
-    return _pil(data, size)
+    top, left, height, width = box
+    pixels = _jpeg_box(data, size, box, buffer) if data[:2] == b"\xff\xd8" else None
+    if pixels is None:  # no JPEG, or one that a stricter decoder refused: PIL's word counts
+        pixels = _pil(data, size)[top : top + height, left : left + width]
+    return pixels
+
+
+def _jpeg_box(data: bytes, size: tuple[int, int], box: Box, buffer: Pixels | None) -> Pixels | None:
+    """The box of a JPEG, decoded no further than needed; None for whatever is left to Pillow."""
+    if data.rfind(_END, -_END_WITHIN) < 0:  # truncated, perhaps: all of it has to be looked at
+        return None
+    top, left, height, width = box
+    if _jpeg is not None:
+        try:
+            memory = np.empty(height * size[1] * 3, np.uint8) if buffer is None else buffer
+            first, columns = _jpeg.decode_region(data, size, box, memory)
+        except ValueError:
+            return None
+        made: Pixels = memory[: height * columns * 3].reshape(height, columns, 3)
+        return made[:, left - first : left - first + width]
+    components, found, cut = _cut(data, top + height)
+    if components not in (1, 3) or found != size:
+        return None
+    library = _simplejpeg()
+    try:
+        if library is not None:
+            # Where the header has been lowered there is more data than rows, about which strict complains.
+            pixels = np.asarray(library.decode_jpeg(cut, colorspace="RGB", buffer=buffer, strict=cut is data))
+        elif cut is not data:
+            pixels = _pil(cut, None)
+        else:
+            return None
+    except (OSError, ValueError, SyntaxError):
+        return None
+    return pixels[top : top + height, left : left + width]
 
 
 def _pil(data: bytes, size: tuple[int, int] | None) -> Pixels:
@@ -90,16 +109,13 @@ def _pil(data: bytes, size: tuple[int, int] | None) -> Pixels:
         return np.array(image.convert("RGB"))  # a copy: what PIL lends cannot be written, which torch warns about
 
 
-def _cut(data: bytes, rows: int | None) -> tuple[int, tuple[int, int], bytes]:
+def _cut(data: bytes, rows: int) -> tuple[int, tuple[int, int], bytes]:
     """Number of colour components, height and width, and the JPEG with its height lowered to what is needed.
 
     Decoders stop at the header's height. One block row more is kept below the last row that is needed, because chroma
-    upsampling looks at the next row; so what is left is bit for bit the same. A file without an end marker is left as
-    it is, so that a truncated one is found out.
+    upsampling looks at the next row; so what is left is bit for bit the same.
     """
     at, end = 2, len(data)
-    if data.rfind(_END, -_END_WITHIN) < 0:
-        rows = None
     while at + 4 <= end and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF or marker in _NO_SIZE:
@@ -110,7 +126,7 @@ def _cut(data: bytes, rows: int | None) -> tuple[int, tuple[int, int], bytes]:
                 break
             components = data[at + 9]
             height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
-            if marker not in _SOF or rows is None or components not in (1, 3) or height == 0:
+            if marker not in _SOF or components not in (1, 3) or height == 0:
                 return components, (height, width), data
             block = 8 * max((data[i] & 15 for i in range(at + 11, min(end, at + 10 + 3 * components), 3)), default=1)
             keep = (rows + block - 1) // block * block + block

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dali_imagenet.batch_stage import BatchStage
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.plan import BatchPlan, Plan
-from torchvision_fallback.stage import Memory, read_pixels, render
+from torchvision_fallback.stage import Memory, render
 
 _NO_SLOT = -1
 
@@ -74,9 +74,7 @@ class _Batches(Dataset[Done]):
         return Done(plan, task.slot, images if task.slot == _NO_SLOT else None, failures)
 
     def _row(self, plan: BatchPlan, row: int, out: Tensor) -> None:
-        top, _, height, _ = plan.box[row].tolist()
-        pixels = read_pixels(self.plan.index, int(plan.index[row]), top + height, self._memory)
-        image = render(pixels, plan, row, self.plan.recipe.interpolation, self._memory)
+        image = render(self.plan.index, plan, row, self.plan.recipe.interpolation, self._memory)
         if self.stage is None:
             out.copy_(image)
         else:

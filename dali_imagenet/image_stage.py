@@ -1,0 +1,99 @@
+"""The image stage behind the decoder, on the CPU: resize, window, flip, colour. Draws nothing.
+
+Image by image, so that each stays in the cache. CPU time for 64 images of 224 px, ms, against DALI's operators:
+resizing 10 (about 60), colour 2.3 (113). From PIL's resize it differs less than DALI's does.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dali_imagenet.compiled import compiled
+from dali_imagenet.plan import BatchPlan
+
+_kernels = compiled("dali_imagenet._kernels")
+
+# torchvision's antialiased resize of tensors, without its checks, and how far it looks; uint8 in and out
+_RESIZE = {
+    "bilinear": (torch.ops.aten._upsample_bilinear2d_aa, 1),
+    "bicubic": (torch.ops.aten._upsample_bicubic2d_aa, 2),
+}
+
+
+class Part(NamedTuple):
+    """What has to be decoded and resized of an image for its window to be right to the bit."""
+
+    box: tuple[int, int, int, int]
+    """top, left, height, width in the stored image."""
+    size: tuple[int, int]
+    """height, width that the box is resized to."""
+    factors: tuple[float | None, float | None]
+    """By how much it is resized in height and width, where that does not follow from the sizes."""
+
+
+def needed(plan: BatchPlan, row: int, interpolation: str) -> Part:
+    """The box without what lies below and to the right of the window: an eighth of the image in evaluation, or more."""
+    top, left, *extents = plan.box[row].tolist()
+    kept, sizes, factors = list[int](), list[int](), list[float | None]()
+    for extent, size, start in zip(extents, plan.resize[row].tolist(), plan.crop[row].tolist(), strict=True):
+        end = start + plan.size
+        scale = extent / size
+        reach = math.ceil(scale * (end - 0.5) + _RESIZE[interpolation][1] * max(scale, 1.0) + 1)
+        reach += reach == end  # as many pixels in as out: torch would not resize at all
+        cut = 0 < end < size and reach < extent
+        kept.append(reach if cut else extent)
+        sizes.append(end if cut else size)
+        factors.append(size / extent if cut else None)
+    return Part((top, left, kept[0], kept[1]), (sizes[0], sizes[1]), (factors[0], factors[1]))
+
+
+def render(
+    pixels: npt.NDArray[np.uint8], part: Part, plan: BatchPlan, row: int, interpolation: str, color: bool = True
+) -> Tensor:
+    """Execute the image stage of one row on the decoded pixels of `part.box`, uint8 [height, width, 3].
+
+    Returns:
+        uint8 [3, S, S], strides as they fall.
+    """
+    view = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    resize, _ = _RESIZE[interpolation]
+    top, left = plan.crop[row].tolist()
+    image = _window(resize(view, part.size, False, *part.factors)[0], top, left, plan.size)
+    flips = [axis for axis, flip in ((1, plan.vflip[row]), (2, plan.hflip[row])) if flip]
+    if flips:
+        image = image.flip(flips)
+    return image if plan.color is None or not color else recolor(image, plan.color[row])
+
+
+def _window(image: Tensor, top: int, left: int, size: int) -> Tensor:
+    """The S x S window; zeros where it leaves the image, as torchvision's CenterCrop."""
+    height, width = image.shape[1:]
+    if height < size or width < size:
+        image = pad(image, (max(0, -left), max(0, size - width), max(0, -top), max(0, size - height)))
+        top, left = max(0, top), max(0, left)
+    return image[:, top : top + size, left : left + size]
+
+
+def recolor(image: Tensor, matrix: npt.NDArray[np.float32]) -> Tensor:
+    """round(clamp(matrix @ (r, g, b, 1))) of a uint8 [3, H, W] image, computed in float32; contiguous.
+
+    matrix: [3, 4], in 0..255 units.
+    """
+    out = torch.empty(image.shape, dtype=torch.uint8)
+    if _kernels is not None:
+        _kernels.recolor(image.numpy(), np.ascontiguousarray(matrix, np.float32), out.numpy())
+        return out
+    floats = image.to(torch.float32, memory_format=torch.contiguous_format)
+    term = torch.empty(image.shape[1:])
+    for numbers, target in zip(matrix.tolist(), out, strict=True):
+        total = floats[0] * numbers[0]
+        total.add_(torch.mul(floats[1], numbers[1], out=term)).add_(torch.mul(floats[2], numbers[2], out=term))
+        target.copy_(total.add_(numbers[3]).clamp_(0, 255).round_())
+    return out

@@ -1,0 +1,238 @@
+"""Decoding a box and what follows it, with and without the compiled modules: the same bits as the whole image gives."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import interpolate
+
+from dali_imagenet import augment, image_stage
+from torchvision_fallback import decode as decoding
+from torchvision_fallback.decode import decode, decoder_name
+
+built = pytest.mark.skipif(decoding._jpeg is None, reason="torchvision_fallback._jpeg was not built")
+kernels_built = pytest.mark.skipif(image_stage._kernels is None, reason="dali_imagenet._kernels was not built")
+
+FORMS: list[dict[str, Any]] = [
+    {"subsampling": 0},
+    {"subsampling": 1},
+    {"subsampling": 2},
+    {"subsampling": 2, "progressive": True},
+    {"subsampling": 0, "progressive": True, "optimize": True},
+    {"subsampling": 2, "restart_marker_blocks": 3},
+    {"subsampling": 1, "restart_marker_rows": 1},
+    {"mode": "L"},
+    {"mode": "L", "progressive": True},
+]
+
+
+def picture(rng: np.random.Generator, height: int, width: int, mode: str = "RGB") -> Image.Image:
+    """Smooth and sharp parts: what chroma interpolation shows in."""
+    y, x = np.mgrid[:height, :width]
+    waves = [127 + 120 * np.sin(x / a + y / b) for a, b in rng.uniform(2, 30, (3, 2))]
+    noise = rng.integers(-40, 40, (height, width, 3)) * (x > width // 2)[..., None]
+    return Image.fromarray(np.clip(np.stack(waves, 2) + noise, 0, 255).astype(np.uint8)).convert(mode)
+
+
+def encode(image: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90, **options)
+    return file.getvalue()
+
+
+def pil(data: bytes) -> np.ndarray[Any, Any]:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def boxes(rng: np.random.Generator, height: int, width: int, count: int) -> list[tuple[int, int, int, int]]:
+    found = [(0, 0, height, width), (0, 0, 1, 1), (height - 1, width - 1, 1, 1)]
+    for _ in range(count):
+        h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+        found.append((int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w))
+    return found
+
+
+def use(decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if decoder != "libjpeg-turbo":
+        monkeypatch.setattr(decoding, "_jpeg", None)
+    if decoder == "Pillow":
+        monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
+    if decoder_name() != decoder:
+        pytest.skip(f"{decoder} is not here")
+
+
+@pytest.mark.parametrize("decoder", ["libjpeg-turbo", "simplejpeg", "Pillow"])
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_box_is_that_of_the_whole_image(form: dict[str, Any], decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(decoder, monkeypatch)
+    rng = np.random.default_rng(len(str(form)))
+    options = dict(form)
+    mode = options.pop("mode", "RGB")
+    for height, width in ((1, 1), (7, 90), (101, 67), (160, 243), (320, 64)):
+        data = encode(picture(rng, height, width, mode), **options)
+        whole, buffer = pil(data), np.empty(height * width * 3, np.uint8)
+        for top, left, h, w in boxes(rng, height, width, 25):
+            expected = whole[top : top + h, left : left + w]
+            for memory in (None, buffer):
+                got = decode(data, (height, width), (top, left, h, w), memory)
+                assert got.dtype == np.uint8
+                assert np.array_equal(got, expected), (height, width, top, left, h, w)
+
+
+@pytest.mark.parametrize("decoder", ["libjpeg-turbo", "simplejpeg", "Pillow"])
+def test_other_files_are_pillows(decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(decoder, monkeypatch)
+    image = picture(np.random.default_rng(0), 40, 30)
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    for data in (png.getvalue(), encode(image.convert("CMYK"))):
+        assert np.array_equal(decode(data, (40, 30), (5, 6, 20, 21)), pil(data)[5:25, 6:27])
+    data = encode(image)
+    with pytest.raises(ValueError, match=r"40x30 pixels, but the index says 30x40"):
+        decode(data, (30, 40), (0, 0, 30, 40))
+    with pytest.raises(OSError, match="truncated"):
+        decode(data[: len(data) // 2], (40, 30), (0, 0, 4, 4))
+
+
+@built
+def test_the_compiled_decoder_refuses_what_is_wrong() -> None:
+    """Nothing is written outside the buffer, and whatever libjpeg warns about is an error."""
+    rng = np.random.default_rng(1)
+    data = encode(picture(rng, 64, 48))
+    region = decoding._jpeg.decode_region
+    out = np.full(64 * 48 * 3 + 8, 7, np.uint8)
+    assert region(data, (64, 48), (0, 0, 64, 48), out[:-8]) == (0, 48)
+    assert (out[-8:] == 7).all()
+    for bad in ((-1, 0, 4, 4), (0, -1, 4, 4), (0, 0, 65, 4), (0, 0, 4, 49), (0, 0, 0, 4), (2**40, 0, 4, 4)):
+        with pytest.raises(ValueError, match="leaves the image"):
+            region(data, (64, 48), bad, out)
+    with pytest.raises(ValueError, match="64x48 pixels instead of 64x49"):
+        region(data, (64, 49), (0, 0, 4, 4), out)
+    with pytest.raises(ValueError, match="too small"):
+        region(data, (64, 48), (0, 0, 64, 48), out[: 64 * 48 * 3 - 1])
+    with pytest.raises(ValueError, match="4 components"):
+        region(encode(picture(rng, 64, 48).convert("CMYK")), (64, 48), (0, 0, 4, 4), out)
+    for n in range(0, len(data), 97):
+        with pytest.raises(ValueError, match=r"\w"):
+            region(data[:n], (64, 48), (0, 0, 64, 48), out)
+    with pytest.raises(TypeError, match="read-write"):
+        region(data, (64, 48), (0, 0, 4, 4), bytes(9999))
+
+
+@built
+def test_damaged_files_show_what_pillow_shows(sample: list[Path]) -> None:
+    rng = np.random.default_rng(2)
+    refused = delivered = 0
+    for path in sample:
+        original = bytearray(path.read_bytes())
+        height, width = pil(bytes(original)).shape[:2]
+        for _ in range(20):
+            data = bytearray(original)
+            for at in rng.integers(2, len(data), rng.integers(1, 4)):
+                data[at] = rng.integers(0, 256)
+            box = (height // 3, width // 3, height // 3, width // 3)
+            try:
+                got = decode(bytes(data), (height, width), box)
+                whole = pil(bytes(data))
+            except Exception:  # refused, by PIL perhaps for what lies below the box
+                refused += 1
+                continue
+            delivered += 1
+            assert np.array_equal(got, whole[box[0] :, box[1] :][: box[2], : box[3]])
+    assert refused
+    assert delivered
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> list[Path]:
+    folder = os.environ.get("DALI_IMAGENET_SAMPLE")
+    if folder:
+        return sorted(Path(folder).rglob("*.JPEG"))[:20]
+    rng = np.random.default_rng(3)
+    for n, form in enumerate(FORMS):
+        options = dict(form)
+        image = picture(rng, 120, 90 + n, options.pop("mode", "RGB"))
+        (tmp_path / f"{n}.JPEG").write_bytes(encode(image, **options))
+    return sorted(tmp_path.iterdir())
+
+
+def evaluation(height: int, width: int, short: int, size: int) -> Any:
+    source = np.array([[height, width]])
+    resize = short * source // source.min()
+    crop = np.round((resize - size) / 2).astype(int)
+    whole = np.array([[0, 0, height, width]])
+    no = np.array([False])
+    return SimpleNamespace(size=size, box=whole, resize=resize, crop=crop, hflip=no, vflip=no, color=None)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_what_the_window_does_not_need_changes_nothing(interpolation: str) -> None:
+    rng = np.random.default_rng(4)
+    smaller = 0
+    for trial in range(300):
+        height, width = (int(n) for n in rng.integers(20, 300, 2))
+        if trial < 40:  # around the sizes at which torch does not resize
+            height = int(rng.integers(94, 130))
+        size = int(rng.choice([32, 96, 112]))
+        plan = evaluation(height, width, int(rng.choice([size, size + 1, size * 8 // 7, size * 2])), size)
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        part = image_stage.needed(plan, 0, interpolation)
+        smaller += part.box[2:] != (height, width)
+        got = image_stage.render(pixels[: part.box[2], : part.box[3]], part, plan, 0, interpolation)
+        whole = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        resized = interpolate(whole, size=plan.resize[0].tolist(), mode=interpolation, antialias=True)[0]
+        top, left = plan.crop[0].tolist()
+        assert torch.equal(got, resized[:, top : top + size, left : left + size]), (plan, part)
+    assert smaller > 200
+
+
+def strided(rng: np.random.Generator, height: int, width: int) -> list[torch.Tensor]:
+    planar = torch.from_numpy(rng.integers(0, 256, (3, height + 2, width + 3), dtype=np.uint8))
+    interleaved = torch.from_numpy(rng.integers(0, 256, (height + 1, width + 2, 3), dtype=np.uint8)).permute(2, 0, 1)
+    return [image[:, 1 : height + 1, 2 : width + 2] for image in (planar, interleaved)] + [planar.flip(1)[:, :, 3:]]
+
+
+@kernels_built
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5), (32, 256), (7, 257), (2, 700), (224, 224)])
+def test_compiled_kernels_equal_python(height: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(height * width)
+    constants = augment.normalize_constants((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    for image in strided(rng, height, width):
+        matrix = (np.eye(3, 4) + rng.normal(size=(3, 4)) * [0.5, 0.5, 0.5, 60]).astype(np.float32)
+        out = torch.empty(image.shape)
+        compiled = image_stage.recolor(image, matrix), augment.normalize(image, constants, out.clone())
+        with monkeypatch.context() as patch:
+            patch.setattr(image_stage, "_kernels", None)
+            patch.setattr(augment, "_kernels", None)
+            python = image_stage.recolor(image, matrix), augment.normalize(image, constants, out.clone())
+        assert all(map(torch.equal, compiled, python))
+
+
+def test_recolor_rounds_half_to_even_and_clamps() -> None:
+    image = torch.tensor([1, 3, 200], dtype=torch.uint8)[:, None, None].expand(3, 2, 2)
+    matrix = np.array([[0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 2, 0]], np.float32)
+    assert image_stage.recolor(image, matrix)[:, 0, 0].tolist() == [0, 2, 255]
+    assert image_stage.recolor(image, -matrix)[:, 1, 1].tolist() == [0, 0, 0]
+
+
+@kernels_built
+def test_kernels_refuse_wrong_memory() -> None:
+    pixels, matrix = np.zeros((3, 4, 5), np.uint8), np.zeros((3, 4), np.float32)
+    kernels = image_stage._kernels
+    assert kernels is not None
+    for bad in (
+        (pixels[0], matrix, np.zeros((3, 4, 5), np.uint8)),
+        (pixels, matrix[:2], np.zeros((3, 4, 5), np.uint8)),
+        (pixels, matrix, np.zeros((3, 4, 4), np.uint8)),
+        (pixels.astype(np.float32), matrix, np.zeros((3, 4, 5), np.uint8)),
+    ):
+        with pytest.raises(ValueError, match=r"wants uint8 \[3, H, W\]"):
+            kernels.recolor(*bad)
