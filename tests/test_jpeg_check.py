@@ -1,0 +1,104 @@
+"""The check of a JPEG's markers: what encoders write passes; where it passes, decoders agree."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench.broken_table import arithmetic, encoded, exif, patched, restarts, scribbled, segment
+from bench.fuzz import mutate
+from dali_imagenet.jpeg_check import doubt
+
+USUAL = {
+    "4:2:0": encoded(),
+    "4:4:4": encoded(subsampling=0),
+    "gray": encoded("L"),
+    "progressive": encoded(progressive=True),
+    "restarts": encoded(size=(300, 200), restart_marker_rows=1),
+    "progressive with restarts, whose interval changes between scans": encoded(progressive=True, restart_marker_rows=1),
+    "a JPEG within EXIF": exif(1)[:2] + b"\xff\xe1\x10\x00" + (encoded() * 3)[:4094] + encoded()[2:],
+    "1 x 1": encoded(size=(1, 1)),
+    "text behind the end": encoded() + b"\xff\xd8 appended by some tool",
+}
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_what_encoders_write_passes(name: str) -> None:
+    assert doubt(USUAL[name]) == ""
+    assert doubt(memoryview(np.frombuffer(USUAL[name], np.uint8))) == ""
+
+
+def inside(new: bytes, data: bytes = USUAL["4:2:0"]) -> bytes:
+    """`new` over some bytes in the middle of the scan."""
+    return patched(data, (segment(data, 0xDA)[0] + len(data)) // 2, new)
+
+
+def cut_out(data: bytes, marker: int, times: int) -> bytes:
+    """With the first segment of that kind repeated, or left out (0 times)."""
+    at, length = segment(data, marker)
+    return data[:at] + data[at : at + length] * times + data[at + length :]
+
+
+JPEG = USUAL["4:2:0"]
+UNUSUAL = {
+    "a marker that means nothing, within the scan": (inside(b"\xff\x02"), "marker 02"),
+    "a table within the scan": (inside(b"\xff\xdb"), "marker DB"),
+    "a frame header within the scan": (inside(b"\xff\xc0"), "marker C0"),
+    "a second scan in a sequential file": (inside(b"\xff\xda"), "marker DA"),
+    "a restart marker that was not announced": (inside(b"\xff\xd0"), "restart marker D0"),
+    "a restart marker missing": (restarts("missing"), "restart marker D2"),
+    "a restart marker with a wrong number": (restarts("wrong"), "restart marker D6"),
+    "a second frame header": (cut_out(JPEG, 0xC0, 2), "a second frame header"),
+    "no frame header": (cut_out(JPEG, 0xC0, 0), "a scan without a frame header"),
+    "arithmetic coding": (arithmetic(), "marker C9"),
+    "bytes between segments": (JPEG[:2] + b"\0\0" + JPEG[2:], "no marker at byte 2"),
+    "a fill byte": (JPEG[:2] + b"\xff" + JPEG[2:], "marker FF"),
+    "an impossible length": (patched(JPEG, 4, b"\0\1"), "a segment of 1 bytes"),
+    "a segment that leaves the file": (patched(JPEG, segment(JPEG, 0xC4)[0] + 2, b"\xff\xff"), "of 65535 bytes"),
+    "cut in the scan": (JPEG[:-300], "no marker after the last scan"),
+    "no scan": (JPEG[: segment(JPEG, 0xDA)[0]], "no marker at byte"),
+    "no JPEG": (b"hello", "no marker at byte 2"),
+    "empty": (b"", "no marker at byte 2"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_what_they_do_not_write_is_named(name: str) -> None:
+    data, reason = UNUSUAL[name]
+    assert reason in doubt(data)
+
+
+def test_damage_that_every_decoder_shows_passes() -> None:
+    assert doubt(scribbled(JPEG)) == ""
+
+
+def refused(data: bytes) -> bool:
+    try:
+        Image.open(io.BytesIO(data), formats=["JPEG"]).convert("RGB")
+    except OSError:
+        return True
+    return False
+
+
+def test_pillow_decodes_whatever_passes() -> None:
+    """Damage anywhere in the scan, by the thousand: what Pillow refuses is never usual, and some of it is refused."""
+    rng = np.random.default_rng(0)
+    outcomes = dict.fromkeys([(False, False), (True, False), (True, True)], 0)
+    for source in (JPEG, USUAL["gray"], USUAL["restarts"]):
+        start = segment(source, 0xDA)[0] + 14
+        for _ in range(700):
+            data = source[:start] + mutate(source[start:-2], rng, source) + source[-2:]
+            outcomes[bool(doubt(data)), refused(data)] += 1  # (usual, and refused all the same) is a KeyError
+    assert min(outcomes.values()) > 50
+
+
+@pytest.mark.skipif("DALI_IMAGENET_SAMPLE" not in os.environ, reason="needs real images")
+def test_real_images_pass() -> None:
+    files = sorted(Path(os.environ["DALI_IMAGENET_SAMPLE"]).rglob("*.JPEG"))[:200]
+    found = [reason for file in files if (reason := doubt(file.read_bytes()))]
+    assert len(found) <= len(files) // 50
