@@ -84,12 +84,21 @@ class BatchStage:
             self._constants[device] = normalize_constants(self.recipe.mean, self.recipe.std, device)
         return self._constants[device]
 
-    def finish_batch(self, images: Tensor, plan: BatchPlan, pool: Executor | None = None) -> Tensor:
+    def finish_batch(
+        self, images: Tensor, plan: BatchPlan, pool: Executor | None = None, *, mix: bool = False
+    ) -> Tensor:
         """The same for a batch on its device: uint8 [B, 3, S, S], or what the image stage has normalized.
 
         Args:
             pool: threads that share the rows where they are worked on one by one.
+            mix: whether Mixup and CutMix follow, where the plan has them.
         """
+        images = self._finished(images, plan, pool)
+        if mix and plan.mix is not None:
+            mix_(images, plan.mix, pool)
+        return images
+
+    def _finished(self, images: Tensor, plan: BatchPlan, pool: Executor | None) -> Tensor:
         if images.dtype == torch.uint8 and augment.one_by_one(images):
             out = torch.empty(images.shape, dtype=self.dtype, memory_format=self.memory_format)
 
@@ -175,11 +184,15 @@ def _blend(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
     return (first + weight * (second.to(torch.float32) - first)).floor_()
 
 
-def mix_(images: Tensor, mix: MixPlan) -> None:
+def mix_(images: Tensor, mix: MixPlan, pool: Executor | None = None) -> None:
     """timm's Mixup and CutMix in place: row i with row B-1-i of float images [B, 3, H, W]; of an odd batch the middle
-    row stays as it is."""
+    row stays as it is.
+
+    Args:
+        pool: threads that share the pairs on the CPU.
+    """
     if augment.one_by_one(images):
-        _mix_pairs_(images, mix)
+        list((pool.map if pool else map)(lambda i: mix_pair_(images, mix, i), range(len(images) // 2)))
         return
     lam, cut, box = mix.lam, mix.cut, mix.box.astype(np.float32)
     share = np.where(cut, np.float32(1), lam)
@@ -198,27 +211,25 @@ def mix_(images: Tensor, mix: MixPlan) -> None:
         images.mul_(params[:, 0]).add_(other.mul_(params[:, 1]))
 
 
-def _mix_pairs_(images: Tensor, mix: MixPlan) -> None:
-    """Pair by pair, so that the data stays in the cache."""
-    last = len(images) - 1
-    for i in range(len(images) // 2):
-        j = last - i
-        a, b = images[i], images[j]
-        old_a, old_b = a, b
-        if not (mix.cut[i] and mix.cut[j]) or (mix.box[i] != mix.box[j]).any():
-            old_a, old_b = a.clone(), b.clone()
-        for row, image, other in ((i, a, old_b), (j, b, old_a)):
-            lam = float(mix.lam[row])
-            if mix.cut[row]:
-                top, bottom, left, right = mix.box[row].tolist()
-                if old_a is a:  # both rows swap the same box
-                    patch = a[:, top:bottom, left:right].clone()
-                    a[:, top:bottom, left:right] = b[:, top:bottom, left:right]
-                    b[:, top:bottom, left:right] = patch
-                    break
-                image[:, top:bottom, left:right] = other[:, top:bottom, left:right]
-            elif lam != 1:
-                image.mul_(lam).add_(other, alpha=1 - lam)
+def mix_pair_(images: Tensor, mix: MixPlan, i: int) -> None:
+    """`mix_` for rows i and B-1-i alone, on the CPU: while they are in the cache."""
+    j = len(images) - 1 - i
+    a, b = images[i], images[j]
+    old_a, old_b = a, b
+    if not (mix.cut[i] and mix.cut[j]) or (mix.box[i] != mix.box[j]).any():
+        old_a, old_b = a.clone(), b.clone()
+    for row, image, other in ((i, a, old_b), (j, b, old_a)):
+        lam = float(mix.lam[row])
+        if mix.cut[row]:
+            top, bottom, left, right = mix.box[row].tolist()
+            if old_a is a:  # both rows swap the same box
+                patch = a[:, top:bottom, left:right].clone()
+                a[:, top:bottom, left:right] = b[:, top:bottom, left:right]
+                b[:, top:bottom, left:right] = patch
+                break
+            image[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+        elif lam != 1:
+            image.mul_(lam).add_(other, alpha=1 - lam)
 
 
 def soft_targets(

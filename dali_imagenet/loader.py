@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dali_imagenet.batch_stage import BatchStage, mix_, soft_targets, to_device
+from dali_imagenet.batch_stage import BatchStage, soft_targets, to_device
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.index import FORMATS, SampleIndex
 from dali_imagenet.plan import BatchPlan, OnError, Plan
@@ -225,7 +225,7 @@ def _num_classes(index: SampleIndex, recipe: Recipe) -> int:
 
 
 Batch = tuple[BatchPlan, Tensor, dict[int, str]]
-"""The plan as it was executed, the images before mixing, and what failed: {sample: path and reason}."""
+"""The plan as it was executed, the images, mixed if the engine's `mixing` says so, and failures {sample: reason}."""
 
 
 class FallbackEngine:
@@ -244,6 +244,7 @@ class FallbackEngine:
     ) -> None:
         from torchvision_fallback.workers import WorkerStage
 
+        self._mixing = False
         self._stage, self._device = stage, device
         self._on_cpu = device.type == "cpu"
         # copies pass by the model's queued work
@@ -257,6 +258,16 @@ class FallbackEngine:
             multiprocessing_context=context,
             timeout=timeout,
         )
+
+    @property
+    def mixing(self) -> bool:
+        """Whether the next batch that is handed out is mixed."""
+        return self._mixing
+
+    @mixing.setter
+    def mixing(self, on: bool) -> None:
+        self._mixing = on
+        self._workers.mixing = on and self._on_cpu
 
     def batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         batches = self._workers.batches(epoch, start)
@@ -274,7 +285,7 @@ class FallbackEngine:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_stream(self._side)
             images.record_stream(stream)
-            yield plan, self._stage.finish_batch(images, plan), failures
+            yield plan, self._stage.finish_batch(images, plan, mix=self.mixing), failures
             del batch, pixels, images
 
     def close(self) -> None:
@@ -313,6 +324,7 @@ class DaliEngine:
             "roi_decode": roi_decode,
             "hw_decoder_load": hw_decoder_load,
         }
+        self.mixing = False
         self._plan, self._stage, self._prefetch = plan, stage, prefetch
         self._owner = os.getpid()
         # DALI shows 16-bit PNG and CMYK without Adobe's segment otherwise than Pillow, and its GPU decoders know fewer
@@ -350,7 +362,9 @@ class DaliEngine:
             else:
                 images = self._together(images, others, plan)
             feed()
-            yield plan, self._stage.finish_batch(images, plan, self._pool), failures
+            done = [self._stage.finish_batch(images, plan, self._pool, mix=self.mixing)]
+            del images
+            yield plan, done.pop(), failures  # not held here while the user has it
 
     def _submit(self, plan: BatchPlan) -> dict[int, Future[Tensor]]:
         """Starts DALI on the rows that are its own, and the fallback on the others, which are returned."""
@@ -553,12 +567,13 @@ class Loader:
             while True:
                 # Memory that is written from another thread, or again later, must not be an inference tensor.
                 with torch.inference_mode(False):
+                    engine.mixing = self.mixup_enabled and self.plan.recipe.mixing
                     found = next(batches, None)
                     if found is None:
                         return
                     plan, images, failures = found
                     self._note(failures)
-                    batch = self._mixed(plan, images)
+                    batch = images, self._targets(plan, engine.mixing)
                 self._at = (epoch, plan.step + 1)
                 del found, plan, images
                 yield batch
@@ -567,15 +582,12 @@ class Loader:
             self._active = False
             batches.close()
 
-    def _mixed(self, plan: BatchPlan, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _targets(self, plan: BatchPlan, mixed: bool) -> Tensor:
         recipe = self.plan.recipe
         if not isinstance(recipe, TrainRecipe) or not recipe.soft_targets:
-            return images, to_device(plan.label, self.device)
-        mix = plan.mix if self.mixup_enabled else None
-        if mix is not None:
-            mix_(images, mix)
-        targets = soft_targets(plan.label, None if mix is None else mix.lam, self.num_classes, recipe.label_smoothing)
-        return images, to_device(targets, self.device)
+            return to_device(plan.label, self.device)
+        lam = plan.mix.lam if mixed and plan.mix is not None else None
+        return to_device(soft_targets(plan.label, lam, self.num_classes, recipe.label_smoothing), self.device)
 
     def _note(self, failures: dict[int, str]) -> None:
         for sample, reason in failures.items():

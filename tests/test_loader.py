@@ -161,6 +161,26 @@ def test_mixup_enabled_takes_effect_with_the_next_batch(folder: Path) -> None:
             assert torch.allclose(rest, torch.full((4,), 0.1 / 4))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mixup_switched_back_and_forth_changes_nothing_else(folder: Path, workers: int) -> None:
+    """What the workers had in flight is made again: no batch is lost, repeated or half-mixed."""
+    expected = {}
+    for enabled in (False, True):
+        with load(folder, STRONG, batch_size=2) as loader:
+            loader.mixup_enabled = enabled
+            expected[enabled] = list(loader)
+    with load(folder, STRONG, batch_size=2, num_workers=workers) as loader:
+        for _ in range(4):
+            loader.set_epoch(0)
+            count = 0
+            for step, (images, targets) in enumerate(loader):
+                for ours, right in zip((images, targets), expected[loader.mixup_enabled][step], strict=True):
+                    assert torch.equal(ours, right)
+                loader.mixup_enabled = step % 3 != 1
+                count += 1
+            assert count == len(loader)
+
+
 def test_soft_labels_feed_cross_entropy(folder: Path) -> None:
     for images, targets in load(folder, STRONG):
         loss = torch.nn.functional.cross_entropy(images.mean((2, 3)) @ torch.ones(3, 4), targets)

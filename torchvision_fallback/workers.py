@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dali_imagenet.batch_stage import BatchStage
+from dali_imagenet.batch_stage import BatchStage, mix_pair_
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.plan import BatchPlan, Plan
 from torchvision_fallback.stage import Memory, render
@@ -33,6 +33,7 @@ class Task(NamedTuple):
     epoch: int
     step: int
     slot: int
+    mix: bool
 
 
 class Done(NamedTuple):
@@ -42,6 +43,7 @@ class Done(NamedTuple):
     slot: int
     images: Tensor | None
     failures: dict[int, str]
+    mixed: bool
 
 
 class _Batches(Dataset[Done]):
@@ -59,7 +61,8 @@ class _Batches(Dataset[Done]):
             images = _empty(shape, self.stage)
         else:
             images = _shaped(self.ring[task.slot], shape, self.stage)
-        for row in range(len(plan)):
+        mix = plan.mix if task.mix else None
+        for row in range(len(plan)) if mix is None else _pairs(len(plan)):
             while plan.index[row] >= 0:
                 try:
                     self._row(plan, row, images[row])
@@ -71,7 +74,9 @@ class _Batches(Dataset[Done]):
                     plan = self.plan.batch(task.epoch, task.step, failures)
             if plan.index[row] < 0:
                 images[row].zero_()
-        return Done(plan, task.slot, images if task.slot == _NO_SLOT else None, failures)
+            if mix is not None and row >= (len(plan) + 1) // 2:  # the second of a pair
+                mix_pair_(images, mix, len(plan) - 1 - row)
+        return Done(plan, task.slot, images if task.slot == _NO_SLOT else None, failures, task.mix)
 
     def _row(self, plan: BatchPlan, row: int, out: Tensor) -> None:
         image = render(self.plan.index, plan, row, self.plan.recipe.interpolation, self._memory)
@@ -79,6 +84,15 @@ class _Batches(Dataset[Done]):
             out.copy_(image)
         else:
             self.stage.finish_image(image, plan, row, out)
+
+
+def _pairs(rows: int) -> Iterator[int]:
+    """Each row and the one it is mixed with, both still in the cache then; the middle one of an odd number last."""
+    for row in range(rows // 2):
+        yield row
+        yield rows - 1 - row
+    if rows % 2:
+        yield rows // 2
 
 
 def _dtype(stage: BatchStage | None) -> torch.dtype:
@@ -123,7 +137,7 @@ class _Tasks(Sampler[Task]):
     """The steps of the epoch at hand, each with a free slot; asked only when a worker is to be fed."""
 
     def __init__(self, slots: int) -> None:
-        self.epoch, self.steps = 0, range(0)
+        self.epoch, self.steps, self.mix = 0, range(0), False
         self.free, self.at_work = list(range(slots)), set[int]()
 
     def __iter__(self) -> Iterator[Task]:
@@ -134,7 +148,7 @@ class _Tasks(Sampler[Task]):
             slot = self.free.pop() if self.free else _NO_SLOT
             if slot != _NO_SLOT:
                 self.at_work.add(slot)
-            yield Task(self.epoch, step, slot)
+            yield Task(self.epoch, step, slot, self.mix)
 
 
 class WorkerStage:
@@ -148,6 +162,9 @@ class WorkerStage:
         pin_memory: copy batches to pinned memory (for a GPU).
         multiprocessing_context: "fork", "spawn", "forkserver" or None for the platform's default.
         timeout: seconds without a batch after which iteration fails with RuntimeError; 0 waits for ever.
+
+    Attributes:
+        mixing: whether the next batch that is handed out shall be mixed; for a CPU target, where `stage` is given.
     """
 
     def __init__(
@@ -162,6 +179,7 @@ class WorkerStage:
         timeout: float = 0,
     ) -> None:
         self._plan, self._stage = plan, stage
+        self.mixing = False
         self._ring: list[Tensor] = []
         if num_workers > 0 and stage is not None:
             largest = max(plan.recipe.sizes)
@@ -190,19 +208,30 @@ class WorkerStage:
             raise RuntimeError("the loader is closed")
         if self._owner != os.getpid():
             raise RuntimeError("a loader cannot be iterated in a forked child: create it there")
-        self._tasks.epoch, self._tasks.steps = epoch, range(start, len(self._plan))
-        with _no_interrupt():
-            results = iter(self._loader)
+        results: Iterator[Done] | None = None
         while True:
+            if results is None:
+                self._tasks.epoch, self._tasks.steps, self._tasks.mix = (
+                    epoch,
+                    range(start, len(self._plan)),
+                    self.mixing,
+                )
+                with _no_interrupt():
+                    results = iter(self._loader)
+            self._tasks.mix = self.mixing
             try:
                 done = next(results)
             except StopIteration:
                 return
             except Exception:  # a worker that died or hangs: the next iteration starts new ones
-                results = self._loader._iterator = None  # type: ignore[assignment]
+                results = self._loader._iterator = None
                 raise
             if (done.plan.epoch, done.plan.step) != (epoch, start):
                 raise RuntimeError(f"expected step {start} of epoch {epoch}, got {done.plan.step} of {done.plan.epoch}")
+            if done.mixed != self.mixing:  # switched meanwhile: what was in flight is made again
+                self._images(done)  # dropped: its slot is free
+                results = None
+                continue
             start += 1
             yield done.plan, self._images(done), done.failures
 
