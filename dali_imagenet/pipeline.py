@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -167,7 +168,8 @@ class DaliStage:
         self._queue: deque[_Pending] = deque()
         self._scheduled = 0  # how many of the queue's first entries DALI is working on
         self._lent: deque[tuple[torch.cuda.Event, Any]] = deque()  # DALI's batches until the GPU has copied them
-        self._pool = None if self.in_graph else one_torch_thread_each(self.num_threads)
+        self._pool = one_torch_thread_each(self.num_threads)
+        self._files: Any = None  # of the batch collected last
         self._constants = normalize_constants(*self.normalize) if self.normalize else None
         self._pipe: Any = self._build()
 
@@ -203,6 +205,7 @@ class DaliStage:
             image = feed("source", types.UINT8, 1)
             if not self.encoded:
                 image = fn.io.file.read(image, dont_use_mmap=True)  # a mapped file that shrinks kills the process
+            file = image
             # In DALI 2.4 a header that cannot be parsed, or a box outside the image, crashes the process once the
             # decoder meets it (its threads still write to what the error has freed). So the header is read by another
             # operator first, whose errors are safe, and the decoder made to depend on it. What it lets through: a
@@ -225,7 +228,7 @@ class DaliStage:
                     image = fn.slice(fn.decoders.image(image, **decoder), **box)
             else:
                 image = fn.decoders.image(image, **decoder)
-            pipe.set_outputs(self._pixels(image, feed, fn, types) if self.in_graph else image)
+            pipe.set_outputs(self._pixels(image, feed, fn, types) if self.in_graph else image, file)
         pipe.build()
         return pipe
 
@@ -300,7 +303,7 @@ class DaliStage:
         failure: str | None = None
         try:
             if rows:
-                images = self._take()
+                images, self._files = self._take()
         except Exception as error:  # not chained: its traceback would keep the broken pipeline and its threads alive
             failure = _reason(error)
         if failure is not None:
@@ -311,7 +314,7 @@ class DaliStage:
         shape = (len(plan.index), 3, plan.size, plan.size)
         out = torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=self.memory_format)
         out[rows:].zero_()
-        if images is not None and self._pool is None:
+        if images is not None and self.in_graph:
             # Copied, because DALI's memory cannot know when another stream uses it (record_stream does not reach it).
             # 256 uint8 images cost the GPU about 0.02 ms.
             with torch.cuda.device(self.device) if out.is_cuda else contextlib.nullcontext():
@@ -321,10 +324,13 @@ class DaliStage:
                     while self._lent and self._lent[0][0].query():  # type: ignore[no-untyped-call]
                         self._lent.popleft()
                     self._lent.append((torch.cuda.current_stream().record_event(), images))
-        elif images is not None and self._pool is not None:
-            parts = [range(start, min(start + 8, rows)) for start in range(0, rows, 8)]
-            list(self._pool.map(lambda part: self._finish_rows(images, plan, out, part), parts))
+        elif images is not None:
+            list(self._pool.map(lambda part: self._finish_rows(images, plan, out, part), _parts(rows, 8)))
         return out
+
+    def file(self, row: int) -> memoryview:
+        """The encoded file of that row of the batch collected last, as DALI read it; valid until the next `collect`."""
+        return memoryview(np.asarray(self._files[row]))
 
     def drain(self) -> None:
         """Forget all pending batches. The stage stays usable."""
@@ -345,9 +351,8 @@ class DaliStage:
         self._queue.clear()
         self._scheduled = 0
         self._wait_for_copies()
-        self._pipe = None
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._pipe = self._files = None
+        self._pool.shutdown()
 
     def __del__(self) -> None:  # dropped without close()
         self._wait_for_copies()
@@ -380,7 +385,11 @@ class DaliStage:
     def _inputs(self, entry: _Pending) -> Iterable[tuple[str, Any]]:
         """What the graph is fed. Numpy only: torch tensors make DALI look for a CUDA driver."""
         plan, n = entry.plan, len(entry.paths)
-        yield "source", [np.frombuffer(os.fsencode(p), np.uint8) for p in entry.paths]
+        source = [os.fsencode(path) for path in entry.paths]
+        if not self.encoded:
+            checked = self._pool.map(lambda part: [_no_pipe(source[i]) for i in part], _parts(n, 32))
+            source = [path for part in checked for path in part]
+        yield "source", [np.frombuffer(path, np.uint8) for path in source]
         sizes = np.zeros(n) if entry.sizes is None else np.clip(entry.sizes, 0, 2**31 - 1)
         yield "expected", _array(np.column_stack([plan.source_size[:n], sizes]), np.int32)
         if self.train:
@@ -400,11 +409,11 @@ class DaliStage:
             yield "color", _array(plan.color[:n], np.float32)
 
     def _take(self) -> Any:
-        """Wait for the oldest batch that DALI works on: images, whose memory is counted by reference."""
+        """Wait for the oldest batch that DALI works on: images and files, whose memory is counted by reference."""
         stream = None if self.device.type == "cpu" else torch.cuda.current_stream(self.device)
-        (images,) = self._pipe.share_outputs(cuda_stream=stream)
+        outputs = self._pipe.share_outputs(cuda_stream=stream)
         self._pipe.release_outputs()
-        return images
+        return outputs
 
     def _finish_rows(self, images: Any, plan: BatchPlan, out: torch.Tensor, rows: Iterable[int]) -> None:
         """What the graph does after decoding, with torch on the CPU (see `image_stage`)."""
@@ -433,6 +442,19 @@ def one_torch_thread_each(threads: int) -> ThreadPoolExecutor:
     started.wait()
     torch.set_num_threads(before)
     return pool
+
+
+def _parts(count: int, size: int) -> list[range]:
+    """0..count in runs of that size."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _no_pipe(path: bytes) -> bytes:
+    """The path; of what is no regular file one that cannot be opened, because DALI would wait for a pipe for ever."""
+    with contextlib.suppress(OSError):  # what is missing fails in DALI
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return path + b"/"
+    return path
 
 
 def _array(values: Any, dtype: npt.DTypeLike) -> npt.NDArray[Any]:

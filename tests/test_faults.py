@@ -98,11 +98,12 @@ def test_a_read_that_blocks_runs_into_the_timeout(index: SampleIndex, monkeypatc
         assert time.monotonic() - start < 60
 
 
-def test_a_pipe_in_a_files_place_blocks_nothing(new_folder: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(("backend", "workers"), ENGINES)
+def test_a_pipe_in_a_files_place_blocks_nothing(new_folder: Callable[..., Path], backend: str, workers: int) -> None:
     index = SampleIndex.from_folder(new_folder(8), cache=False)
     os.unlink(index.path(3))
     os.mkfifo(index.path(3))
-    with loader(index, workers=0, recipe=EVAL, on_error="skip", max_broken=0.5) as ours:
+    with loader(index, backend, workers, EVAL, on_error="skip", max_broken=0.5) as ours:
         targets = torch.cat([t for _, t in ours])
         assert targets.eq(-100).nonzero().flatten().tolist() == [3]
         assert list(ours.failures) == [index.path(3)]
@@ -129,18 +130,55 @@ def test_a_read_that_fails_costs_that_sample(index: SampleIndex, monkeypatch: py
         list(ours)
 
 
-def test_a_full_disk_costs_the_cache_only(
+FULL_DISK = """
+import resource, signal, sys
+sys.path.insert(0, sys.argv[1])
+import logging
+logging.basicConfig(format="%(message)s")
+from dali_imagenet import EvalRecipe, SampleIndex, create_loader
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write that goes too far is an OSError
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
+index = SampleIndex.from_folder(sys.argv[2], cache_dir=sys.argv[3], progress=False)
+options = {"batch_size": 4, "backend": "torchvision", "device": "cpu", "num_workers": 0}
+with create_loader(index, EvalRecipe(input_size=32), **options) as loader:
+    print(index.fingerprint, index.scan.read, sum(len(targets) for _, targets in loader))
+"""
+
+
+@pytest.mark.parametrize("room", [0, 200])
+def test_a_full_disk_costs_the_cache_only(new_folder: Callable[..., Path], tmp_path: Path, room: int) -> None:
+    """The kernel refuses to write more than `room` bytes of any file."""
+    root, cache = new_folder(8), tmp_path / "cache"
+    expected = SampleIndex.from_folder(root, cache=False).fingerprint
+    command = [sys.executable, "-c", FULL_DISK, str(ROOT), str(root), str(cache), str(room)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == [expected, "8", "8"], done.stderr[-2000:]
+    assert "File too large" in done.stderr
+    assert "cannot be written, the next start reads every header again" in done.stderr
+    assert list(cache.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_older_cache(
     new_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*args: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    root, cache = new_folder(8), tmp_path / "cache"
+    SampleIndex.from_folder(root, cache_dir=cache)
+    (old,) = cache.iterdir()
+    before = old.read_bytes()
+    (root / "class_000" / "new.JPEG").write_bytes(next(root.rglob("*.JPEG")).read_bytes())
+    real = open
 
-    root = new_folder(8)
-    monkeypatch.setattr(index_module.os, "replace", full)
-    found = SampleIndex.from_folder(root, cache_dir=tmp_path / "cache")
-    assert len(found) == 8
+    def full(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+        """What is written goes to /dev/full, where there is never room."""
+        if "w" in mode:
+            os.close(file)
+            file = "/dev/full"
+        return real(file, mode, *args, **options)
+
+    monkeypatch.setattr(index_module, "open", full, raising=False)
+    assert len(SampleIndex.from_folder(root, cache_dir=cache)) == 9
     assert "No space left on device" in caplog.text
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert [path.read_bytes() for path in cache.iterdir()] == [before]
 
 
 INDEXING = """

@@ -238,7 +238,10 @@ def test_encoded_bytes_instead_of_paths(folder: Path) -> None:
     plan = make_plan(paths, train=True)
     stage = DaliStage(batch_size=12, train=True, encoded=True)
     stage.submit(plan, [p.read_bytes() for p in paths])
-    assert torch.equal(stage.collect(), run(DaliStage(batch_size=12, train=True), plan, paths))
+    reading = DaliStage(batch_size=12, train=True)
+    assert torch.equal(stage.collect(), run(reading, plan, paths))
+    for each in (stage, reading):
+        assert [bytes(each.file(row)) for row in range(12)] == [p.read_bytes() for p in paths]
 
 
 @needs_dali
@@ -319,7 +322,7 @@ print("survived")
 
 @needs_dali
 @pytest.mark.parametrize("in_graph", [False, True])
-@pytest.mark.parametrize("kind", ["body", "header", "zero", "text", "missing", "other size"])
+@pytest.mark.parametrize("kind", ["body", "header", "zero", "text", "missing", "other size", "folder", "pipe"])
 def test_a_broken_file_costs_its_batch_only(folder: Path, tmp_path: Path, kind: str, in_graph: bool) -> None:
     """In a subprocess: without the guard in the graph, DALI crashes the process in most of these cases."""
     good = (folder / "09.jpg").read_bytes()  # at row 9 the plan expects its size
@@ -327,6 +330,10 @@ def test_a_broken_file_costs_its_batch_only(folder: Path, tmp_path: Path, kind: 
     bad = tmp_path / f"{kind}.JPEG"
     if kind == "other size":
         picture(0, 30, 40).save(bad)
+    elif kind == "folder":
+        bad.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(bad)
     elif kind != "missing":
         bad.write_bytes(contents[kind])
     root = Path(__file__).resolve().parent.parent
