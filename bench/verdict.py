@@ -67,7 +67,7 @@ def dali_pays(results: dict[str, Any]) -> list[str]:
     for recipe in ("classic", "strong"):
         cells = measured(results, "loaders", recipe)
         dali = [c for c in cells if "dali" in c["contestant"]]
-        other = [c for c in cells if "dali" not in c["contestant"] and c["contestant"] != "ours-auto"]
+        other = [c for c in cells if "dali" not in c["contestant"]]
         if not dali or not other:
             continue
         ratio = rate(dali[0]) / rate(other[0])
@@ -81,10 +81,10 @@ def recommend(results: dict[str, Any]) -> list[str]:
     said = []
     for recipe in ("strong", "classic"):
         ours = [c for c in measured(results, "loaders", recipe) if c["contestant"].startswith("ours")]
-        named = [c for c in ours if c["contestant"] != "ours-auto"] or ours
-        if not named:
+        ours = [c for c in ours if c["contestant"] != "ours-pure"]  # that is no choice, but what an installation lacks
+        if not ours:
             continue
-        best = named[0]
+        best = ours[0]
         text = f"Recommended for {recipe}: {title(best['contestant'])}"
         sweep = [c for c in measured(results, "workers", recipe) if c["contestant"] == best["contestant"]]
         if sweep:

@@ -41,6 +41,8 @@ class Part(NamedTuple):
 def needed(plan: BatchPlan, row: int, interpolation: str) -> Part:
     """The box without what lies below and to the right of the window: an eighth of the image in evaluation, or more."""
     top, left, *extents = plan.box[row].tolist()
+    if plan.resize[row].tolist() == [plan.size, plan.size]:  # training
+        return Part((top, left, *extents), (plan.size, plan.size), (None, None))
     kept, sizes, factors = list[int](), list[int](), list[float | None]()
     for extent, size, start in zip(extents, plan.resize[row].tolist(), plan.crop[row].tolist(), strict=True):
         end = start + plan.size

@@ -1,4 +1,4 @@
-"""The fallback's engine: a DataLoader whose items are whole batches, rendered by workers into a ring of shared memory.
+"""The fallback's engine: a DataLoader whose items are whole batches, rendered into a ring of (shared) memory.
 
 The plan travels as (epoch, step); a worker draws it itself, renders it row by row, and for a CPU target also runs the
 per-image part of the batch stage, so that nothing but the number of a ring slot comes back. A slot is free again when
@@ -118,9 +118,9 @@ def _no_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _shared(nbytes: int) -> Tensor:
-    memory: Tensor = torch.empty(nbytes, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
-    return memory
+def _memory(nbytes: int, shared: bool) -> Tensor:
+    memory = torch.empty(nbytes, dtype=torch.uint8)
+    return memory.share_memory_() if shared else memory  # type: ignore[no-untyped-call]
 
 
 def _shaped(memory: Tensor, shape: tuple[int, ...], stage: BatchStage | None) -> Tensor:
@@ -181,12 +181,11 @@ class WorkerStage:
         self._plan, self._stage = plan, stage
         self.mixing = False
         self._ring: list[Tensor] = []
-        if num_workers > 0 and stage is not None:
+        if stage is not None:
             largest = max(plan.recipe.sizes)
             nbytes = plan.batch_size * 3 * largest * largest * stage.dtype.itemsize
-            # in flight, one in the user's hands and one being mixed
-            count = num_workers * prefetch + 2
-            self._ring = [_shared(nbytes) for _ in range(count)]
+            count = num_workers * prefetch + 2  # in flight, one in the user's hands and one that is exchanged for it
+            self._ring = [_memory(nbytes, shared=num_workers > 0) for _ in range(count)]
         self._tasks = _Tasks(len(self._ring))
         self._loader: DataLoader[Done] | None = DataLoader(
             _Batches(plan, stage, self._ring),

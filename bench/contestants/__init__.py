@@ -237,7 +237,14 @@ CONTESTANTS = (
         gpu=True,
         kind="ours",
     ),
-    Contestant("ours-auto", "ours, backend auto", "ours:auto", OURS, kind="ours", note=TWIST),
+    Contestant(
+        "ours-pure",
+        "ours, torchvision, pure Python",
+        "ours:pure",
+        (*TRAIN, "eval"),
+        kind="ours",
+        note="nothing but torch, torchvision and Pillow: no compiled modules; " + TWIST,
+    ),
     Contestant(
         "ours-jitter",
         "ours, auto, color_jitter",
@@ -270,6 +277,14 @@ CONTESTANTS = (
         ("classic",),
         kind="ceiling",
         note="full decode in threads, pixels thrown away",
+    ),
+    Contestant(
+        "decode-crops",
+        "decode the crops only (ours)",
+        "ceilings:decode_crops",
+        ("classic",),
+        kind="ceiling",
+        note="our decoder on classic's crops in threads, pixels thrown away",
     ),
     Contestant(
         "read-only",

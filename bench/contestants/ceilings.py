@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,9 @@ from torchvision.transforms import v2
 from bench import images
 from bench.contestants import torchvision_peers
 from bench.job import MEAN, STD, Job
+from dali_imagenet import SampleIndex, TrainRecipe
+from dali_imagenet.plan import Plan
+from torchvision_fallback.stage import Memory, read_pixels
 
 
 class Threads:
@@ -55,6 +59,24 @@ def read_only(job: Job) -> Iterable[Any]:
 def decode_only(job: Job) -> Iterable[Any]:
     def call(file: Path) -> None:
         torchvision_peers.read_rgb(str(file))
+
+    return Threads(job, call)
+
+
+def decode_crops(job: Job) -> Iterable[Any]:
+    """Draws the crops beforehand, as often as there are files."""
+    index = SampleIndex.from_folder(job.root)
+    plan = Plan(index, TrainRecipe.classic(), batch_size=len(index), seed=job.seed, drop_last=False).batch(0, 0)
+    boxes = {
+        index.path(int(sample)): (int(sample), tuple(box))
+        for sample, box in zip(plan.index, plan.box.tolist(), strict=True)
+    }
+    own = threading.local()
+
+    def call(file: Path) -> None:
+        own.memory = getattr(own, "memory", None) or Memory()
+        sample, box = boxes[str(file)]
+        read_pixels(index, sample, box, own.memory)
 
     return Threads(job, call)
 

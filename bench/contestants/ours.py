@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -70,8 +71,9 @@ def dali_gpu(job: Job) -> Iterable[Any]:
     return _loader(job, "dali", "cuda")
 
 
-def auto(job: Job) -> Iterable[Any]:
-    return _loader(job, "auto", job.device)
+def pure(job: Job) -> Iterable[Any]:
+    os.environ["DALI_IMAGENET_PURE"] = "1"  # read when the first loader is made
+    return _loader(job, "torchvision", job.device)
 
 
 def auto_jitter(job: Job) -> Iterable[Any]:
