@@ -141,6 +141,10 @@ def create_loader(
             engine = FallbackEngine(
                 plan, stage, target, num_workers, prefetch, context=multiprocessing_context, timeout=timeout
             )
+    if chosen == "torchvision":
+        from torchvision_fallback.decode import decoder_name
+
+        why += f"; {decoder_name()} decodes JPEGs"
     log.info("backend %s on %s: %s", chosen, target, why)
     return Loader(plan, engine, stage, target, chosen, classes, max_broken)
 
