@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dali_imagenet import augment
+from dali_imagenet import augment, pixel_ops
 from dali_imagenet.augment import EraseMode, erase_, erase_image_, normalize, normalize_constants
 from dali_imagenet.pixel_ops import Scratch, apply_ops_image
 from dali_imagenet.pixel_ops_batched import apply_ops_batch
@@ -141,6 +141,8 @@ def run_image(
         apply_ops_image(image, part.op[row, i], part.arg[row, i], part.aux[row, i], fill, scratch)
         for i in range(part.op.shape[1])
     )
+    if pixel_ops._warp is not None:
+        return _augmix_in_c(image.contiguous(), chains, part.weights[row], part.m[row], part.mode, scratch)
     return _augmix(image, chains, torch.from_numpy(part.weights[row]), torch.tensor(float(part.m[row])), part.mode)
 
 
@@ -172,6 +174,33 @@ def _augmix(image: Tensor, chains: Iterable[Tensor], weights: Iterable[Tensor], 
     for chain, weight in zip(chains, weights, strict=True):
         result.add_(chain.to(torch.float32) * (weight * m))
     return _bytes(result)
+
+
+def _augmix_in_c(
+    image: Tensor,
+    chains: Iterable[Tensor],
+    weights: npt.NDArray[np.float32],
+    m: np.float32,
+    mode: str,
+    scratch: Scratch,
+) -> Tensor:
+    """`_augmix` of one image on the CPU, in `scratch`, with the same bytes."""
+    assert pixel_ops._warp is not None
+    mix = pixel_ops._warp.mix
+    kept = scratch.get("chains", (len(weights), *image.shape), torch.uint8)
+    for place, chain in zip(kept, chains, strict=True):
+        place.copy_(chain)
+    out = scratch.get("mixed", image.shape, torch.uint8).numpy()
+    if mode == "timm":
+        mix(image.numpy(), kept.numpy(), weights, 0.0, m, out)
+    elif mode == "torchvision":
+        mix(image.numpy(), kept.numpy(), weights * m, 1 - m, 1.0, out)
+    else:  # one after the other
+        one, before = np.ones(1, np.float32), image.numpy()
+        for chain, weight in zip(kept.numpy(), weights, strict=True):
+            mix(before, chain, one, 0.0, weight, out)
+            before = out
+    return torch.from_numpy(out)
 
 
 def _bytes(values: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Pixel operations on one uint8 image on the CPU: what the workers run, image by image, in reused memory.
 
 The torchvision family equals ``torchvision.transforms.v2.functional`` on uint8 tensors bit for bit; the PIL family
-equals ``timm.data.auto_augment`` on PIL images because PIL itself runs, or because the same arithmetic on planes gives
-the same bytes. The batched executor for GPUs is in ``pixel_ops_batched.py``; both share the host arithmetic below.
+equals ``timm.data.auto_augment`` on PIL images because the same arithmetic on planes gives the same bytes, or because
+PIL itself runs. Where the compiled ``_warp`` was built, it does much of what is below in C, with the same bytes. The
+batched executor for GPUs is in ``pixel_ops_batched.py``; both share the host arithmetic below.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 from torch.nn.functional import conv2d, grid_sample, pad
 
+from dali_imagenet.compiled import compiled
 from dali_imagenet.ops import Op
+
+_warp = compiled("dali_imagenet._warp")
 
 Fill = float | Sequence[float] | None
 
@@ -189,6 +193,12 @@ def check_factor(op: int, arg: float) -> float:
     return arg
 
 
+def check_turns(arg: float) -> None:
+    """Raise ValueError for a shift of the hue that torchvision refuses."""
+    if not -0.5 <= arg <= 0.5:
+        raise ValueError(f"hue is shifted by -0.5 to 0.5 turns; got {arg}")
+
+
 # ---- one image ----
 
 
@@ -257,6 +267,8 @@ def apply_ops_image(
             continue
         if o not in _OPS:
             check_ops([o])
+        if _warp is not None and _in_c(work, o, a, x):
+            continue
         if o < 100:
             _TORCH[o](work, o, a, x)
         else:
@@ -336,6 +348,10 @@ class _Work:
         source = self.planar().numpy().reshape(-1)
         out = self.out()
         target = out.numpy().reshape(-1)
+        if _warp is not None:
+            _warp.lookup(source, target, b"".join(tables))
+            self.keep(out)
+            return
         size = source.size // len(tables)
         for c, table in enumerate(tables):
             part = slice(c * size, (c + 1) * size)
@@ -352,6 +368,11 @@ def _gather(work: _Work, op: int, arg: float, aux: int) -> None:
         return
     count = height * width
     index = work.scratch.index_map(op, arg, height, width)
+    if _warp is not None:
+        image, out = work.planar(), work.out()
+        _warp.gather(image.numpy(), out.numpy(), index.numpy(), work.fill)
+        work.keep(out)
+        return
     source = work.scratch.get("padded", (3, count + 1), torch.uint8)
     source[:, :count].copy_(work.planar().view(3, count))
     out = work.out()
@@ -482,8 +503,12 @@ def _auto_contrast(work: _Work, op: int, arg: float, aux: int) -> None:
 
 
 def _equalize(work: _Work, op: int, arg: float, aux: int) -> None:
-    counts = [torch.bincount(plane, minlength=256).numpy() for plane in work.planar().view(3, -1)]
-    work.translate_bytes([table.tobytes() for table in equalize_lut(np.stack(counts))])
+    if _warp is not None:
+        counts = np.empty((3, 256), np.int64)
+        _warp.histogram(work.planar().numpy(), counts)
+    else:
+        counts = np.stack([torch.bincount(plane, minlength=256).numpy() for plane in work.planar().view(3, -1)])
+    work.translate_bytes([table.tobytes() for table in equalize_lut(counts)])
 
 
 def _hue(work: _Work, op: int, arg: float, aux: int) -> None:
@@ -492,8 +517,8 @@ def _hue(work: _Work, op: int, arg: float, aux: int) -> None:
 
 def shift_hue(image: Tensor, turns: float | Tensor) -> Tensor:
     """v2's adjust_hue of uint8 [..., 3, H, W] by ``turns`` (-0.5..0.5; a tensor broadcasts against [..., H, W])."""
-    if isinstance(turns, float) and not -0.5 <= turns <= 0.5:
-        raise ValueError(f"hue is shifted by -0.5 to 0.5 turns; got {turns}")
+    if isinstance(turns, float):
+        check_turns(turns)
     # Selections are products with 0 or 1, exact and several times faster than torch.where on a CPU. Ranges are 0..1, so
     # that 1 - ceil(x) tells where x is 0.
     rgb = image.to(torch.float32).mul_(1.0 / 255)
@@ -571,6 +596,44 @@ _TORCH: dict[int, Callable[[_Work, int, float, int], None]] = {
     Op.GAUSSIAN_BLUR: _blur,
     Op.SOLARIZE_ADD: _point,
 }
+
+
+# ---- compiled ----
+
+_JOBS: dict[int, str] = {
+    Op.BRIGHTNESS: "brightness",
+    Op.HUE: "hue",
+    Op.PIL_BRIGHTNESS: "brightness",
+    Op.PIL_COLOR: "color",
+    Op.PIL_CONTRAST: "contrast",
+    Op.PIL_SHARPNESS: "sharpness",
+    Op.PIL_GRAYSCALE: "grayscale",
+    Op.PIL_GAUSSIAN_BLUR: "gaussian_blur",
+}
+_PIL_WARPS = frozenset({Op.PIL_SHEAR_X, Op.PIL_SHEAR_Y, Op.PIL_TRANSLATE_X, Op.PIL_TRANSLATE_Y, Op.PIL_ROTATE})
+
+
+def _in_c(work: _Work, op: int, arg: float, aux: int) -> bool:
+    """Whether ``_warp`` has the operation, and then its result, the same as without it."""
+    assert _warp is not None
+    warps = op in _PIL_WARPS and pil_filter(op, aux) != 0
+    job = _JOBS.get(op)
+    if not (warps or job) or not abs(arg) <= 1e6:
+        return False
+    if op == Op.HUE:
+        check_turns(arg)
+    elif op == Op.BRIGHTNESS:
+        check_factor(op, arg)
+    _, height, width = work.shape
+    room = work.scratch.get("room", (9 * (height + 4) * (width + 4),), torch.uint8).numpy()  # ROOM in _warp.c
+    source, out = work.planar().numpy(), work.out()
+    if job:
+        getattr(_warp, job)(source, out.numpy(), room, height, width, arg)
+    else:
+        matrix = pil_matrix(op, arg, height, width)
+        _warp.affine(source, out.numpy(), room, height, width, matrix, work.fill, aux == 3)
+    work.keep(out)
+    return True
 
 
 # ---- PIL, as timm calls it ----

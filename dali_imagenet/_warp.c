@@ -1,0 +1,617 @@
+/* Pillow's warps, filters and enhancements on planar memory: uint8 [3, height, width], contiguous.
+
+   The bytes are Pillow's (and torchvision's for the hue): the same arithmetic in the same order, where Pillow takes one
+   pixel at a time through function pointers and keeps a fourth channel. pixel_ops.py and batch_stage.py have the Python
+   form beside each call, which takes over where this module was not built. Arguments are checked there; here only
+   against memory. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifndef __x86_64__
+#error "Elsewhere Pillow's compiler may have fused multiplications and additions, so that other bytes come out."
+#endif
+
+/* One machine-code form per instruction set, chosen when the module is loaded. */
+#if defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define EACH_CPU __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
+#else
+#define EACH_CPU
+#endif
+
+typedef uint8_t u8;
+
+#define CHUNK 256 /* pixels worked on at a time, in memory on the stack */
+#define BORDER 2  /* pixels repeated around a copy: a cubic reaches two beyond an image */
+#define BORDERED(height, width) (((height) + 2 * BORDER) * ((width) + 2 * BORDER))
+/* Bytes of scratch memory that everything here makes do with, aligned to 4. */
+#define ROOM(height, width) (9 * BORDERED(height, width))
+
+static long clip(long i, long size) { return i < 0 ? 0 : i < size ? i : size - 1; }
+
+/* Exchange the upper part of one word with the lower of another, by parts of `shift` bits. */
+static inline void swap(uint64_t *a, uint64_t *b, int shift, uint64_t low)
+{
+    uint64_t change = (*a >> shift ^ *b) & low;
+    *b ^= change;
+    *a ^= change << shift;
+}
+
+/* [height, width] -> [width, height], in blocks of 8 x 8 that are words of 8 bytes. */
+static void transpose(const u8 *in, long height, long width, u8 *out)
+{
+    for (long y = 0; y < height; y += 8)
+        for (long x = 0; x < width; x += 8) {
+            if (y + 8 > height || x + 8 > width) {
+                for (long i = y; i < height && i < y + 8; i++)
+                    for (long j = x; j < width && j < x + 8; j++)
+                        out[j * height + i] = in[i * width + j];
+                continue;
+            }
+            uint64_t r[8];
+            for (int i = 0; i < 8; i++)
+                memcpy(r + i, in + (y + i) * width + x, 8);
+            for (int i = 0; i < 8; i += 2)
+                swap(r + i, r + i + 1, 8, 0x00ff00ff00ff00ff);
+            for (int i = 0; i < 4; i++)
+                swap(r + i + (i & 2), r + i + (i & 2) + 2, 16, 0x0000ffff0000ffff);
+            for (int i = 0; i < 4; i++)
+                swap(r + i, r + i + 4, 32, 0x00000000ffffffff);
+            for (int j = 0; j < 8; j++)
+                memcpy(out + (x + j) * height + y, r + j, 8);
+        }
+}
+
+/* ---- affine transforms, bilinear and bicubic: Image.transform and Image.rotate ---- */
+
+struct warp {
+    const u8 *in;
+    u8 *out, *room;
+    long height, width;
+    double matrix[6]; /* output pixel to input pixel */
+    u8 fill[3];       /* outside of the image */
+    int cubic;
+};
+
+#define LINEAR(a, b, d) ((a) + ((b) - (a)) * (d))
+#define CUBIC(a, b, c, e, d) \
+    ((b) + (d) * ((-(a) + (c)) + (d) * ((2 * ((a) - (b)) + (c) - (e)) + (d) * (-(a) + (b) - (c) + (e)))))
+
+/* The source (u, v) of n pixels of row y from x on. */
+EACH_CPU static void sources(const double *m, long x, long y, long n, double *restrict u, double *restrict v)
+{
+    const double yin = (double)y + 0.5;
+    for (long i = 0; i < n; i++) {
+        double xin = (double)(int)(x + i) + 0.5;
+        u[i] = m[0] * xin + m[1] * yin + m[2];
+        v[i] = m[3] * xin + m[4] * yin + m[5];
+    }
+}
+
+/* For n sources inside of the image: the place `at` of the first of the 4 x 4 pixels around each, in a copy with a
+   border, and, in u and v, the fractions. Whether the places follow one another. */
+EACH_CPU static int places(long stride, long n, double *restrict u, double *restrict v, int *restrict at)
+{
+    int apart = 0;
+    for (long i = 0; i < n; i++) {
+        double column = (double)(int)(u[i] -= 0.5), row = (double)(int)(v[i] -= 0.5);
+        column -= u[i] < column ? 1.0 : 0.0; /* -0.5 at least: floor */
+        row -= v[i] < row ? 1.0 : 0.0;
+        u[i] -= column;
+        v[i] -= row;
+        at[i] = ((int)row + BORDER - 1) * (int)stride + (int)column + BORDER - 1;
+    }
+    for (long i = 0; i < n; i++)
+        apart |= at[i] - at[0] - (int)i;
+    return !apart;
+}
+
+static inline u8 cut(double value)
+{
+    int whole = (int)value;
+    return (u8)(whole < 0 ? 0 : whole > 255 ? 255 : whole);
+}
+
+/* The four pixels of a row from p on are one word. */
+typedef uint32_t four __attribute__((aligned(1), may_alias));
+
+static inline double across(const u8 *p, double d)
+{
+    uint32_t w = *(const four *)p;
+    int a = w & 255, b = w >> 8 & 255, c = w >> 16 & 255, e = w >> 24;
+    return CUBIC(a, b, c, e, d);
+}
+
+static inline double across_two(const u8 *p, double d)
+{
+    uint32_t w = *(const four *)p;
+    int b = w >> 8 & 255, c = w >> 16 & 255;
+    return LINEAR(b, c, d);
+}
+
+EACH_CPU static void cubic(const u8 *restrict p, long stride, const int *restrict at, const double *restrict dx,
+                           const double *restrict dy, long n, u8 *restrict out)
+{
+    for (long i = 0; i < n; i++) {
+        const u8 *q = p + at[i];
+        double a = across(q, dx[i]), b = across(q + stride, dx[i]);
+        double c = across(q + 2 * stride, dx[i]), e = across(q + 3 * stride, dx[i]);
+        out[i] = cut(CUBIC(a, b, c, e, dy[i]));
+    }
+}
+
+EACH_CPU static void linear(const u8 *restrict p, long stride, const int *restrict at, const double *restrict dx,
+                            const double *restrict dy, long n, u8 *restrict out)
+{
+    for (long i = 0; i < n; i++) {
+        const u8 *q = p + at[i] + stride;
+        double a = across_two(q, dx[i]), b = across_two(q + stride, dx[i]);
+        out[i] = cut(LINEAR(a, b, dy[i]));
+    }
+}
+
+/* The same where dy is 0 and the places follow one another, from p on. */
+EACH_CPU static void cubic_along(const u8 *restrict p, const double *restrict dx, long n, u8 *restrict out)
+{
+    for (long i = 0; i < n; i++) {
+        int a = p[i], b = p[i + 1], c = p[i + 2], e = p[i + 3];
+        out[i] = cut(CUBIC(a, b, c, e, dx[i]));
+    }
+}
+
+EACH_CPU static void linear_along(const u8 *restrict p, const double *restrict dx, long n, u8 *restrict out)
+{
+    for (long i = 0; i < n; i++) {
+        int b = p[i + 1], c = p[i + 2];
+        out[i] = cut(LINEAR(b, c, dx[i]));
+    }
+}
+
+static void copy_with_border(const u8 *in, long height, long width, u8 *copy)
+{
+    for (long y = -BORDER; y < height + BORDER; y++, copy += width + 2 * BORDER) {
+        const u8 *row = in + clip(y, height) * width;
+        memset(copy, row[0], BORDER);
+        memcpy(copy + BORDER, row, (size_t)width);
+        memset(copy + BORDER + width, row[width - 1], BORDER);
+    }
+}
+
+static void warp_rows(const struct warp *w)
+{
+    const long height = w->height, width = w->width, plane = height * width, stride = width + 2 * BORDER;
+    const double *m = w->matrix;
+    const int along = m[3] == 0.0 && m[4] == 1.0 && m[5] == 0.0; /* v is the row itself */
+    for (int c = 0; c < 3; c++)
+        copy_with_border(w->in + c * plane, height, width, w->room + c * BORDERED(height, width));
+    for (long y = 0; y < height; y++)
+        for (long x = 0; x < width; x += CHUNK) {
+            double u[CHUNK], v[CHUNK];
+            int at[CHUNK];
+            long n = width - x < CHUNK ? width - x : CHUNK, first = 0, end = n;
+            sources(m, x, y, n, u, v);
+/* u and v are monotone, so that what lies inside is one run. NaN is outside. */
+#define INSIDE(i) (u[i] >= 0.0 && u[i] < (double)width && v[i] >= 0.0 && v[i] < (double)height)
+            while (first < end && !INSIDE(first))
+                first++;
+            while (end > first && !INSIDE(end - 1))
+                end--;
+            const double *dx = u + first, *dy = v + first;
+            const int follow = places(stride, end - first, u + first, v + first, at) && along;
+            for (int c = 0; c < 3; c++) {
+                const u8 *p = w->room + c * BORDERED(height, width);
+                u8 *out = w->out + c * plane + y * width + x;
+                memset(out, w->fill[c], (size_t)first);
+                memset(out + end, w->fill[c], (size_t)(n - end));
+                if (first == end)
+                    continue;
+                if (follow)
+                    (w->cubic ? cubic_along : linear_along)(p + stride + at[0], dx, end - first, out + first);
+                else
+                    (w->cubic ? cubic : linear)(p, stride, at, dx, dy, end - first, out + first);
+            }
+        }
+}
+
+static void warp(const struct warp *w)
+{
+    const long height = w->height, width = w->width, plane = height * width;
+    const double *m = w->matrix;
+    if (!(m[0] == 1.0 && m[1] == 0.0 && m[2] == 0.0)) {
+        warp_rows(w);
+        return;
+    }
+    /* Up or down only: along the rows of the transposed image. */
+    u8 *in = w->room + 3 * BORDERED(height, width), *out = in + 3 * plane;
+    struct warp turned = *w;
+    turned.in = in, turned.out = out;
+    turned.height = width, turned.width = height;
+    for (int i = 0; i < 6; i++)
+        turned.matrix[i] = m[(const int[]){4, 3, 5, 1, 0, 2}[i]];
+    for (int c = 0; c < 3; c++)
+        transpose(w->in + c * plane, height, width, in + c * plane);
+    warp_rows(&turned);
+    for (int c = 0; c < 3; c++)
+        transpose(out + c * plane, width, height, w->out + c * plane);
+}
+
+/* ---- Gaussian blur: three box blurs along each axis ---- */
+
+/* One box blur down the columns. Pixels within `radius` weigh `whole`, the next on both sides `part`, of 1 << 24. */
+EACH_CPU static void box_blur(const u8 *in, long height, long width, float size, uint32_t *restrict sum,
+                              u8 *restrict out)
+{
+    const long radius = (long)size;
+    const uint32_t whole = (uint32_t)((float)(1 << 24) / (size * 2 + 1));
+    const uint32_t part = ((1 << 24) - (uint32_t)(radius * 2 + 1) * whole) / 2;
+    for (long x = 0; x < width; x++)
+        sum[x] = in[x] * (uint32_t)(radius + 1);
+    for (long y = 0; y < radius; y++)
+        for (long x = 0; x < width; x++)
+            sum[x] += in[clip(y, height) * width + x];
+    for (long y = 0; y < height; y++, out += width) {
+        const u8 *before = in + clip(y - radius - 1, height) * width;
+        const u8 *last = in + clip(y + radius, height) * width, *after = in + clip(y + radius + 1, height) * width;
+        for (long x = 0; x < width; x++) {
+            sum[x] += (uint32_t)last[x] - before[x];
+            out[x] = (u8)((sum[x] * whole + (uint32_t)(before[x] + after[x]) * part + (1 << 23)) >> 24);
+        }
+    }
+}
+
+/* The box whose threefold blur has the standard deviation `radius`: Gwosdek et al. 2011, equations 7, 11 and 14. */
+static float box_size(float radius)
+{
+    float variance = radius * radius / 3, length = (float)sqrt(12.0 * variance + 1.0);
+    float l = (float)floor((length - 1.0) / 2.0), a = (2 * l + 1) * (l * (l + 1) - 3 * variance);
+    a /= 6 * (variance - (l + 1) * (l + 1));
+    return l + a;
+}
+
+static void gaussian_blur(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
+{
+    const long plane = height * width;
+    const float size = box_size((float)arg);
+    u8 *a = room, *b = a + plane;
+    uint32_t *sum = (uint32_t *)room + (2 * plane + 3) / 4;
+    for (int c = 0; c < 3; c++, in += plane, out += plane) {
+        transpose(in, height, width, a);
+        box_blur(a, width, height, size, sum, b);
+        box_blur(b, width, height, size, sum, a);
+        box_blur(a, width, height, size, sum, b);
+        transpose(b, width, height, a);
+        box_blur(a, height, width, size, sum, b);
+        box_blur(b, height, width, size, sum, a);
+        box_blur(a, height, width, size, sum, out);
+    }
+}
+
+/* ---- enhancements: Image.blend with a gray, a constant or a blur ---- */
+
+static inline u8 cut_float(float value)
+{
+    return (u8)(int)(value > 0.0f ? value < 255.0f ? value : 255.0f : 0.0f);
+}
+
+static inline u8 blend(int from, int to, float factor)
+{
+    return cut_float((float)from + factor * (float)(to - from));
+}
+
+/* ITU-R 601 luma in 16 bits, as Image.convert("L"). */
+static inline int luma(int red, int green, int blue)
+{
+    return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16;
+}
+
+EACH_CPU static void color(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
+{
+    const long n = height * width;
+    const float factor = (float)arg;
+    for (long i = 0; i < n; i++) {
+        int gray = luma(in[i], in[n + i], in[2 * n + i]);
+        out[i] = blend(gray, in[i], factor);
+        out[n + i] = blend(gray, in[n + i], factor);
+        out[2 * n + i] = blend(gray, in[2 * n + i], factor);
+    }
+}
+
+EACH_CPU static void contrast(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
+{
+    const long n = height * width;
+    const float factor = (float)arg;
+    uint64_t sum = 0;
+    for (long i = 0; i < n; i++)
+        sum += (uint32_t)luma(in[i], in[n + i], in[2 * n + i]);
+    int mean = (int)((double)sum / n + 0.5);
+    for (long i = 0; i < 3 * n; i++)
+        out[i] = blend(mean, in[i], factor);
+}
+
+EACH_CPU static void brightness(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
+{
+    const long n = height * width;
+    const float factor = (float)arg;
+    for (long i = 0; i < 3 * n; i++)
+        out[i] = blend(0, in[i], factor);
+}
+
+EACH_CPU static void grayscale(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
+{
+    const long n = height * width;
+    for (long i = 0; i < n; i++)
+        out[i] = (u8)luma(in[i], in[n + i], in[2 * n + i]);
+    memcpy(out + n, out, (size_t)n);
+    memcpy(out + 2 * n, out, (size_t)n);
+}
+
+/* ImageFilter.SMOOTH: the sum of the 3 x 3 pixels around, the middle five times, over 13. The border stays. */
+EACH_CPU static void sharpness(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
+{
+    const float factor = (float)arg;
+    memcpy(out, in, (size_t)(3 * height * width));
+    for (long y = 0; y < 3 * height; y++) {
+        if (y % height == 0 || y % height == height - 1)
+            continue;
+        const u8 *p = in + y * width, *above = p - width, *below = p + width;
+        u8 *to = out + y * width;
+        for (long x = 1; x < width - 1; x++) {
+            unsigned sum = above[x - 1] + above[x] + above[x + 1] + p[x - 1] + 5 * p[x] + p[x + 1] + below[x - 1] +
+                           below[x] + below[x + 1];
+            to[x] = blend((int)((sum + 6) * 5042 >> 16), p[x], factor); /* sum / 13, rounded: exact to 6563 */
+        }
+    }
+}
+
+/* torchvision's adjust_hue: to HSV and back in float, `arg` turns on. */
+EACH_CPU static void hue(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
+{
+    const long n = height * width;
+    const float turns = (float)arg;
+    for (long i = 0; i < n; i++) {
+        float r = in[i] * (float)(1.0 / 255), g = in[n + i] * (float)(1.0 / 255), b = in[2 * n + i] * (float)(1.0 / 255);
+        float rg = r > g ? r : g, low = r < g ? r : g, v = rg > b ? rg : b;
+        float span = v - (low < b ? low : b);
+        float gray = span > 0 ? 0.0f : 1.0f;
+        float s = span / (v + gray), d = span + gray;
+        float rc = (v - r) / d, gc = (v - g) / d, bc = (v - b) / d;
+        float at_b = (gc + 4.0f) - rc, at_g = (rc + 2.0f) - bc, h = bc - gc; /* the largest is blue, green, red */
+        at_b = gc > 0.0f ? at_b : at_g;
+        h = rc > 0.0f ? at_b : h;
+        h = h * (float)(1.0 / 6.0) + 1.0f; /* above 0 */
+        h -= (float)(int)h;
+        h += turns;
+        float whole = (float)(int)h;
+        h -= h < whole ? whole - 1.0f : whole;
+        h *= 6.0f;
+        int sector = (int)h;
+        float f = h - (float)sector, sf = s * f, p = (1.0f - s) * v, q = (1.0f - sf) * v, t = (sf + (1.0f - s)) * v;
+        t = t < 1.0f ? t : 1.0f;
+        /* The sectors 0 to 5 (6 is 0: a turn added to a tiny negative hue rounds) go through red v q p p t v, green
+           t v v q p p and blue p p t v v q. */
+        float red = t, green = p, blue = v;
+        red = sector == 3 ? p : red, green = sector == 3 ? q : green;
+        red = sector == 2 ? p : red, green = sector == 2 ? v : green, blue = sector == 2 ? t : blue;
+        red = sector == 1 ? q : red, green = sector == 1 ? v : green, blue = sector == 1 ? p : blue;
+        red = sector % 6 == 0 ? v : red, green = sector % 6 == 0 ? t : green, blue = sector % 6 == 0 ? p : blue;
+        red = sector == 5 ? v : red, blue = sector == 5 ? q : blue;
+        out[i] = (u8)(int)(red * (float)(255 + 1.0 - 1e-3));
+        out[n + i] = (u8)(int)(green * (float)(255 + 1.0 - 1e-3));
+        out[2 * n + i] = (u8)(int)(blue * (float)(255 + 1.0 - 1e-3));
+    }
+}
+
+/* ---- tables ---- */
+
+static void count(const u8 *in, long n, int64_t counts[256])
+{
+    uint32_t parts[4][256] = {{0}}; /* neighbours are often equal: each waits less for the last */
+    for (long i = 0; i + 4 <= n; i += 4)
+        for (int k = 0; k < 4; k++)
+            parts[k][in[i + k]]++;
+    for (long i = n & ~3L; i < n; i++)
+        parts[0][in[i]]++;
+    for (int v = 0; v < 256; v++)
+        counts[v] = (int64_t)parts[0][v] + parts[1][v] + parts[2][v] + parts[3][v];
+}
+
+/* out[i] = in[index[i]], or fill where the index is n or more. */
+EACH_CPU static void gather(const u8 *restrict in, long n, const uint32_t *restrict index, u8 fill, u8 *restrict out)
+{
+    for (long i = 0; i < n; i++)
+        out[i] = index[i] < (uint32_t)n ? in[index[i]] : fill;
+}
+
+/* ---- AugMix ---- */
+
+/* out = image + share * ([scale * image + sum of weight * chain] - image), the bracket cut to 0..255 and to a whole
+   number, and cut at last, as Pillow blends. */
+EACH_CPU static void mix(const u8 *image, const u8 *chains, long n, const float *weights, long count, float scale,
+                         float share, u8 *restrict out)
+{
+    for (long start = 0; start < n; start += CHUNK) {
+        float sum[CHUNK];
+        const long size = (n - start < CHUNK ? n - start : CHUNK);
+        for (long i = 0; i < size; i++)
+            sum[i] = scale * (float)image[start + i];
+        for (long k = 0; k < count; k++)
+            for (long i = 0; i < size; i++)
+                sum[i] += weights[k] * (float)chains[k * n + start + i];
+        for (long i = 0; i < size; i++)
+            out[start + i] = blend(image[start + i], cut_float(sum[i]), share);
+    }
+}
+
+/* ---- Python ---- */
+
+static PyObject *bad(const char *what)
+{
+    PyErr_SetString(PyExc_ValueError, what);
+    return NULL;
+}
+
+/* Whether the buffers are those of such an image, whose 3 * height * width fits an int. */
+static int fits(long height, long width, const Py_buffer *in, const Py_buffer *out, const Py_buffer *room)
+{
+    const long limit = INT32_MAX / 16;
+    return height > 0 && width > 0 && height < limit && width < limit / height && in->len == 3 * height * width &&
+           out->len == in->len && room->len >= ROOM(height, width) && (uintptr_t)room->buf % 4 == 0;
+}
+
+/* (in, out, room, height, width, arg) */
+static PyObject *run(PyObject *args, void (*job)(const u8 *, u8 *, u8 *, long, long, double))
+{
+    Py_buffer in, out, room;
+    long height, width;
+    double arg;
+    if (!PyArg_ParseTuple(args, "y*w*w*lld", &in, &out, &room, &height, &width, &arg))
+        return NULL;
+    const int ok = fits(height, width, &in, &out, &room) && arg >= -1e6 && arg <= 1e6; /* no endless loop, no NaN */
+    if (ok) {
+        Py_BEGIN_ALLOW_THREADS
+        job(in.buf, out.buf, room.buf, height, width, arg);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&in);
+    PyBuffer_Release(&out);
+    PyBuffer_Release(&room);
+    return ok ? Py_NewRef(Py_None) : bad("the memory does not fit the image, or the argument is beyond 1e6");
+}
+
+#define METHOD(name) \
+    static PyObject *run_##name(PyObject *self, PyObject *args) { return run(args, name); }
+METHOD(gaussian_blur)
+METHOD(color)
+METHOD(contrast)
+METHOD(brightness)
+METHOD(grayscale)
+METHOD(sharpness)
+METHOD(hue)
+
+static PyObject *run_affine(PyObject *self, PyObject *args)
+{
+    struct warp w;
+    Py_buffer in, out, room;
+    double *m = w.matrix;
+    if (!PyArg_ParseTuple(args, "y*w*w*ll(dddddd)(bbb)p", &in, &out, &room, &w.height, &w.width, m, m + 1, m + 2,
+                           m + 3, m + 4, m + 5, w.fill, w.fill + 1, w.fill + 2, &w.cubic))
+        return NULL;
+    const int ok = fits(w.height, w.width, &in, &out, &room);
+    if (ok) {
+        w.in = in.buf, w.out = out.buf, w.room = room.buf;
+        Py_BEGIN_ALLOW_THREADS
+        warp(&w);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&in);
+    PyBuffer_Release(&out);
+    PyBuffer_Release(&room);
+    return ok ? Py_NewRef(Py_None) : bad("the memory does not fit the image");
+}
+
+static PyObject *run_histogram(PyObject *self, PyObject *args)
+{
+    Py_buffer in, counts;
+    if (!PyArg_ParseTuple(args, "y*w*", &in, &counts))
+        return NULL;
+    const int ok = in.len % 3 == 0 && in.len / 3 < UINT32_MAX && counts.len == 3 * 256 * 8 &&
+                   (uintptr_t)counts.buf % 8 == 0;
+    if (ok) {
+        Py_BEGIN_ALLOW_THREADS
+        for (int c = 0; c < 3; c++)
+            count((const u8 *)in.buf + c * (in.len / 3), in.len / 3, (int64_t *)counts.buf + c * 256);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&in);
+    PyBuffer_Release(&counts);
+    return ok ? Py_NewRef(Py_None) : bad("three planes and int64 [3, 256]");
+}
+
+static PyObject *run_lookup(PyObject *self, PyObject *args)
+{
+    Py_buffer in, out, table;
+    if (!PyArg_ParseTuple(args, "y*w*y*", &in, &out, &table))
+        return NULL;
+    const Py_ssize_t tables = table.len / 256;
+    const int ok = in.len == out.len && table.len % 256 == 0 && tables > 0 && in.len % tables == 0;
+    if (ok) {
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t t = 0, n = in.len / tables; t < tables; t++) {
+            const u8 *p = (const u8 *)in.buf + t * n, *values = (const u8 *)table.buf + t * 256;
+            u8 *restrict to = (u8 *)out.buf + t * n;
+            for (Py_ssize_t i = 0; i < n; i++)
+                to[i] = values[p[i]];
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&in);
+    PyBuffer_Release(&out);
+    PyBuffer_Release(&table);
+    return ok ? Py_NewRef(Py_None) : bad("tables of 256 bytes, each for an equal share");
+}
+
+static PyObject *run_gather(PyObject *self, PyObject *args)
+{
+    Py_buffer in, out, index;
+    u8 fill[3];
+    if (!PyArg_ParseTuple(args, "y*w*y*(bbb)", &in, &out, &index, fill, fill + 1, fill + 2))
+        return NULL;
+    const Py_ssize_t n = in.len / 3;
+    const int ok = in.len % 3 == 0 && n < INT32_MAX && out.len == in.len && index.len == 4 * n &&
+                   (uintptr_t)index.buf % 4 == 0;
+    if (ok) {
+        Py_BEGIN_ALLOW_THREADS
+        for (int c = 0; c < 3; c++)
+            gather((const u8 *)in.buf + c * n, n, index.buf, fill[c], (u8 *)out.buf + c * n);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&in);
+    PyBuffer_Release(&out);
+    PyBuffer_Release(&index);
+    return ok ? Py_NewRef(Py_None) : bad("three planes and an int32 for each pixel");
+}
+
+static PyObject *run_mix(PyObject *self, PyObject *args)
+{
+    Py_buffer image, chains, weights, out;
+    float scale, share;
+    if (!PyArg_ParseTuple(args, "y*y*y*ffw*", &image, &chains, &weights, &scale, &share, &out))
+        return NULL;
+    const Py_ssize_t count = weights.len / 4;
+    const int ok = out.len == image.len && weights.len % 4 == 0 && (uintptr_t)weights.buf % 4 == 0 &&
+                   (count == 0 ? chains.len == 0 : chains.len % count == 0 && chains.len / count == image.len);
+    if (ok) {
+        Py_BEGIN_ALLOW_THREADS
+        mix(image.buf, chains.buf, image.len, weights.buf, count, scale, share, out.buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&image);
+    PyBuffer_Release(&chains);
+    PyBuffer_Release(&weights);
+    PyBuffer_Release(&out);
+    return ok ? Py_NewRef(Py_None) : bad("a chain of the image's size for each float32 weight");
+}
+
+#define IMAGE_ARG "(in, out, room, height, width, arg): "
+static PyMethodDef methods[] = {
+    {"affine", run_affine, METH_VARARGS, "(in, out, room, height, width, matrix, fill, cubic): bicubic or bilinear"},
+    {"gaussian_blur", run_gaussian_blur, METH_VARARGS, IMAGE_ARG "radius"},
+    {"color", run_color, METH_VARARGS, IMAGE_ARG "factor"},
+    {"contrast", run_contrast, METH_VARARGS, IMAGE_ARG "factor"},
+    {"brightness", run_brightness, METH_VARARGS, IMAGE_ARG "factor"},
+    {"sharpness", run_sharpness, METH_VARARGS, IMAGE_ARG "factor"},
+    {"grayscale", run_grayscale, METH_VARARGS, IMAGE_ARG "ignored"},
+    {"hue", run_hue, METH_VARARGS, IMAGE_ARG "turns"},
+    {"histogram", run_histogram, METH_VARARGS, "(in, counts): int64 [3, 256]"},
+    {"lookup", run_lookup, METH_VARARGS, "(in, out, tables): one table of 256 bytes, or one for each plane"},
+    {"gather", run_gather, METH_VARARGS, "(in, out, index, fill): one int32 index for each pixel; beyond is fill"},
+    {"mix", run_mix, METH_VARARGS, "(image, chains, weights, scale, share, out): AugMix"},
+    {NULL, NULL, 0, NULL}};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_warp", NULL, 0, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__warp(void) { return PyModule_Create(&module); }

@@ -1,0 +1,203 @@
+"""The compiled pixel loops against Pillow, and against the Python that takes over where they were not built."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from test_pixel_ops import FILL, auxes, every_case, one_by_one
+
+from dali_imagenet import pixel_ops
+from dali_imagenet.batch_stage import run_image
+from dali_imagenet.ops import Op
+from dali_imagenet.pixel_ops import Scratch, pil_matrix
+from dali_imagenet.policy import AugMixPlan
+
+warp = pixel_ops._warp
+pytestmark = pytest.mark.skipif(warp is None, reason="dali_imagenet._warp was not built")
+
+SIZES = [(1, 1), (1, 9), (9, 1), (2, 5), (8, 8), (17, 31), (40, 300), (224, 224)]
+Matrix = tuple[float, ...]
+
+
+def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (3, height, width), dtype=np.uint8)
+
+
+def compiled(image: NDArray[np.uint8], matrix: Matrix, aux: int) -> NDArray[np.uint8]:
+    """The warped image; fails where memory around the result or the scratch memory was written to."""
+    assert warp is not None
+    _, height, width = image.shape
+    sizes, guard = (image.size, 9 * (height + 4) * (width + 4)), 64
+    out, room = (np.full(size + 2 * guard, 0xA5, np.uint8) for size in sizes)
+    inner = [memory[guard : guard + size] for memory, size in zip((out, room), sizes, strict=True)]
+    warp.affine(image, *inner, height, width, matrix, FILL, aux == 3)
+    for memory in (out, room):
+        assert (memory[:guard] == 0xA5).all()
+        assert (memory[-guard:] == 0xA5).all()
+    return inner[0].reshape(image.shape)
+
+
+def pillow(image: NDArray[np.uint8], matrix: Matrix, aux: int) -> NDArray[np.uint8]:
+    source = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+    filtering = Image.Resampling(aux)
+    result = source.transform(source.size, Image.Transform.AFFINE, matrix, resample=filtering, fillcolor=FILL)
+    return np.asarray(result).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("aux", [2, 3])
+@pytest.mark.parametrize("size", SIZES)
+def test_affine_equals_pillow(size: tuple[int, int], aux: int) -> None:
+    rng, image = np.random.default_rng(7), noise(*size)
+    shifts = np.array([1, 1, 20, 1, 1, 20])
+    for _ in range(12):
+        free = tuple(rng.normal(size=6) * shifts)
+        quarters = tuple(np.round(rng.normal(size=6) * shifts * 4) / 4)  # samples on and between pixels
+        across = (1.0 + rng.choice([0, 1e-15, 0.3]), rng.normal(), rng.normal() * 9, 0.0, 1.0, 0.0)
+        down = (1.0, 0.0, 0.0, rng.normal(), 1.0 + rng.choice([0, 1e-15, 0.3]), rng.normal() * 9)
+        for matrix in (free, quarters, across, down):
+            assert np.array_equal(compiled(image, matrix, aux), pillow(image, matrix, aux)), matrix
+
+
+@pytest.mark.parametrize("aux", [2, 3])
+@pytest.mark.parametrize("size", [(1, 1), (17, 31), (32, 32)])
+def test_affine_of_extreme_numbers(size: tuple[int, int], aux: int) -> None:
+    rng, image = np.random.default_rng(8), noise(*size)
+    values = [
+        0.0,
+        -0.0,
+        5e-324,
+        1e-300,
+        1e-17,
+        0.5,
+        1 - 2**-53,
+        1.0,
+        1 + 2**-52,
+        -1.0,
+        31.5,
+        2.0**31,
+        -(2.0**63),
+        1e308,
+    ]
+    for _ in range(80):
+        matrix = tuple(rng.choice(values, 6))
+        with np.errstate(all="ignore"):
+            assert np.array_equal(compiled(image, matrix, aux), pillow(image, matrix, aux)), matrix
+    outside = np.broadcast_to(np.array(FILL, np.uint8)[:, None, None], image.shape)
+    for place in range(6):
+        for value in (math.nan, math.inf, -math.inf):
+            matrix = tuple(value if i == place else float(i in (0, 4)) for i in range(6))
+            assert np.array_equal(compiled(image, matrix, aux), outside), matrix
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 17)])
+@pytest.mark.parametrize("aux", [2, 3])
+def test_rotations_that_pillow_treats_apart(size: tuple[int, int], aux: int) -> None:
+    image = noise(*size)
+    source = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+    for degrees in (0.0, 90.0, 180.0, 270.0, -90.0, 360.0, 450.0):
+        rotated = source.rotate(degrees, resample=Image.Resampling(aux), fillcolor=FILL)
+        result = compiled(image, pil_matrix(Op.PIL_ROTATE, degrees, *size), aux)
+        assert np.array_equal(result, np.asarray(rotated).transpose(2, 0, 1)), degrees
+
+
+@pytest.mark.parametrize("size", [(65, 300), (64, 48), (2, 5), (1, 1)])
+@pytest.mark.parametrize("op", list(Op), ids=lambda o: o.name)
+def test_python_gives_the_same(op: Op, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    if not auxes(op, *size):
+        pytest.skip("no kernel fits")
+    images, ops, arg, aux = every_case(op, size)
+    fast = one_by_one(images, ops, arg, aux)
+    monkeypatch.setattr(pixel_ops, "_warp", None)
+    assert torch.equal(fast, one_by_one(images, ops, arg, aux))
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.01, 0.3, 1.0, 1.99, 2.0, 7.5, 40.0, 1000.0, -1.5])
+def test_gaussian_blur_of_any_radius(radius: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in SIZES[:-1]:
+        image = torch.from_numpy(noise(*size))
+        case = image[None], np.array([[Op.PIL_GAUSSIAN_BLUR]]), np.array([[radius]]), np.array([[0]])
+        fast = one_by_one(*case)
+        with monkeypatch.context() as patch:
+            patch.setattr(pixel_ops, "_warp", None)
+            assert torch.equal(fast, one_by_one(*case)), size
+
+
+def test_hue_of_every_kind_of_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = torch.tensor([0, 1, 2, 84, 127, 128, 129, 200, 254, 255], dtype=torch.uint8)
+    image = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 40, 25)
+    for turns in (-0.5, -1 / 3, -1e-8, 0.0, 1e-8, 0.1, 1 / 6, 0.5):
+        case = image, np.array([[Op.HUE]]), np.array([[turns]]), np.array([[0]])
+        fast = one_by_one(*case)
+        with monkeypatch.context() as patch:
+            patch.setattr(pixel_ops, "_warp", None)
+            assert torch.equal(fast, one_by_one(*case)), turns
+
+
+@pytest.mark.parametrize("mode", ["torchvision", "timm", "blend"])
+@pytest.mark.parametrize("size", [(1, 1), (17, 31), (64, 48)])
+def test_augmix_gives_the_same(mode: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, scratch = np.random.default_rng(9), Scratch()
+    image = torch.from_numpy(noise(*size))
+    for share in (0.0, 0.3, 1.0):
+        op = rng.choice([Op.IDENTITY, Op.INVERT, Op.PIL_ROTATE, Op.TRANSLATE_X], (1, 3, 2)).astype(np.int16)
+        arg = rng.uniform(-9, 9, op.shape).astype(np.float32)
+        weights = rng.dirichlet([1, 1, 1], 1).astype(np.float32)
+        aux = np.where(op == Op.PIL_ROTATE, 3, 0).astype(np.int16)
+        plan = AugMixPlan(op, arg, aux, weights, np.array([share], np.float32), mode)  # type: ignore[arg-type]
+        fast = run_image(image, plan, 0, FILL, scratch).clone()
+        with monkeypatch.context() as patch:
+            patch.setattr(pixel_ops, "_warp", None)
+            assert torch.equal(fast, run_image(image, plan, 0, FILL, scratch))
+
+
+def test_lookup_and_gather_stay_inside() -> None:
+    assert warp is not None
+    image = noise(5, 7)
+    out, counts = np.zeros_like(image), np.zeros((3, 256), np.int64)
+    index = np.full((5, 7), 35, np.int32)
+    index[0] = [0, 34, -1, 2**31 - 1, -(2**31), 35, 36]
+    warp.gather(image, out, index, FILL)
+    assert out[:, 0, :2].tolist() == image.reshape(3, -1)[:, [0, 34]].tolist()
+    assert (out.reshape(3, -1)[:, 2:] == np.array(FILL)[:, None]).all()
+    warp.histogram(image, counts)
+    assert np.array_equal(counts, [np.bincount(plane.ravel(), minlength=256) for plane in image])
+    warp.lookup(image, out, bytes(range(256))[::-1])
+    assert np.array_equal(out, 255 - image)
+
+
+def test_wrong_memory_is_refused() -> None:
+    assert warp is not None
+    image, room = noise(5, 7), np.zeros(9 * 9 * 11, np.uint8)
+    out, index, one = np.zeros_like(image), np.zeros(35, np.int32), np.ones(1, np.float32)
+    identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    for wrong in (
+        (image, out, room, 5, 8),
+        (image, out, room, -5, -7),
+        (image, out, room, 0, 7),
+        (image, out, room, 2**40, 2**40),
+        (image[:2].copy(), out, room, 5, 7),
+        (image, out[:2], room, 5, 7),
+        (image, out, room[:-1], 5, 7),
+    ):
+        with pytest.raises(ValueError, match="memory"):
+            warp.affine(*wrong, identity, FILL, True)
+        with pytest.raises(ValueError, match="memory"):
+            warp.gaussian_blur(*wrong, 1.0)
+    for radius in (math.nan, math.inf, 1e7):
+        with pytest.raises(ValueError, match="1e6"):
+            warp.gaussian_blur(image, out, room, 5, 7, radius)
+    with pytest.raises(ValueError, match="int32"):
+        warp.gather(image, out, index[:-1], FILL)
+    with pytest.raises(ValueError, match="256"):
+        warp.lookup(image, out, bytes(255))
+    with pytest.raises(ValueError, match="chain"):
+        warp.mix(image, image[:1].copy(), one, 0.0, 1.0, out)
+    with pytest.raises(ValueError, match="int64"):
+        warp.histogram(image, np.zeros((3, 255), np.int64))
+    with pytest.raises(TypeError, match="read-write"):
+        warp.lookup(image, bytes(image.size), bytes(256))
