@@ -1,10 +1,11 @@
-/* Two passes over the pixels of an image that torch makes in many: the colour matrix and normalization. Each has its
-   Python form beside its caller, which gives the same bits and takes over where this module was not built. */
+/* Passes over an image that torch and numpy make in many: the colour matrix, normalization, and the search for a JPEG's
+   markers. Each has its Python form beside its caller, which gives the same and takes over where this was not built. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include <stdint.h>
+#include <string.h>
 
 /* One machine-code form for each instruction set, chosen when the module is loaded. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
@@ -126,7 +127,30 @@ static PyObject *recolor(PyObject *self, PyObject *args) { return run(args, "Oy*
 
 static PyObject *normalize(PyObject *self, PyObject *args) { return run(args, "Oy*w*:normalize", 6, sizeof(float)); }
 
+static PyObject *markers(PyObject *self, PyObject *args)
+{
+    Py_buffer data;
+    Py_ssize_t start;
+    if (!PyArg_ParseTuple(args, "y*n:markers", &data, &start))
+        return NULL;
+    PyObject *found = PyList_New(0);
+    const uint8_t *bytes = data.buf, *end = bytes + data.len, *at = bytes + (start < 0 ? 0 : start > data.len ? data.len : start);
+    while (found != NULL && end - at > 1 && (at = memchr(at, 0xFF, (size_t)(end - at - 1))) != NULL) {
+        if (at[1] != 0) {
+            PyObject *place = PyLong_FromSsize_t(at - bytes);
+            if (place == NULL || PyList_Append(found, place) < 0)
+                Py_CLEAR(found);
+            Py_XDECREF(place);
+        }
+        at++;
+    }
+    PyBuffer_Release(&data);
+    return found;
+}
+
 static PyMethodDef methods[] = {
+    {"markers", markers, METH_VARARGS,
+     "markers(data, start) -> list[int]\n\nWhere, from `start` on, 0xFF is followed by anything but 0."},
     {"recolor", recolor, METH_VARARGS,
      "recolor(pixels, matrix, out)\n\n"
      "out = round(clamp(matrix @ (r, g, b, 1))): pixels uint8 [3, H, W] with any strides, matrix float32 [3, 4],\n"

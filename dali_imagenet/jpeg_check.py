@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from dali_imagenet.compiled import compiled
+
+_kernels = compiled("dali_imagenet._kernels")
+
 # ITU-T T.81, table B.1
 _DHT, _EOI, _SOS, _DRI = 0xC4, 0xD9, 0xDA, 0xDD
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive: Huffman-coded
@@ -18,7 +22,7 @@ _BETWEEN_SCANS = {0xC0: frozenset[int](), 0xC1: frozenset[int](), 0xC2: frozense
 
 
 def doubt(data: bytes | memoryview) -> str:
-    """What is unusual about the markers of a JPEG file, "" for nothing. Never raises; 0.015 ms for 110 kB.
+    """What is unusual about the markers of a JPEG file, "" for nothing. Never raises; 0.011 ms for 110 kB.
 
     Usual are: tables, application segments and one Huffman-coded frame header; a scan, in which 0xFF is followed by 0
     or by restart markers in order, and only where they were announced; in a progressive file more scans with
@@ -65,8 +69,12 @@ def doubt(data: bytes | memoryview) -> str:
 
 def _markers(view: memoryview, start: int) -> list[int]:
     """Where 0xFF is followed by anything but 0."""
+    places: list[int]
+    if _kernels is not None:
+        places = _kernels.markers(view, start)
+        return places
     array = np.frombuffer(view, np.uint8)[start:]
     found = array[:-1] == 0xFF
     found &= array[1:] != 0
-    places: list[int] = (np.flatnonzero(found) + start).tolist()
+    places = (np.flatnonzero(found) + start).tolist()
     return places

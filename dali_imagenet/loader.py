@@ -21,6 +21,7 @@ from torch import Tensor
 from dali_imagenet.batch_stage import BatchStage, soft_targets, to_device
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.index import FORMATS, SampleIndex
+from dali_imagenet.jpeg_check import doubt
 from dali_imagenet.plan import BatchPlan, OnError, Plan
 from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
 
@@ -335,6 +336,7 @@ class DaliEngine:
         # formats: whatever is no gray or colour JPEG is left to Pillow, and so is what DALI turns out not to decode.
         index = plan.index
         self._odd = (index.format != FORMATS.index("JPEG")) | ~np.isin(index.components, (1, 3))
+        self._sound = np.zeros(len(index), bool)  # whose markers have been looked at, and are as they should be
         # renders what is not DALI's, and on the CPU finishes what is
         self._pool = one_torch_thread_each(max(1, num_threads))
         self._dali = DaliStage(batch_size=plan.batch_size, num_threads=num_threads, prefetch=prefetch, **self._options)
@@ -361,10 +363,11 @@ class DaliEngine:
             try:
                 images = self._dali.collect()
                 others = {row: future.result() for row, future in rendered.items()}
+                images = self._together(images, others, plan)
+                for row in self._doubtful(plan, rendered):
+                    images[row] = self._normalized(self._render(plan, row))
             except (DaliBatchError, BadImageError):
                 plan, images, failures = self._one_by_one(plan)
-            else:
-                images = self._together(images, others, plan)
             feed()
             done = [self._stage.finish_batch(images, plan, self._pool, mix=self.mixing)]
             del images
@@ -391,6 +394,19 @@ class DaliEngine:
         for row, pixels in others.items():
             full[row] = self._normalized(pixels)
         return full
+
+    def _doubtful(self, plan: BatchPlan, rendered: dict[int, Any]) -> list[int]:
+        """Rows that DALI has just decoded, but whose files have markers where none belong: they are Pillow's.
+
+        DALI delivers some of them that Pillow refuses, so that the backends would lose different samples.
+        """
+        mine = (plan.index >= 0) & ~np.isin(np.arange(len(plan)), list(rendered))
+        new = [(at, row) for at, row in enumerate(mine.nonzero()[0]) if not self._sound[plan.index[row]]]
+        found = [int(row) for at, row in new if doubt(self._dali.file(at))]
+        self._sound[plan.index[[row for _, row in new]]] = True
+        self._sound[plan.index[found]] = False
+        self._odd[plan.index[found]] = True
+        return found
 
     def _one_by_one(self, plan: BatchPlan) -> Batch:
         """A batch that could not be made, sample by sample: a failure costs that sample alone.
@@ -423,12 +439,15 @@ class DaliEngine:
         path = self._plan.index.path(sample)
         try:
             alone.submit(plan.take([row]), [os.fsencode(path)], [int(self._plan.index.file_size[sample])])
-            return alone.collect()[0]
+            image = alone.collect()[0]
+            reason = "" if self._sound[sample] else doubt(alone.file(0))
         except DaliBatchError as error:
+            reason = f"DALI says {error.reason!r}"
+        if reason:
             image = self._normalized(self._render(plan, row))
             self._odd[sample] = True
-            log.warning("%s is decoded by Pillow from now on: DALI says %r", path, error.reason)
-            return image
+            log.warning("%s is decoded by Pillow from now on: %s", path, reason)
+        return image
 
     def _render(self, plan: BatchPlan, row: int) -> Tensor:
         from torchvision_fallback.stage import render

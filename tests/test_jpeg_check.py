@@ -12,6 +12,7 @@ from PIL import Image
 
 from bench.broken_table import arithmetic, encoded, exif, patched, restarts, scribbled, segment
 from bench.fuzz import mutate
+from dali_imagenet import jpeg_check
 from dali_imagenet.jpeg_check import doubt
 
 USUAL = {
@@ -102,3 +103,14 @@ def test_real_images_pass() -> None:
     files = sorted(Path(os.environ["DALI_IMAGENET_SAMPLE"]).rglob("*.JPEG"))[:200]
     found = [reason for file in files if (reason := doubt(file.read_bytes()))]
     assert len(found) <= len(files) // 50
+
+
+@pytest.mark.skipif(jpeg_check._kernels is None, reason="dali_imagenet._kernels was not built")
+def test_compiled_search_equals_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    files = [rng.choice([0, 1, 255], int(n)).astype(np.uint8).tobytes() for n in rng.integers(0, 40, 300)]
+    starts = [int(rng.integers(0, len(data) + 2)) for data in files]
+    compiled = [jpeg_check._markers(memoryview(d), s) for d, s in zip(files, starts, strict=True)]
+    monkeypatch.setattr(jpeg_check, "_kernels", None)
+    assert compiled == [jpeg_check._markers(memoryview(d), s) for d, s in zip(files, starts, strict=True)]
+    assert any(compiled)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dali_imagenet.compiled import compiled
 from dali_imagenet.index import FORMATS
+from dali_imagenet.jpeg_check import doubt
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -21,9 +22,8 @@ _jpeg = compiled("torchvision_fallback._jpeg")
 
 # Below this share of the rows, decoding stops early: rewriting the header costs some microseconds and a copy.
 _WORTH_CUTTING = 0.9
-_END, _END_WITHIN = b"\xff\xd9", 64  # the end marker, and how far from the end some writers leave it
 _NO_SIZE = frozenset([0x01, *range(0xD0, 0xD8)])  # markers without a segment
-_SOF = frozenset([0xC0, 0xC1, 0xC2])  # baseline, extended, progressive: Huffman-coded
+_SOF = frozenset([0xC0, 0xC1])  # baseline and extended; of a progressive file all scans are decoded in any case
 
 
 @cache
@@ -69,7 +69,7 @@ def decode(data: bytes, size: tuple[int, int], box: Box, buffer: Pixels | None =
 
 def _jpeg_box(data: bytes, size: tuple[int, int], box: Box, buffer: Pixels | None) -> Pixels | None:
     """The box of a JPEG, decoded no further than needed; None for whatever is left to Pillow."""
-    if data.rfind(_END, -_END_WITHIN) < 0:  # truncated, perhaps: all of it has to be looked at
+    if doubt(data):  # cut short, or with markers where none belong: decoders disagree on these
         return None
     top, left, height, width = box
     if _jpeg is not None:
