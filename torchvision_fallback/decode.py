@@ -60,10 +60,9 @@ def decode(data: bytes, size: tuple[int, int], box: Box, buffer: Pixels | None =
     Raises:
         OSError, ValueError, SyntaxError and others of PIL: the file cannot be decoded.
     """
-    top, left, height, width = box
     pixels = _jpeg_box(data, size, box, buffer) if data[:2] == b"\xff\xd8" else None
     if pixels is None:  # no JPEG, or one that a stricter decoder refused: PIL's word counts
-        pixels = _pil(data, size)[top : top + height, left : left + width]
+        pixels = _pil(data, size, box)
     return pixels
 
 
@@ -88,25 +87,26 @@ def _jpeg_box(data: bytes, size: tuple[int, int], box: Box, buffer: Pixels | Non
         if library is not None:
             # Where the header has been lowered there is more data than rows, about which strict complains.
             pixels = np.asarray(library.decode_jpeg(cut, colorspace="RGB", buffer=buffer, strict=cut is data))
-        elif cut is not data:
-            pixels = _pil(cut, None)
-        else:
-            return None
+            return pixels[top : top + height, left : left + width]
+        return None if cut is data else _pil(cut, None, box)
     except (OSError, ValueError, SyntaxError):
         return None
-    return pixels[top : top + height, left : left + width]
 
 
-def _pil(data: bytes, size: tuple[int, int] | None) -> Pixels:
+def _pil(data: bytes, size: tuple[int, int] | None, box: Box) -> Pixels:
+    top, left, height, width = box
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about EXIF and palettes: of no use to a training run
-        image = Image.open(io.BytesIO(data), formats=_formats())
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
         if size is not None and (image.height, image.width) != size:
             raise ValueError(
                 f"{image.height}x{image.width} pixels, but the index says {size[0]}x{size[1]}: the file has changed "
                 "since it was indexed"
             )
-        return np.array(image.convert("RGB"))  # a copy: what PIL lends cannot be written, which torch warns about
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        # a copy: what PIL lends cannot be written, which torch warns about
+        return np.array(image.crop((left, top, left + width, top + height)))
 
 
 def _cut(data: bytes, rows: int) -> tuple[int, tuple[int, int], bytes]:
