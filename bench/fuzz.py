@@ -1,8 +1,9 @@
 """`python -m bench fuzz`: mutated images and index caches through both CPU backends, in subprocesses.
 
-A round indexes a folder of mutated JPEGs and evaluates it with on_error="skip"; then mutates the files once more,
-behind the index's back, and evaluates again. A sample is accounted for where it is either delivered with its label or
-counted as padding and named in Loader.failures. A crash, a hang or an account that does not add up is a finding.
+A round indexes a folder of mutated JPEGs, evaluates it with on_error="skip" and trains on it with "replace"; then the
+files are mutated once more, behind the index's back, and the same loaders run again. A sample is accounted for where it
+is either delivered with its label or counted as padding and named in Loader.failures. A crash, a hang, an account that
+does not add up, or a sample that one backend loses and the other delivers is a finding.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA = "dali_imagenet fuzz 1"
-PER_ROUND = 250
+SCHEMA = "dali_imagenet fuzz 2"
+PER_ROUND = 500
 """Images of a round, at most; each is mutated twice."""
-CACHES = 400
+CACHES = 500
 """Mutated index caches a round."""
-SECONDS = 120.0
+SECONDS = 300.0
 """After which a subprocess counts as hanging."""
+CLASSES = 7
+ALIKE = 1.0
+"""Mean difference, 0..255, up to which two backends show the same image."""
 _MARKERS = bytes([0xC0, 0xC1, 0xC2, 0xC3, 0xC4, 0xC9, 0xD0, 0xD7, 0xD8, 0xD9, 0xDA, 0xDB, 0xDD, 0xE0, 0xE1, 0xEE, 0xFE])
 _VALUES = bytes([0x00, 0x01, 0x7F, 0x80, 0xFE, 0xFF])
 
@@ -89,40 +93,61 @@ def seeds(folder: Path | None, rng: np.random.Generator) -> list[bytes]:
     return made + [data for i in chosen if len(data := files[i].read_bytes()) <= 200_000]
 
 
-def evaluate(root: Path, backend: str) -> None:
-    """The subprocess: two epochs over a folder, with another mutation in between, and the account of them."""
+def images(root: Path, backend: str) -> None:
+    """The subprocess: evaluation and training before and after another mutation, and their account.
+
+    What the backends must agree on goes to `seen.npz`: of each run the samples that are lost (bool) and the images.
+    """
     import torch
 
-    from dali_imagenet import EvalRecipe, SampleIndex, create_loader
+    from dali_imagenet import EvalRecipe, SampleIndex, TrainRecipe, create_loader
 
     torch.set_num_threads(1)
     index = SampleIndex.from_folder(root / "data", progress=False, cache=False, max_pixels=10**7)
-    n, wrong = len(index), list[str]()
-    account: dict[str, Any] = {"broken at first": int(index.broken.sum())}
-    loader = create_loader(
-        index,
-        EvalRecipe(input_size=32),
-        batch_size=16,
-        backend=backend,  # type: ignore[arg-type]  # a str; create_loader checks it
-        device="cpu",
-        num_workers=1 if backend == "dali" else 0,
-        on_error="skip",
-        max_broken=1.0,
-    )
-    for epoch in range(2):
-        targets = torch.cat([t for _, t in loader])[:n]
-        skipped = {index.path(i) for i in (targets == -100).nonzero().flatten().tolist()}
-        if len(targets) != n or (targets[targets != -100] != torch.from_numpy(index.labels)[targets != -100]).any():
-            wrong.append(f"epoch {epoch}: samples are missing or have other labels")
-        if not skipped <= set(loader.failures):
-            wrong.append(f"epoch {epoch}: {len(skipped - set(loader.failures))} skipped, but not in failures")
-        account[f"epoch {epoch} delivered"] = int((targets != -100).sum())
-        if epoch == 0:
-            for path in (root / "later").iterdir():
-                target = root / "data" / "c" / path.name
-                target.write_bytes(path.read_bytes())
-    loader.close()
-    print(json.dumps({"wrong": wrong, "samples": n, **account}))
+    account: dict[str, Any] = {"wrong": [], "samples": len(index), "broken at first": int(index.broken.sum())}
+    options: dict[str, Any] = {"batch_size": 16, "backend": backend, "device": "cpu", "max_broken": 1.0}
+    options["num_workers"] = int(backend == "dali")
+    plain: dict[str, Any] = {"input_size": 32, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    labels = torch.from_numpy(index.labels)
+    seen: dict[str, Any] = {}
+    for state in ("as indexed", "changed"):
+        if state == "changed":
+            shutil.copytree(root / "later", root / "data", dirs_exist_ok=True)
+        with create_loader(index, EvalRecipe(**plain), on_error="skip", **options) as loader:
+            pixels, targets = (torch.cat(parts)[: len(index)] for parts in zip(*loader, strict=True))
+            lost = targets == -100
+            if len(targets) != len(index) or (targets != labels)[~lost].any():
+                account["wrong"].append(f"{state}: samples are missing or have other labels")
+            if not {index.path(int(i)) for i in lost.nonzero()} <= set(loader.failures):
+                account["wrong"].append(f"{state}: lost, but not in failures")
+        account[f"delivered {state}"] = int((~lost).sum())
+        seen[f"evaluation, {state}"], seen[f"evaluation, {state}: lost"] = pixels.numpy(), lost.numpy()
+        with create_loader(index, TrainRecipe.classic(**plain), on_error="replace", **options) as loader:
+            seen[f"training, {state}"] = torch.cat([batch for batch, _ in loader]).numpy()
+            named = set(loader.failures)
+            seen[f"training, {state}: lost"] = np.array([index.path(i) in named for i in range(len(index))])
+    np.savez(root / "seen.npz", **seen)
+    print(json.dumps(account))
+
+
+def disagreement(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """The account of what two backends have seen; a sample that one of them alone has lost is wrong."""
+    alone, count, different = 0, 0, 0
+    wrong = []
+    for name in ours:
+        if name.endswith("lost"):
+            samples = (ours[name] != theirs[name]).nonzero()[0].tolist()
+            alone += len(samples)
+            wrong += [f"{name} by one backend alone: samples {samples}"] if samples else []
+        else:
+            count += len(ours[name])
+            different += int((255 * np.abs(ours[name] - theirs[name]).mean((1, 2, 3)) > ALIKE).sum())
+    counts = {
+        "images compared": count,
+        "samples lost by one backend alone": alone,
+        "images that look different": different,
+    }
+    return {"wrong": wrong} | counts
 
 
 def index_cache(root: Path, backend: str) -> None:
@@ -131,7 +156,7 @@ def index_cache(root: Path, backend: str) -> None:
 
     few = root / "few"
     (few / "c").mkdir(parents=True)
-    for path in sorted((root / "data" / "c").iterdir())[:12]:
+    for path in sorted((root / "data").rglob("*.JPEG"))[:12]:
         shutil.copy(path, few / "c")
     expected = SampleIndex.from_folder(few, progress=False, cache=False)
     wrong = list[str]()
@@ -161,27 +186,34 @@ def _ask(what: str, root: Path, argument: str) -> dict[str, Any]:
     return answer
 
 
+def fill(root: Path, rng: np.random.Generator, count: int, sources: list[bytes]) -> None:
+    """`data`: mutated files of several classes. `later`: what becomes of them, every other time of the same length."""
+    shutil.rmtree(root, ignore_errors=True)
+    for i in range(count):
+        data, other = (sources[int(k)] for k in rng.integers(0, len(sources), 2))
+        now, later = mutate(data, rng, other), mutate(data, rng, other)
+        if i % 2:
+            later = later[: len(now)] + now[len(later) :]
+        for part, content in (("data", now), ("later", later)):
+            file = root / part / f"{i % CLASSES}" / f"{i:04d}.JPEG"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+
+
 def one_round(seed: int, number: int, count: int, sources: list[bytes], root: Path) -> dict[str, dict[str, Any]]:
-    """The accounts of both backends and of the index cache. `root` is left behind where something is wrong."""
-    rng = np.random.default_rng((seed, number))
-    accounts = {}
+    """The accounts of both backends, of what they agree on and of the index cache. Leaves `root` behind."""
+    accounts: dict[str, dict[str, Any]] = {}
+    seen = []
     for backend in ("torchvision", "dali"):
-        shutil.rmtree(root, ignore_errors=True)
-        for part in ("data/c", "later"):
-            (root / part).mkdir(parents=True)
         rng = np.random.default_rng((seed, number))
-        for i in range(count):
-            data, other = (sources[int(k)] for k in rng.integers(0, len(sources), 2))
-            (root / "data" / "c" / f"{i:04d}.JPEG").write_bytes(mutate(data, rng, other))
-            (root / "later" / f"{i:04d}.JPEG").write_bytes(mutate(data, rng, other))
+        fill(root, rng, count, sources)
         accounts[backend] = _ask("images", root, backend)
         if accounts[backend]["wrong"]:
             return accounts
+        with np.load(root / "seen.npz") as arrays:
+            seen.append(dict(arrays))
+    accounts["agreement"] = disagreement(*seen)
     accounts["index cache"] = _ask("cache", root, str(rng.integers(2**31)))
-    differences = {
-        key for key in accounts["dali"] if key != "wrong" and accounts["dali"][key] != accounts["torchvision"][key]
-    }
-    accounts["agreement"] = {"wrong": [], "counts that differ between the backends": len(differences)}
     return accounts
 
 
@@ -236,4 +268,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    {"images": evaluate, "cache": index_cache}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3])
+    {"images": images, "cache": index_cache}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3])

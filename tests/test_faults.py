@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -385,7 +386,7 @@ def test_threads_of_the_parent_come_back(index: SampleIndex) -> None:
 
 @needs_dali
 def test_mutated_images_and_caches_are_accounted_for(tmp_path: Path) -> None:
-    """A short run of the fuzzer: 200 mutated images through both backends, 400 mutated caches."""
+    """A short run of the fuzzer: 200 mutated images through both backends, 500 mutated caches."""
     from bench import fuzz
 
     out = tmp_path / "fuzz.json"
@@ -396,7 +397,9 @@ def test_mutated_images_and_caches_are_accounted_for(tmp_path: Path) -> None:
     for backend in ("torchvision", "dali"):
         totals = results["totals"][backend]
         assert totals["samples"] == 100
-        assert 0 < totals["epoch 1 delivered"] < totals["epoch 0 delivered"] <= 100 - totals["broken at first"]
+        assert 0 < totals["delivered changed"] < totals["delivered as indexed"] <= 100 - totals["broken at first"]
+    agreement = {"images compared": 392, "samples lost by one backend alone": 0, "images that look different": 0}
+    assert results["totals"]["agreement"] == agreement
 
 
 def test_the_fuzzer_reports_a_crash_and_a_wrong_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,3 +409,19 @@ def test_the_fuzzer_reports_a_crash_and_a_wrong_account(tmp_path: Path, monkeypa
     assert "status 1" in fuzz._ask("images", tmp_path, "torchvision")["wrong"][0]
     monkeypatch.setattr(fuzz, "SECONDS", 0.1)
     assert "no end after" in fuzz._ask("images", tmp_path, "torchvision")["wrong"][0]
+
+
+def test_the_fuzzer_reports_what_one_backend_alone_loses_or_shows() -> None:
+    from bench import fuzz
+
+    images = np.zeros((4, 3, 8, 8), np.float32)
+    ours = {"evaluation": images, "evaluation: lost": np.zeros(4, np.bool_)}
+    assert fuzz.disagreement(ours, ours)["wrong"] == []
+    theirs = {"evaluation": images.copy(), "evaluation: lost": np.array([False, False, True, True])}
+    theirs["evaluation"][1] = 0.1
+    assert fuzz.disagreement(ours, theirs) == {
+        "wrong": ["evaluation: lost by one backend alone: samples [2, 3]"],
+        "images compared": 4,
+        "samples lost by one backend alone": 2,
+        "images that look different": 1,
+    }
