@@ -234,7 +234,7 @@ def roi(s: Settings, say: Say) -> None:
 def loader(s: Settings, say: Say, who: str, recipe: str, **options: Any) -> None:
     """One loader: "ours" (DALI), "fallback" (torchvision), or a contestant of the comparison."""
     name = "|".join((who, recipe, *(f"{k}={v}" for k, v in options.items())))
-    batches: Iterable[Any]
+    batches: Any
     if who in ("ours", "fallback"):
         batches = _ours(s, recipe, "dali" if who == "ours" else "torchvision", **options)
     else:
@@ -242,7 +242,7 @@ def loader(s: Settings, say: Say, who: str, recipe: str, **options: Any) -> None
     queued = 8 if who in ("ours", "dali-doc-gpu", "dali-doc-cpu") else 2 * s.workers + 4
     numbers = _measure(s, endless(batches), queued)
     if who == "ours":
-        numbers["roi_decode"] = batches._engine._options["roi_decode"]  # type: ignore[attr-defined]
+        numbers["roi_decode"] = batches.roi_decode
     say(name, numbers)
 
 

@@ -331,6 +331,7 @@ class DaliEngine:
         }
         self.mixing = False
         self._plan, self._stage, self._prefetch = plan, stage, prefetch
+        self.roi_decode = roi_decode
         self._owner = os.getpid()
         # DALI shows 16-bit PNG and CMYK without Adobe's segment otherwise than Pillow, and its GPU decoders know fewer
         # formats: whatever is no gray or colour JPEG is left to Pillow, and so is what DALI turns out not to decode.
@@ -415,19 +416,13 @@ class DaliEngine:
         """
         from dali_imagenet.pipeline import DaliStage
 
-        failures: dict[int, str] = {}
         images = self._zeros(plan)
         with contextlib.closing(DaliStage(batch_size=1, num_threads=1, prefetch=1, **self._options)) as alone:
-            for row in range(len(plan)):
-                while plan.index[row] >= 0:
-                    try:
-                        images[row] = self._one(alone, plan, row)
-                        break
-                    except BadImageError as error:
-                        if self._plan.on_error == "raise":
-                            raise
-                        failures[int(plan.index[row])] = str(error)
-                        plan = self._plan.batch(plan.epoch, plan.step, failures)
+
+            def make(plan: BatchPlan, row: int) -> None:
+                images[row] = self._one(alone, plan, row)
+
+            plan, failures = self._plan.carry_out(plan, make)
         return plan, images, failures
 
     def _one(self, alone: DaliStage, plan: BatchPlan, row: int) -> Tensor:
@@ -520,6 +515,7 @@ class Loader:
     Attributes:
         plan: the draws. dataset: the `SampleIndex`. sampler, batch_sampler: the order. backend: "dali" or
         "torchvision". batch_size: rows per rank. drop_last. device. num_classes.
+        roi_decode: whether DALI decodes the crop alone; None where it is not DALI that decodes.
         mixup_enabled: False stops mixing from the next yielded batch on; targets stay float and smoothed.
     """
 
@@ -536,6 +532,7 @@ class Loader:
         self.plan, self.device, self.backend, self.num_classes = plan, device, backend, num_classes
         self.dataset, self.batch_size, self.drop_last = plan.index, plan.batch_size, plan.drop_last
         self.mixup_enabled = plan.recipe.mixing
+        self.roi_decode = engine.roi_decode if isinstance(engine, DaliEngine) else None
         self.sampler = Sampler(self)
         self.batch_sampler = BatchSampler(self)
         self._engine: DaliEngine | FallbackEngine | None = engine

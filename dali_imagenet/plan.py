@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dali_imagenet import draws
+from dali_imagenet.errors import BadImageError
 from dali_imagenet.index import SampleIndex
 from dali_imagenet.ops import Op
 from dali_imagenet.policy import AugmentPolicy, AugMixPlan, OpPlan, resolve
@@ -265,6 +266,31 @@ class Plan:
         place, repeat = np.divmod(np.where(real, position, 0), repeats)
         order = _permutation(len(self.index), self.seed, epoch)(place) if self.train else place
         return np.where(real, order, -1), repeat
+
+    def carry_out(
+        self, batch: BatchPlan, make: Callable[[BatchPlan, int], None], rows: Iterable[int] | None = None
+    ) -> tuple[BatchPlan, dict[int, str]]:
+        """Make a batch row by row; a sample that cannot be read is treated as `on_error` says.
+
+        Args:
+            make: makes one real row of a batch; raises BadImageError where its sample cannot be read.
+            rows: in this order; None: all, from the first.
+
+        Returns:
+            The batch as it was made, and {sample: path and reason} of what could not be read.
+        """
+        failures: dict[int, str] = {}
+        for row in range(len(batch)) if rows is None else rows:
+            while batch.index[row] >= 0:
+                try:
+                    make(batch, row)
+                    break
+                except BadImageError as error:
+                    if self.on_error == "raise":
+                        raise
+                    failures[int(batch.index[row])] = str(error)
+                    batch = self.batch(batch.epoch, batch.step, failures)
+        return batch, failures
 
     def _substituted(self, drawn: I64, failed: Collection[int]) -> I64:
         """Each broken sample's substitute: the next healthy one, around the end; -1 where it is skipped."""

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dali_imagenet.batch_stage import BatchStage, mix_pair_
-from dali_imagenet.errors import BadImageError
 from dali_imagenet.plan import BatchPlan, Plan
 from torchvision_fallback.stage import Memory, render
 
@@ -54,7 +53,6 @@ class _Batches(Dataset[Done]):
         self._memory = Memory()
 
     def __getitem__(self, task: Task) -> Done:
-        failures: dict[int, str] = {}
         plan = self.plan.batch(task.epoch, task.step)
         shape = (len(plan), 3, plan.size, plan.size)
         if task.slot == _NO_SLOT:
@@ -62,20 +60,15 @@ class _Batches(Dataset[Done]):
         else:
             images = _shaped(self.ring[task.slot], shape, self.stage)
         mix = plan.mix if task.mix else None
-        for row in range(len(plan)) if mix is None else _pairs(len(plan)):
-            while plan.index[row] >= 0:
-                try:
-                    self._row(plan, row, images[row])
-                    break
-                except BadImageError as error:
-                    if self.plan.on_error == "raise":
-                        raise
-                    failures[int(plan.index[row])] = str(error)
-                    plan = self.plan.batch(task.epoch, task.step, failures)
-            if plan.index[row] < 0:
-                images[row].zero_()
+
+        def make(plan: BatchPlan, row: int) -> None:
+            self._row(plan, row, images[row])
             if mix is not None and row >= (len(plan) + 1) // 2:  # the second of a pair
                 mix_pair_(images, mix, len(plan) - 1 - row)
+
+        plan, failures = self.plan.carry_out(plan, make, None if mix is None else _pairs(len(plan)))
+        for row in (plan.index < 0).nonzero()[0].tolist():
+            images[row].zero_()
         return Done(plan, task.slot, images if task.slot == _NO_SLOT else None, failures, task.mix)
 
     def _row(self, plan: BatchPlan, row: int, out: Tensor) -> None:
