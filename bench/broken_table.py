@@ -36,8 +36,8 @@ class Input:
     make: Callable[[Path], Any]
     readable: bool = True
     later: Callable[[Path], Any] | None = None
-    listed: bool = True
-    """Whether torchvision's ImageFolder lists it at all."""
+    hidden: bool = False
+    """Broken, but only whoever decodes it finds out."""
 
 
 def picture(mode: str = "RGB", seed: int = 0, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
@@ -124,6 +124,12 @@ def exif(orientation: int, padding: int = 0) -> bytes:
     return encoded(exif=tags)
 
 
+def within(new: bytes) -> bytes:
+    """A JPEG with these bytes over some in the middle of its scan."""
+    data = encoded()
+    return patched(data, (segment(data, 0xDA)[0] + len(data)) // 2, new)
+
+
 def scribbled(data: bytes, share: float = 0.5) -> bytes:
     """Some of the scan overwritten, the end marker kept."""
     start = segment(data, 0xDA)[0] + 14
@@ -159,6 +165,7 @@ def _folder(path: Path) -> None:
 def inputs() -> dict[str, Input]:
     """All of them, by what they are called in the table."""
     jpeg = encoded()
+    tables, _ = segment(jpeg, 0xDB)
     good = write(jpeg)
     found = {
         "baseline JPEG, 4:2:0": Input(good),
@@ -172,6 +179,8 @@ def inputs() -> dict[str, Input]:
         "restart marker missing": Input(write(restarts("missing"))),
         "restart marker with a wrong number": Input(write(restarts("wrong"))),
         "bytes of the scan overwritten": Input(write(scribbled(jpeg))),
+        "an end marker in the middle of the scan": Input(write(within(b"\xff\xd9"))),
+        "bytes between two segments of the header": Input(write(jpeg[:tables] + bytes(9) + jpeg[tables:])),
         **{f"EXIF orientation {n}": Input(write(exif(n))) for n in range(1, 9)},
         "1 MB of ICC blocks before the frame header": Input(write(encoded(icc_profile=bytes(range(256)) * 4096))),
         "60 kB of EXIF before the frame header": Input(write(exif(1, 60_000))),
@@ -195,6 +204,9 @@ def inputs() -> dict[str, Input]:
         "a name that is not UTF-8": Input(good),
         "a link to an image": Input(_link),
         "a folder named x.JPEG": Input(_folder),
+        "a stray marker in the scan": Input(write(within(b"\xff\x02")), readable=False, hidden=True),
+        "another frame header in the scan": Input(write(within(b"\xff\xc0")), readable=False, hidden=True),
+        "another image's header in the scan": Input(write(within(jpeg[:300])), readable=False, hidden=True),
         "cut in the header": Input(write(jpeg[:100]), readable=False),
         "cut in the body": Input(write(jpeg[: len(jpeg) // 2]), readable=False),
         "cut PNG": Input(write(encoded(format="PNG")[:-800]), readable=False),

@@ -37,7 +37,8 @@ def named(condition: Callable[[Input], bool]) -> list[str]:
 
 
 READABLE = named(lambda case: case.readable)
-BROKEN = named(lambda case: not case.readable and case.later is None)
+BROKEN = named(lambda case: not case.readable and case.later is None and not case.hidden)
+HIDDEN = named(lambda case: case.hidden)
 LATER = named(lambda case: case.later is not None)
 
 
@@ -204,6 +205,25 @@ def test_a_file_that_changes_later_loses_that_sample_alone(
     strict = loader(index, TRAIN, backend)
     with strict, pytest.raises(BadImageError, match="00007"):
         epoch(strict)
+
+
+def test_what_only_a_decoder_finds_is_lost_on_every_backend(tmp_path: Path) -> None:
+    """In every epoch, whatever the crop, and evaluating too; with the same substitutes."""
+    root, added = with_broken(tmp_path / "data", HIDDEN)
+    index = SampleIndex.from_folder(root)
+    assert not index.broken.any()
+    epochs = []
+    for backend in ["dali", "torchvision"] if dali_available()[0] else ["torchvision"]:
+        with loader(index, TRAIN, backend, on_error="replace", max_broken=0.5) as ours:
+            epochs.append(torch.cat([epoch(ours)[0] for _ in range(3)]))
+            assert set(ours.failures) == {str(path) for path in added}
+        with loader(index, EVAL, backend, on_error="skip", max_broken=0.5) as ours:
+            _, targets = epoch(ours)
+            assert {index.path(int(i)) for i in targets.eq(-100).nonzero()} == {str(path) for path in added}
+        with loader(index, TRAIN, backend) as ours, pytest.raises(BadImageError, match="broken data stream"):
+            epoch(ours)
+    for images in epochs[1:]:
+        assert (images - epochs[0]).abs().mean((1, 2, 3)).max() < 0.02
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
