@@ -1,9 +1,9 @@
 /* Pillow's warps, filters and enhancements on planar memory: uint8 [3, height, width], contiguous.
 
-   The bytes are Pillow's (and torchvision's for the hue): the same arithmetic in the same order, where Pillow takes one
-   pixel at a time through function pointers and keeps a fourth channel. pixel_ops.py and batch_stage.py have the Python
-   form beside each call, which takes over where this module was not built. Arguments are checked there; here only
-   against memory. */
+   The bytes are Pillow's (torchvision's where it says so): the same arithmetic in the same order, where Pillow takes one
+   pixel at a time through function pointers and torch makes many passes. pixel_ops.py and batch_stage.py have the Python
+   form of everything, which takes over where this module was not built. Arguments are checked there; here only against
+   memory. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -18,7 +18,7 @@
 
 /* One machine-code form per instruction set, chosen when the module is loaded. */
 #if defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define EACH_CPU __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
+#define EACH_CPU __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define EACH_CPU
 #endif
@@ -92,8 +92,8 @@ EACH_CPU static void sources(const double *m, long x, long y, long n, double *re
     }
 }
 
-/* For n sources inside of the image: the place `at` of the first of the 4 x 4 pixels around each, in a copy with a
-   border, and, in u and v, the fractions. Whether the places follow one another. */
+/* For n sources inside of the image: `at` is the place of the first of the 4 x 4 pixels around each, in a copy with a
+   border; u and v become the fractions. Returns whether the places follow one another. */
 EACH_CPU static int places(long stride, long n, double *restrict u, double *restrict v, int *restrict at)
 {
     int apart = 0;
@@ -181,6 +181,9 @@ static void copy_with_border(const u8 *in, long height, long width, u8 *copy)
     }
 }
 
+/* False for NaN. */
+#define INSIDE(i) (u[i] >= 0.0 && u[i] < (double)width && v[i] >= 0.0 && v[i] < (double)height)
+
 static void warp_rows(const struct warp *w)
 {
     const long height = w->height, width = w->width, plane = height * width, stride = width + 2 * BORDER;
@@ -194,8 +197,7 @@ static void warp_rows(const struct warp *w)
             int at[CHUNK];
             long n = width - x < CHUNK ? width - x : CHUNK, first = 0, end = n;
             sources(m, x, y, n, u, v);
-/* u and v are monotone, so that what lies inside is one run. NaN is outside. */
-#define INSIDE(i) (u[i] >= 0.0 && u[i] < (double)width && v[i] >= 0.0 && v[i] < (double)height)
+            /* u and v are monotone, so that what lies inside is one run. */
             while (first < end && !INSIDE(first))
                 first++;
             while (end > first && !INSIDE(end - 1))
@@ -230,8 +232,7 @@ static void warp(const struct warp *w)
     struct warp turned = *w;
     turned.in = in, turned.out = out;
     turned.height = width, turned.width = height;
-    for (int i = 0; i < 6; i++)
-        turned.matrix[i] = m[(const int[]){4, 3, 5, 1, 0, 2}[i]];
+    memcpy(turned.matrix, (const double[]){m[4], m[3], m[5], m[1], m[0], m[2]}, sizeof turned.matrix);
     for (int c = 0; c < 3; c++)
         transpose(w->in + c * plane, height, width, in + c * plane);
     warp_rows(&turned);
@@ -308,6 +309,13 @@ static inline int luma(int red, int green, int blue)
     return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16;
 }
 
+/* ImageFilter.SMOOTH of the middle one of nine pixels, itself five times; the quotient is exact to 6563. */
+static inline int smooth(const u8 *above, const u8 *p, const u8 *below)
+{
+    uint32_t sum = above[-1] + above[0] + above[1] + p[-1] + 5 * p[0] + p[1] + below[-1] + below[0] + below[1];
+    return (int)((sum + 6) * 5042 >> 16); /* sum / 13, rounded */
+}
+
 EACH_CPU static void color(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
 {
     const long n = height * width;
@@ -327,7 +335,7 @@ EACH_CPU static void contrast(const u8 *restrict in, u8 *restrict out, u8 *room,
     uint64_t sum = 0;
     for (long i = 0; i < n; i++)
         sum += (uint32_t)luma(in[i], in[n + i], in[2 * n + i]);
-    int mean = (int)((double)sum / n + 0.5);
+    const int mean = (int)((double)sum / n + 0.5);
     for (long i = 0; i < 3 * n; i++)
         out[i] = blend(mean, in[i], factor);
 }
@@ -344,36 +352,89 @@ EACH_CPU static void grayscale(const u8 *restrict in, u8 *restrict out, u8 *room
 {
     const long n = height * width;
     for (long i = 0; i < n; i++)
-        out[i] = (u8)luma(in[i], in[n + i], in[2 * n + i]);
-    memcpy(out + n, out, (size_t)n);
-    memcpy(out + 2 * n, out, (size_t)n);
+        out[i] = out[n + i] = out[2 * n + i] = (u8)luma(in[i], in[n + i], in[2 * n + i]);
 }
 
-/* ImageFilter.SMOOTH: the sum of the 3 x 3 pixels around, the middle five times, over 13. The border stays. */
 EACH_CPU static void sharpness(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
 {
     const float factor = (float)arg;
-    memcpy(out, in, (size_t)(3 * height * width));
-    for (long y = 0; y < 3 * height; y++) {
-        if (y % height == 0 || y % height == height - 1)
-            continue;
-        const u8 *p = in + y * width, *above = p - width, *below = p + width;
-        u8 *to = out + y * width;
-        for (long x = 1; x < width - 1; x++) {
-            unsigned sum = above[x - 1] + above[x] + above[x + 1] + p[x - 1] + 5 * p[x] + p[x + 1] + below[x - 1] +
-                           below[x] + below[x + 1];
-            to[x] = blend((int)((sum + 6) * 5042 >> 16), p[x], factor); /* sum / 13, rounded: exact to 6563 */
-        }
+    memcpy(out, in, (size_t)(3 * height * width)); /* the border stays */
+    for (long y = 0; y < 3 * height; y++)
+        if (y % height > 0 && y % height < height - 1)
+            for (long x = y * width + 1; x < y * width + width - 1; x++)
+                out[x] = blend(smooth(in + x - width, in + x, in + x + width), in[x], factor);
+}
+
+/* ---- torchvision's, on tensors: in float ---- */
+
+static int fused; /* whether torch adds a product in one step on this CPU; Python has tried */
+
+#define PLUS(a, factor, b) (fma ? __builtin_fmaf(factor, b, a) : (a) + (factor) * (b))
+/* rgb_to_grayscale, not rounded. */
+#define GRAY(i) PLUS(PLUS(in[i] * 0.2989f, 0.587f, (float)in[n + (i)]), 0.114f, (float)in[2 * n + (i)])
+
+EACH_CPU static void torch_color(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width,
+                                 double arg)
+{
+    const long n = height * width;
+    const int fma = fused;
+    const float factor = (float)arg, rest = (float)(1.0 - arg);
+    for (long start = 0; start < n; start += CHUNK) {
+        float gray[CHUNK];
+        const long size = n - start < CHUNK ? n - start : CHUNK;
+        for (long i = 0; i < size; i++)
+            gray[i] = (float)(int)GRAY(start + i);
+        for (long at = start; at < 3 * n; at += n)
+            for (long i = 0; i < size; i++)
+                out[at + i] = cut_float(PLUS(factor * in[at + i], rest, gray[i]));
     }
 }
 
-/* torchvision's adjust_hue: to HSV and back in float, `arg` turns on. */
+/* For at most 65793 pixels: then torch's float32 sum of whole numbers is exact in any order. */
+EACH_CPU static void torch_contrast(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width,
+                                    double arg)
+{
+    const long n = height * width;
+    const int fma = fused;
+    const float factor = (float)arg, rest = (float)(1.0 - arg);
+    long sum = 0;
+    for (long i = 0; i < n; i++)
+        sum += (int)GRAY(i);
+    const float mean = (float)sum / (float)n;
+    for (long i = 0; i < 3 * n; i++)
+        out[i] = cut_float(PLUS(factor * in[i], rest, mean));
+}
+
+EACH_CPU static void torch_grayscale(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width,
+                                     double arg)
+{
+    const long n = height * width;
+    const int fma = fused;
+    for (long i = 0; i < n; i++)
+        out[i] = out[n + i] = out[2 * n + i] = (u8)(int)GRAY(i);
+}
+
+EACH_CPU static void torch_sharpness(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width,
+                                     double arg)
+{
+    const int fma = fused;
+    const float rest = (float)(1.0 - arg);
+    memcpy(out, in, (size_t)(3 * height * width)); /* the border stays */
+    for (long y = 0; y < 3 * height; y++)
+        if (y % height > 0 && y % height < height - 1)
+            for (long x = y * width + 1; x < y * width + width - 1; x++) {
+                int difference = smooth(in + x - width, in + x, in + x + width) - in[x];
+                out[x] = cut_float(PLUS((float)in[x], rest, (float)difference));
+            }
+}
+
+/* adjust_hue: to HSV and back, `arg` turns on. */
 EACH_CPU static void hue(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
 {
     const long n = height * width;
-    const float turns = (float)arg;
+    const float turns = (float)arg, unit = (float)(1.0 / 255), scale = (float)(255 + 1.0 - 1e-3);
     for (long i = 0; i < n; i++) {
-        float r = in[i] * (float)(1.0 / 255), g = in[n + i] * (float)(1.0 / 255), b = in[2 * n + i] * (float)(1.0 / 255);
+        float r = in[i] * unit, g = in[n + i] * unit, b = in[2 * n + i] * unit;
         float rg = r > g ? r : g, low = r < g ? r : g, v = rg > b ? rg : b;
         float span = v - (low < b ? low : b);
         float gray = span > 0 ? 0.0f : 1.0f;
@@ -399,9 +460,9 @@ EACH_CPU static void hue(const u8 *restrict in, u8 *restrict out, u8 *room, long
         red = sector == 1 ? q : red, green = sector == 1 ? v : green, blue = sector == 1 ? p : blue;
         red = sector % 6 == 0 ? v : red, green = sector % 6 == 0 ? t : green, blue = sector % 6 == 0 ? p : blue;
         red = sector == 5 ? v : red, blue = sector == 5 ? q : blue;
-        out[i] = (u8)(int)(red * (float)(255 + 1.0 - 1e-3));
-        out[n + i] = (u8)(int)(green * (float)(255 + 1.0 - 1e-3));
-        out[2 * n + i] = (u8)(int)(blue * (float)(255 + 1.0 - 1e-3));
+        out[i] = (u8)(int)(red * scale);
+        out[n + i] = (u8)(int)(green * scale);
+        out[2 * n + i] = (u8)(int)(blue * scale);
     }
 }
 
@@ -428,14 +489,14 @@ EACH_CPU static void gather(const u8 *restrict in, long n, const uint32_t *restr
 
 /* ---- AugMix ---- */
 
-/* out = image + share * ([scale * image + sum of weight * chain] - image), the bracket cut to 0..255 and to a whole
-   number, and cut at last, as Pillow blends. */
+/* out = image + share * (mixed - image), where mixed = scale * image + the sum of weight * chain; both are cut to
+   0..255 and to whole numbers, as Pillow's blend does. */
 EACH_CPU static void mix(const u8 *image, const u8 *chains, long n, const float *weights, long count, float scale,
                          float share, u8 *restrict out)
 {
     for (long start = 0; start < n; start += CHUNK) {
         float sum[CHUNK];
-        const long size = (n - start < CHUNK ? n - start : CHUNK);
+        const long size = n - start < CHUNK ? n - start : CHUNK;
         for (long i = 0; i < size; i++)
             sum[i] = scale * (float)image[start + i];
         for (long k = 0; k < count; k++)
@@ -490,7 +551,17 @@ METHOD(contrast)
 METHOD(brightness)
 METHOD(grayscale)
 METHOD(sharpness)
+METHOD(torch_color)
+METHOD(torch_contrast)
+METHOD(torch_grayscale)
+METHOD(torch_sharpness)
 METHOD(hue)
+
+static PyObject *set_fused(PyObject *self, PyObject *value)
+{
+    fused = PyObject_IsTrue(value) == 1;
+    Py_RETURN_NONE;
+}
 
 static PyObject *run_affine(PyObject *self, PyObject *args)
 {
@@ -605,7 +676,12 @@ static PyMethodDef methods[] = {
     {"brightness", run_brightness, METH_VARARGS, IMAGE_ARG "factor"},
     {"sharpness", run_sharpness, METH_VARARGS, IMAGE_ARG "factor"},
     {"grayscale", run_grayscale, METH_VARARGS, IMAGE_ARG "ignored"},
+    {"torch_color", run_torch_color, METH_VARARGS, IMAGE_ARG "factor"},
+    {"torch_contrast", run_torch_contrast, METH_VARARGS, IMAGE_ARG "factor; at most 65793 pixels"},
+    {"torch_sharpness", run_torch_sharpness, METH_VARARGS, IMAGE_ARG "factor"},
+    {"torch_grayscale", run_torch_grayscale, METH_VARARGS, IMAGE_ARG "ignored"},
     {"hue", run_hue, METH_VARARGS, IMAGE_ARG "turns"},
+    {"set_fused", set_fused, METH_O, "(bool): whether torch adds a product in one step"},
     {"histogram", run_histogram, METH_VARARGS, "(in, counts): int64 [3, 256]"},
     {"lookup", run_lookup, METH_VARARGS, "(in, out, tables): one table of 256 bytes, or one for each plane"},
     {"gather", run_gather, METH_VARARGS, "(in, out, index, fill): one int32 index for each pixel; beyond is fill"},

@@ -602,7 +602,11 @@ _TORCH: dict[int, Callable[[_Work, int, float, int], None]] = {
 
 _JOBS: dict[int, str] = {
     Op.BRIGHTNESS: "brightness",
+    Op.COLOR: "torch_color",
+    Op.CONTRAST: "torch_contrast",
+    Op.SHARPNESS: "torch_sharpness",
     Op.HUE: "hue",
+    Op.GRAYSCALE: "torch_grayscale",
     Op.PIL_BRIGHTNESS: "brightness",
     Op.PIL_COLOR: "color",
     Op.PIL_CONTRAST: "contrast",
@@ -613,6 +617,17 @@ _JOBS: dict[int, str] = {
 _PIL_WARPS = frozenset({Op.PIL_SHEAR_X, Op.PIL_SHEAR_Y, Op.PIL_TRANSLATE_X, Op.PIL_TRANSLATE_Y, Op.PIL_ROTATE})
 
 
+def _torch_fuses() -> bool:
+    """Whether torch rounds ``a.add_(b, alpha=factor)`` once, after the product and the sum, on this CPU."""
+    small = 2.0**-12
+    one, rounded = (torch.full((64,), v, dtype=torch.float32, device="cpu") for v in (1 + small, 1 + 2 * small))
+    return bool((-rounded).add_(one, alpha=1 + small).any())  # the square of 1 + small, less what it rounds to
+
+
+if _warp is not None:
+    _warp.set_fused(_torch_fuses())
+
+
 def _in_c(work: _Work, op: int, arg: float, aux: int) -> bool:
     """Whether ``_warp`` has the operation, and then its result, the same as without it."""
     assert _warp is not None
@@ -620,11 +635,13 @@ def _in_c(work: _Work, op: int, arg: float, aux: int) -> bool:
     job = _JOBS.get(op)
     if not (warps or job) or not abs(arg) <= 1e6:
         return False
+    _, height, width = work.shape
     if op == Op.HUE:
         check_turns(arg)
-    elif op == Op.BRIGHTNESS:
+    elif job:
         check_factor(op, arg)
-    _, height, width = work.shape
+    if op == Op.CONTRAST and height * width > 65793:  # a float32 sum may round, and its order matters
+        return False
     room = work.scratch.get("room", (9 * (height + 4) * (width + 4),), torch.uint8).numpy()  # ROOM in _warp.c
     source, out = work.planar().numpy(), work.out()
     if job:

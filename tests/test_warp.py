@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from test_pixel_ops import FILL, auxes, every_case, one_by_one
+from torchvision.transforms.v2.functional import adjust_contrast
 
 from dali_imagenet import pixel_ops
 from dali_imagenet.batch_stage import run_image
 from dali_imagenet.ops import Op
-from dali_imagenet.pixel_ops import Scratch, pil_matrix
+from dali_imagenet.pixel_ops import Scratch, apply_ops_image, pil_matrix
 from dali_imagenet.policy import AugMixPlan
 
 warp = pixel_ops._warp
@@ -114,6 +115,13 @@ def test_python_gives_the_same(op: Op, size: tuple[int, int], monkeypatch: pytes
     fast = one_by_one(images, ops, arg, aux)
     monkeypatch.setattr(pixel_ops, "_warp", None)
     assert torch.equal(fast, one_by_one(images, ops, arg, aux))
+
+
+@pytest.mark.parametrize("size", [(257, 256), (256, 258)])  # the last whose sum of grays is exact, and the next
+def test_contrast_where_sums_round(size: tuple[int, int]) -> None:
+    image = torch.from_numpy(noise(*size) | 0xF0)
+    result = apply_ops_image(image, [Op.CONTRAST], [0.1], [0])
+    assert torch.equal(result, adjust_contrast(image, 0.1))
 
 
 @pytest.mark.parametrize("radius", [0.0, 0.01, 0.3, 1.0, 1.99, 2.0, 7.5, 40.0, 1000.0, -1.5])
