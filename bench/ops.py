@@ -45,7 +45,7 @@ CONTESTANTS = {
     "ours-batch": ("ours b", "ours, batched: what runs on a GPU", True),
     "v2-loop": ("v2", "torchvision v2, a loop over uint8 tensors", True),
     "pil-loop": ("PIL", "a loop over PIL images: torchvision v1, or timm for its own names", True),
-    "dali": ("DALI", "DALI's auto_aug, one thread", True),
+    "dali": ("DALI", "DALI's auto_aug", True),
     "v2-batch": ("v2 b*", "torchvision v2 on the whole batch: one draw for all", False),
     "kornia": ("kornia*", "kornia: operations drawn once a batch; color jitter is per sample", False),
     "torchaug": ("taug*", "TorchAug: operations drawn once a batch; color jitter is per sample", False),
@@ -159,16 +159,21 @@ def dali(name: str, batch: Tensor) -> Run | None:
         "trivialaugment": lambda data: trivial_augment.trivial_augment_wide(data),
         "autoaugment": lambda data: auto_augment.auto_augment(data, "image_net"),
     }
-    if name not in augment or batch.device.type != "cpu":
+    if name not in augment:
         return None
-    arrays = [image.permute(1, 2, 0).contiguous().numpy() for image in batch]
+    gpu = batch.device.type == "cuda"
+    arrays: list[Any] = [image.permute(1, 2, 0).contiguous() for image in batch]
+    if not gpu:
+        arrays = [image.numpy() for image in arrays]
 
     @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator, unused-ignore]
     def graph() -> Any:
-        data = fn.external_source(source=lambda: arrays, batch=True, layout="HWC", no_copy=True)
+        data = fn.external_source(source=lambda: arrays, batch=True, layout="HWC", no_copy=True,
+                                  device="gpu" if gpu else "cpu")  # fmt: skip
         return augment[name](data)
 
-    pipe: Any = graph(batch_size=len(batch), num_threads=torch.get_num_threads(), device_id=None,
+    device_id = torch.cuda.current_device() if gpu else None
+    pipe: Any = graph(batch_size=len(batch), num_threads=torch.get_num_threads(), device_id=device_id,
                       prefetch_queue_depth=1, exec_async=False, exec_pipelined=False, exec_dynamic=False,
                       seed=0)  # fmt: skip
     pipe.build()
