@@ -1,9 +1,9 @@
 /* Pillow's warps, filters and enhancements on planar memory: uint8 [3, height, width], contiguous.
 
-   The bytes are Pillow's (torchvision's where it says so): the same arithmetic in the same order, where Pillow takes one
-   pixel at a time through function pointers and torch makes many passes. pixel_ops.py and batch_stage.py have the Python
-   form of everything, which takes over where this module was not built. Arguments are checked there; here only against
-   memory. */
+   The bytes are Pillow's (torchvision's where it says so): the same arithmetic in the same order, where Pillow takes
+   one pixel at a time through function pointers and torch makes many passes. pixel_ops.py and batch_stage.py have the
+   Python form of everything, which takes over where this module was not built. Arguments are checked there; here only
+   against memory. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
