@@ -28,7 +28,7 @@ NEEDED = ("numpy", "PIL", "torch", "torchvision", "timm", "platformdirs", "tqdm"
 OPTIONAL = {
     "psutil": "no CPU use and no memory of processes",
     "matplotlib": "no plot",
-    "simplejpeg": "the fallback decodes with Pillow",
+    "simplejpeg": "where its own decoder was not built, the fallback decodes with Pillow",
 }
 FEWEST_SECONDS = 12.0  # left on the clock below which no further question is asked
 

@@ -15,12 +15,18 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
+    from dali_imagenet.compiled import compiled
+    from torchvision_fallback.decode import decoder_name
+
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    modules = ("torchvision_fallback._jpeg", "dali_imagenet._kernels", "dali_imagenet._warp")
+    found["compiled modules"] = ", ".join(m.partition("._")[2] for m in modules if compiled(m)) or "none"
+    found["our JPEG decoder"] = decoder_name()
     return found
 
 
