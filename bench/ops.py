@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from bench import images, machine, stats
-from dali_imagenet import draws
+from dali_imagenet import draws, pixel_ops
 from dali_imagenet.batch_stage import run_batch, run_image
 from dali_imagenet.ops import Op
 from dali_imagenet.pixel_ops import Scratch
@@ -364,7 +364,8 @@ def markdown(results: Results) -> str:
             f"- python -m bench ops {results['command']}".rstrip(),
             f"- {__doc__.split(chr(10) * 2)[1].replace(chr(10), ' ').strip()}" if __doc__ else "",
             f"- {s['rounds']} rounds of {s['batches']} batches after one dropped, {s['clock']}; a new draw for every "
-            "batch, ours from the plan's own. timm's posterize to 0 bits, which Pillow refuses, leaves the image.",
+            "batch, ours from the plan's own. timm's posterize to 0 bits, which Pillow refuses, leaves the image. "
+            f"dali_imagenet._warp was {'' if s['compiled'] else 'not '}built.",
             f"- {m['processor']}, {m['cores']} cores, {', '.join(m['gpus']) or 'no GPU'}, {m['system']}; load "
             f"{results['load']['before']} before, {results['load']['after']} after",
             "- " + ", ".join(f"{k} {v}" for k, v in results["versions"].items()),
@@ -435,7 +436,8 @@ def main(arguments: Sequence[str]) -> int:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(w for w in arguments if w != "--out" and w != str(options.out)),
         "settings": {"batch_size": size, "size": SIZE, "device": device, "threads": options.threads, "rounds": rounds,
-                     "batches": batches, "policies": wanted, "clock": clock_of(device)[1]},
+                     "batches": batches, "policies": wanted, "clock": clock_of(device)[1],
+                     "compiled": pixel_ops._warp is not None},
         "machine": machine.describe(),
         "versions": machine.versions(),
         "load": {"before": machine.load()},
