@@ -355,14 +355,26 @@ EACH_CPU static void grayscale(const u8 *restrict in, u8 *restrict out, u8 *room
         out[i] = out[n + i] = out[2 * n + i] = (u8)luma(in[i], in[n + i], in[2 * n + i]);
 }
 
+/* The outermost pixels as they were. */
+static void keep_edges(const u8 *in, long height, long width, u8 *out)
+{
+    memcpy(out, in, (size_t)width);
+    memcpy(out + (height - 1) * width, in + (height - 1) * width, (size_t)width);
+    for (long y = 0; y < height; y++) {
+        out[y * width] = in[y * width];
+        out[y * width + width - 1] = in[y * width + width - 1];
+    }
+}
+
 EACH_CPU static void sharpness(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
 {
+    const long n = height * width;
     const float factor = (float)arg;
-    memcpy(out, in, (size_t)(3 * height * width)); /* the border stays */
-    for (long y = 0; y < 3 * height; y++)
-        if (y % height > 0 && y % height < height - 1)
-            for (long x = y * width + 1; x < y * width + width - 1; x++)
-                out[x] = blend(smooth(in + x - width, in + x, in + x + width), in[x], factor);
+    for (int c = 0; c < 3; c++, in += n, out += n) {
+        for (long i = width + 1; i < n - width - 1; i++) /* in one go; what was made across the edges is lost */
+            out[i] = blend(smooth(in + i - width, in + i, in + i + width), in[i], factor);
+        keep_edges(in, height, width, out);
+    }
 }
 
 /* ---- torchvision's, on tensors: in float ---- */
@@ -417,15 +429,16 @@ EACH_CPU static void torch_grayscale(const u8 *restrict in, u8 *restrict out, u8
 EACH_CPU static void torch_sharpness(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width,
                                      double arg)
 {
+    const long n = height * width;
     const int fma = fused;
     const float rest = (float)(1.0 - arg);
-    memcpy(out, in, (size_t)(3 * height * width)); /* the border stays */
-    for (long y = 0; y < 3 * height; y++)
-        if (y % height > 0 && y % height < height - 1)
-            for (long x = y * width + 1; x < y * width + width - 1; x++) {
-                int difference = smooth(in + x - width, in + x, in + x + width) - in[x];
-                out[x] = cut_float(PLUS((float)in[x], rest, (float)difference));
-            }
+    for (int c = 0; c < 3; c++, in += n, out += n) {
+        for (long i = width + 1; i < n - width - 1; i++) {
+            int difference = smooth(in + i - width, in + i, in + i + width) - in[i];
+            out[i] = cut_float(PLUS((float)in[i], rest, (float)difference));
+        }
+        keep_edges(in, height, width, out);
+    }
 }
 
 /* adjust_hue: to HSV and back, `arg` turns on. */
