@@ -1,7 +1,8 @@
 """`python -m bench soak`: memory, descriptors, threads and speed of a loader that runs and runs.
 
 A process of its own for each backend iterates over training epochs, leaves every third one half-way, and is watched
-from outside, children included.
+from outside, children included. What else ran on the machine is watched, too: where it took more than a tenth of the
+cores, the speed says little about the loader, and is not judged.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ from typing import Any
 
 import psutil
 
-SCHEMA = "dali_imagenet soak 1"
-COLUMNS = ("seconds", "pss_mb", "rss_mb", "descriptors", "threads", "processes", "images_per_second")
+from bench.machine import cores, describe, versions
+
+SCHEMA = "dali_imagenet soak 2"
+COUNTS = ("pss_mb", "rss_mb", "descriptors", "threads", "processes", "cpu_seconds")
 WARM_UP = 0.25
 """Share of the run after which nothing may grow any more."""
 LIMITS = {"pss_mb": 0.05, "descriptors": 0.0, "threads": 0.0, "processes": 0.0}
 """How much the last quarter's median may exceed that of the quarter after the warm-up, as a share of it."""
+SLOWER = 0.1
+"""How much the speed may fall between these quarters, as a share of it."""
+BUSY = 0.1
+"""Share of the cores that others may take in these quarters; above it the speed is not judged."""
 
 
 def iterate(backend: str, data: str, batch_size: int, workers: int, seconds: float) -> None:
@@ -56,10 +63,11 @@ def iterate(backend: str, data: str, batch_size: int, workers: int, seconds: flo
 
 def usage(process: psutil.Process) -> dict[str, float]:
     """Of a process and its descendants. PSS counts memory that they share once."""
-    total = dict.fromkeys(COLUMNS[1:6], 0.0)
+    total = dict.fromkeys(COUNTS, 0.0)
     for part in (process, *process.children(recursive=True)):
         try:
             memory = part.memory_full_info()
+            total["cpu_seconds"] += sum(part.cpu_times()[:4])  # with those of children that have ended
             total["pss_mb"] += memory.pss / 2**20
             total["rss_mb"] += memory.rss / 2**20
             total["descriptors"] += part.num_fds()
@@ -70,7 +78,16 @@ def usage(process: psutil.Process) -> dict[str, float]:
     return total
 
 
+def busy() -> float:
+    """Seconds that the cores which this process may use have worked so far, for whomever; not for this process."""
+    times = psutil.cpu_times(percpu=True)
+    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(times))
+    worked = (sum(times[i]) - times[i].idle - getattr(times[i], "iowait", 0.0) for i in mine if i < len(times))
+    return float(sum(worked) - sum(psutil.Process().cpu_times()[:2]))
+
+
 def watch(backend: str, options: argparse.Namespace) -> list[dict[str, float]]:
+    """A row every 0.5 s, or 300 in all; `others` are the cores that other programs took meanwhile."""
     seconds = options.minutes * 60
     words = [backend, str(options.data), str(options.batch_size), str(options.workers), str(seconds)]
     command = [sys.executable, "-m", "bench.soak", *words]
@@ -80,8 +97,8 @@ def watch(backend: str, options: argparse.Namespace) -> list[dict[str, float]]:
         assert child.stdout is not None
         os.set_blocking(child.stdout.fileno(), False)
         process = psutil.Process(child.pid)
-        start = before = time.monotonic()
-        last, text = 0, ""
+        start = time.monotonic()
+        before, text = dict[str, float](), ""
         while child.poll() is None:
             time.sleep(interval)
             if time.monotonic() - start > seconds + 120:
@@ -91,27 +108,45 @@ def watch(backend: str, options: argparse.Namespace) -> list[dict[str, float]]:
             whole = text.rpartition("\n")[0].rpartition("\n")[2]
             if not whole or child.poll() is not None:
                 continue
-            images, now = int(whole), time.monotonic()
             try:
-                row = usage(process)
+                now = {"seconds": time.monotonic() - start, "images": float(whole), "busy": busy()} | usage(process)
             except psutil.Error:
                 break
-            rows.append({"seconds": now - start} | row | {"images_per_second": (images - last) / (now - before)})
-            last, before = images, now
+            if before:
+                rows.append(now | rates(before, now))
+            before = now
         if child.wait():
             raise RuntimeError(f"{backend}: ended with status {child.returncode}")
-    return rows[1:-1]  # the first counts what came before it was watched; the last sees it end
+    if len(rows) < 5:
+        raise RuntimeError(f"{backend}: only {len(rows)} rows; --minutes must be more")
+    return rows[:-1]  # the last sees it end
 
 
-def verdict(rows: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """What grew after the warm-up: {column: from, to, flat}."""
+def rates(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
+    """Images a second, and the cores that the process had and that others had, between two looks."""
+    seconds, images, total, own = (now[name] - before[name] for name in ("seconds", "images", "busy", "cpu_seconds"))
+    return {"images_per_second": images / seconds, "cores": own / seconds, "others": max(0.0, total - own) / seconds}
+
+
+def verdict(rows: list[dict[str, float]], cores: int) -> dict[str, dict[str, Any]]:
+    """What changed after the warm-up: {column: early, late, flat}. `flat` is None where it cannot be told."""
     rest = rows[int(len(rows) * WARM_UP) :]
     third = max(1, len(rest) // 3)
+
+    def quarters(name: str) -> tuple[float, float]:
+        early, late = (statistics.median(row[name] for row in part) for part in (rest[:third], rest[-third:]))
+        return early, late
+
     found: dict[str, dict[str, Any]] = {}
     for name, share in LIMITS.items():
-        early = statistics.median(row[name] for row in rest[:third])
-        late = statistics.median(row[name] for row in rest[-third:])
+        early, late = quarters(name)
         found[name] = {"early": round(early, 1), "late": round(late, 1), "flat": late <= early * (1 + share)}
+    early, late = quarters("images_per_second")
+    quiet = max(quarters("others")) <= BUSY * cores
+    flat = late >= early * (1 - SLOWER) if quiet else None
+    found["images_per_second"] = {"early": round(early, 1), "late": round(late, 1), "flat": flat}
+    early, late = quarters("others")
+    found["others"] = {"early": round(early, 2), "late": round(late, 2), "flat": None}
     return found
 
 
@@ -121,9 +156,9 @@ def plot(results: dict[str, Any], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = ("pss_mb", "descriptors", "threads", "images_per_second")
-    labels = ("PSS of the tree, MB", "file descriptors", "threads", "images/s")
-    figure, axes = pyplot.subplots(len(names), 1, sharex=True, figsize=(8, 9), layout="constrained")
+    names = ("pss_mb", "descriptors", "threads", "images_per_second", "others")
+    labels = ("PSS of the tree, MB", "file descriptors", "threads", "images/s", "cores that others took")
+    figure, axes = pyplot.subplots(len(names), 1, sharex=True, figsize=(8, 10), layout="constrained")
     for axis, name, label in zip(axes, names, labels, strict=True):
         for backend, rows in results["rows"].items():
             axis.plot([row["seconds"] / 60 for row in rows], [row[name] for row in rows], label=backend, linewidth=1)
@@ -137,7 +172,7 @@ def plot(results: dict[str, Any], file: Path) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """0 where everything stayed flat, 1 where something grew."""
+    """0 where everything stayed flat, as far as could be told; 1 where something did not."""
     if options.data is None:
         print("soak needs --data: an ImageFolder tree", file=sys.stderr)
         return 2
@@ -148,20 +183,25 @@ def run(options: argparse.Namespace) -> int:
         "batch_size": options.batch_size,
         "workers": options.workers,
         "recipe": "strong",
+        "machine": describe(),
+        "versions": versions(),
         "verdict": {},
         "rows": {},
     }
     for backend in options.backend.split(","):
         rows = watch(backend, options)
         results["rows"][backend] = [{name: round(value, 2) for name, value in row.items()} for row in rows]
-        results["verdict"][backend] = found = verdict(rows)
+        results["verdict"][backend] = found = verdict(rows, cores())
+        words = {True: "flat", False: "NOT FLAT", None: ""}
+        if found["images_per_second"]["flat"] is None:
+            words[None] = f"not judged: others took more than {BUSY:.0%} of the {cores()} cores"
         for name, value in found.items():
-            word = "flat" if value["flat"] else "GROWS"
-            print(f"{backend:12} {name:12} {value['early']:8.1f} -> {value['late']:8.1f}  {word}", flush=True)
+            word = words[value["flat"]] if name != "others" else ""
+            print(f"{backend:12} {name:18} {value['early']:8.1f} -> {value['late']:8.1f}  {word}", flush=True)
     (options.out / "soak.json").write_text(json.dumps(results, indent=1) + "\n")
     plot(results, options.out / "soak.png")
     print(f"wrote {options.out / 'soak.json'} and soak.png")
-    return int(not all(value["flat"] for found in results["verdict"].values() for value in found.values()))
+    return int(any(value["flat"] is False for found in results["verdict"].values() for value in found.values()))
 
 
 def parser() -> argparse.ArgumentParser:
