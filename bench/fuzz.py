@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.machine import describe, versions
+
 SCHEMA = "dali_imagenet fuzz 2"
 PER_ROUND = 500
 """Images of a round, at most; each is mutated twice."""
@@ -238,6 +240,10 @@ def run(options: argparse.Namespace) -> int:
         number += 1
     results = {
         "schema": SCHEMA,
+        "command": f"python -m bench fuzz --seed {options.seed} --count {options.count}"
+        + (" --data FOLDER" if options.data else ""),
+        "machine": describe(),
+        "versions": versions(),
         "seed": options.seed,
         "sources": len(sources),
         "mutated images": number * 2 * each,
