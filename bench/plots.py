@@ -60,8 +60,14 @@ def _bars(axes: Any, cells: list[dict[str, Any]], values: list[float], unit: str
 
 
 def _panels(count: int, rows: int) -> tuple[Any, list[Any]]:
-    figure, axes = plt.subplots(1, count, figsize=(6.2 * count, 1.3 + 0.33 * rows), squeeze=False, layout="constrained")
-    return figure, list(axes[0])
+    """Two in a row, so that they can be read on a page."""
+    across = min(count, 2)
+    down = -(-count // across)
+    size = (6.2 * across, (1.3 + 0.33 * rows) * down)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+    for empty in axes.flat[count:]:
+        empty.set_axis_off()
+    return figure, list(axes.flat[:count])
 
 
 def throughput(results: dict[str, Any], folder: Path) -> Path | None:

@@ -92,9 +92,9 @@ def recommend(results: dict[str, Any]) -> list[str]:
             text += f", {enough} workers or threads (within 5% of the best measured)"
         times = best["summary"]["batch_ms"]
         if times:
-            slow = times["p99"] / times["median"]
+            slow = times["p99"] / times["mean"]  # not the median: workers often hand over two at once
             depth = min(8, max(2, math.ceil(slow)))
-            text += f", prefetch {depth} batches (the slowest of a hundred takes {slow:.1f} times the median)"
+            text += f", prefetch {depth} batches (the slowest of a hundred takes {slow:.1f} times the mean)"
         said.append(text + ".")
     return said
 
