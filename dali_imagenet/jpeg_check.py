@@ -8,6 +8,8 @@ no decoder built on libjpeg complains: all show the same damaged picture.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from dali_imagenet.compiled import compiled
@@ -18,6 +20,7 @@ _kernels = compiled("dali_imagenet._kernels")
 _DHT, _EOI, _SOS, _DRI = 0xC4, 0xD9, 0xDA, 0xDD
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive: Huffman-coded
 _HEADER = frozenset([*_FRAMES, _DHT, _SOS, 0xDB, _DRI, *range(0xE0, 0xF0), 0xFE])  # tables, APPn and comments
+_BLOCK = 1 << 20
 _BETWEEN_SCANS = {0xC0: frozenset[int](), 0xC1: frozenset[int](), 0xC2: frozenset([_DHT, _SOS, _DRI])}
 
 
@@ -50,7 +53,7 @@ def doubt(data: bytes | memoryview) -> str:
             if not frame:
                 return "a scan without a frame header"
             if ends is None:
-                ends = iter(_markers(view, at))
+                ends = _markers(view, at)
             count = 0
             for end in ends:
                 if end < at:  # in a table between scans
@@ -67,14 +70,16 @@ def doubt(data: bytes | memoryview) -> str:
     return f"no marker at byte {at}, where one is due"
 
 
-def _markers(view: memoryview, start: int) -> list[int]:
-    """Where 0xFF is followed by anything but 0."""
-    places: list[int]
-    if _kernels is not None:
-        places = _kernels.markers(view, start)
-        return places
-    array = np.frombuffer(view, np.uint8)[start:]
-    found = array[:-1] == 0xFF
-    found &= array[1:] != 0
-    places = (np.flatnonzero(found) + start).tolist()
-    return places
+def _markers(view: memoryview, start: int) -> Iterator[int]:
+    """Where 0xFF is followed by anything but 0; found block by block, for there may be millions in a hostile file."""
+    for at in range(start, len(view) - 1, _BLOCK):
+        block = view[at : at + _BLOCK + 1]
+        if _kernels is not None:
+            found = _kernels.markers(block, 0)
+        else:
+            array = np.frombuffer(block, np.uint8)
+            marked = array[:-1] == 0xFF
+            marked &= array[1:] != 0
+            found = np.flatnonzero(marked).tolist()
+        for place in found:
+            yield at + place

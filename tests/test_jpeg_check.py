@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,25 @@ def test_pillow_decodes_whatever_passes() -> None:
     assert min(outcomes.values()) > 50
 
 
+def test_millions_of_markers_take_no_memory() -> None:
+    data = JPEG[: segment(JPEG, 0xDA)[0] + 14] + b"\xff" * 2**24
+    tracemalloc.start()
+    try:
+        assert doubt(data)
+        assert tracemalloc.get_traced_memory()[1] < 2**26  # bytes; a list of all would take 2**29
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 100])
+def test_markers_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    data = memoryview(USUAL["restarts"])
+    expected = list(jpeg_check._markers(data, 100))
+    assert len(expected) > 10
+    monkeypatch.setattr(jpeg_check, "_BLOCK", block)
+    assert list(jpeg_check._markers(data, 100)) == expected
+
+
 @pytest.mark.skipif("DALI_IMAGENET_SAMPLE" not in os.environ, reason="needs real images")
 def test_real_images_pass() -> None:
     files = sorted(Path(os.environ["DALI_IMAGENET_SAMPLE"]).rglob("*.JPEG"))[:200]
@@ -110,7 +130,7 @@ def test_compiled_search_equals_python(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
     files = [rng.choice([0, 1, 255], int(n)).astype(np.uint8).tobytes() for n in rng.integers(0, 40, 300)]
     starts = [int(rng.integers(0, len(data) + 2)) for data in files]
-    compiled = [jpeg_check._markers(memoryview(d), s) for d, s in zip(files, starts, strict=True)]
+    compiled = [list(jpeg_check._markers(memoryview(d), s)) for d, s in zip(files, starts, strict=True)]
     monkeypatch.setattr(jpeg_check, "_kernels", None)
-    assert compiled == [jpeg_check._markers(memoryview(d), s) for d, s in zip(files, starts, strict=True)]
+    assert compiled == [list(jpeg_check._markers(memoryview(d), s)) for d, s in zip(files, starts, strict=True)]
     assert any(compiled)
