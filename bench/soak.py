@@ -23,6 +23,7 @@ from bench.machine import cores, describe, versions
 
 SCHEMA = "dali_imagenet soak 2"
 COUNTS = ("pss_mb", "rss_mb", "descriptors", "threads", "processes", "cpu_seconds")
+END = "end"
 WARM_UP = 0.25
 """Share of the run after which nothing may grow any more."""
 LIMITS = {"pss_mb": 0.05, "descriptors": 0.0, "threads": 0.0, "processes": 0.0}
@@ -54,11 +55,12 @@ def iterate(backend: str, data: str, batch_size: int, workers: int, seconds: flo
         while time.monotonic() < end:
             for step, (batch, _) in enumerate(loader):
                 images += len(batch)
-                if time.monotonic() - said > 0.5:
+                if time.monotonic() - said > 0.1:
                     said = time.monotonic()
                     print(images, flush=True)
                 if time.monotonic() > end or (loader.epoch % 3 == 0 and step > len(loader) // 2):
                     break
+        print(END, flush=True)
 
 
 def usage(process: psutil.Process) -> dict[str, float]:
@@ -106,7 +108,7 @@ def watch(backend: str, options: argparse.Namespace) -> list[dict[str, float]]:
                 raise RuntimeError(f"{backend}: still running 120 s after its end")
             text = (text + (child.stdout.read() or b"").decode())[-200:]
             whole = text.rpartition("\n")[0].rpartition("\n")[2]
-            if not whole or child.poll() is not None:
+            if whole in ("", END) or child.poll() is not None:
                 continue
             try:
                 now = {"seconds": time.monotonic() - start, "images": float(whole), "busy": busy()} | usage(process)
@@ -119,7 +121,7 @@ def watch(backend: str, options: argparse.Namespace) -> list[dict[str, float]]:
             raise RuntimeError(f"{backend}: ended with status {child.returncode}")
     if len(rows) < 5:
         raise RuntimeError(f"{backend}: only {len(rows)} rows; --minutes must be more")
-    return rows[:-1]  # the last sees it end
+    return rows
 
 
 def rates(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
