@@ -428,20 +428,19 @@ class DaliEngine:
     def _one(self, alone: DaliStage, plan: BatchPlan, row: int) -> Tensor:
         from dali_imagenet.pipeline import DaliBatchError
 
+        image = self._normalized(self._render(plan, row))  # first: what neither can decode costs DALI a new pipeline
         sample = int(plan.index[row])
         if self._odd[sample]:
-            return self._normalized(self._render(plan, row))
+            return image
         path = self._plan.index.path(sample)
         try:
             alone.submit(plan.take([row]), [os.fsencode(path)], [int(self._plan.index.file_size[sample])])
-            image = alone.collect()[0]
-            reason = "" if self._sound[sample] else doubt(alone.file(0))
+            found = alone.collect()[0]
+            if self._sound[sample] or not doubt(alone.file(0)):
+                return found
         except DaliBatchError as error:
-            reason = f"DALI says {error.reason!r}"
-        if reason:
-            image = self._normalized(self._render(plan, row))
-            self._odd[sample] = True
-            log.warning("%s is decoded by Pillow from now on: %s", path, reason)
+            log.warning("%s is decoded by Pillow from now on: DALI says %r", path, error.reason)
+        self._odd[sample] = True
         return image
 
     def _render(self, plan: BatchPlan, row: int) -> Tensor:

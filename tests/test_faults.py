@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,28 @@ def test_ctrl_c_ends_it(index: SampleIndex, backend: str, workers: int, moment: 
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
             child.communicate()
+
+
+def test_ctrl_c_while_the_workers_are_stopped_is_not_lost(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = loader(index)
+    next(iter(ours))
+    real = BaseProcess.join
+    waiting = []
+
+    def join(process: BaseProcess, timeout: float | None = None) -> None:
+        if not waiting:
+            waiting.append(process)
+            signal.raise_signal(signal.SIGINT)
+        real(process, timeout)
+
+    monkeypatch.setattr(BaseProcess, "join", join)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ours.close()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    ours.close()
 
 
 @pytest.mark.parametrize(("backend", "workers"), ENGINES)

@@ -239,4 +239,7 @@ class WorkerStage:
 
     def close(self) -> None:
         """Stop the workers. The batches that the user holds stay valid."""
-        self._loader = None
+        loader, self._loader = self._loader, None
+        # Not left to the iterator's destructor, in which Python drops a Ctrl-C.
+        if loader is not None and loader._iterator is not None:
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
