@@ -39,6 +39,16 @@ def processor(job: Job) -> Iterable[Any]:
     return loader(job, dataset, len(dataset.classes), collate)
 
 
+def _table(job: Job) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    everything = {"train": "**"}  # else names with "train" in them are a split, such as a bullet train's
+    return datasets.load_dataset(
+        "imagefolder", data_dir=job.root, data_files=everything, split="train", drop_labels=False, cache_dir=job.cache
+    )
+
+
 class _Pairs:
     """datasets' dictionaries as (images, targets)."""
 
@@ -52,10 +62,7 @@ class _Pairs:
 
 def datasets_map(job: Job) -> Iterable[Any]:
     """`map(batched=True)` with the processor, computed while it is read (written out, an image takes 600 KB)."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    table = datasets.load_dataset("imagefolder", data_dir=job.root, split="train", cache_dir=job.cache)
+    table = _table(job)
     made = _processor(job)
 
     def apply(rows: Any) -> Any:
@@ -69,10 +76,7 @@ def datasets_map(job: Job) -> Iterable[Any]:
 
 
 def datasets_transform(job: Job) -> Iterable[Any]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    table = datasets.load_dataset("imagefolder", data_dir=job.root, split="train", cache_dir=job.cache)
+    table = _table(job)
     change = transform(job.spec, job.size)
 
     def apply(rows: Any) -> Any:
