@@ -14,7 +14,7 @@ EXTRA = {"rich": "rich", "matplotlib": "matplotlib", "psutil": "psutil"}
 def need_extra() -> None:
     absent = [name for module, name in EXTRA.items() if importlib.util.find_spec(module) is None]
     if absent:
-        sys.exit(f"The comparison needs {', '.join(absent)}. Install its extra: pip install -e '.[bench]'")
+        sys.exit(f"The comparison needs {', '.join(absent)}. Install its extra: pip install -e '.[compare]'")
 
 
 def parser() -> argparse.ArgumentParser:
