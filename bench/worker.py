@@ -115,6 +115,7 @@ def visit(job: Job) -> dict[str, Any]:
 
     torch.set_num_threads(max(1, job.workers))
     contestant = BY_NAME[job.contestant]
+    os.environ.update(contestant.environment)
     build = contestant.load()
     imported = time.perf_counter() - _STARTED
     contestant.convert(job)

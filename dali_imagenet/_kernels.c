@@ -8,8 +8,10 @@
 #include <string.h>
 
 /* One machine-code form for each instruction set, chosen when the module is loaded. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define EACH_CPU __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
+#elif defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define EACH_CPU __attribute__((target_clones("default", "avx2")))
 #else
 #define EACH_CPU
 #endif

@@ -17,8 +17,10 @@
 #endif
 
 /* One machine-code form per instruction set, chosen when the module is loaded. */
-#if defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define EACH_CPU __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#elif defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define EACH_CPU __attribute__((target_clones("default", "avx2")))
 #else
 #define EACH_CPU
 #endif
@@ -505,7 +507,7 @@ EACH_CPU static void gather(const u8 *restrict in, long n, const uint32_t *restr
 /* out = image + share * (mixed - image), where mixed = scale * image + the sum of weight * chain; both are cut to
    0..255 and to whole numbers, as Pillow's blend does. */
 EACH_CPU static void mix(const u8 *image, const u8 *chains, long n, const float *weights, long count, float scale,
-                         float share, u8 *restrict out)
+                         float share, u8 *out) /* which may be the image */
 {
     for (long start = 0; start < n; start += CHUNK) {
         float sum[CHUNK];
@@ -572,7 +574,10 @@ METHOD(hue)
 
 static PyObject *set_fused(PyObject *self, PyObject *value)
 {
-    fused = PyObject_IsTrue(value) == 1;
+    const int truth = PyObject_IsTrue(value);
+    if (truth < 0)
+        return NULL;
+    fused = truth;
     Py_RETURN_NONE;
 }
 

@@ -341,3 +341,24 @@ def test_unknown_names_are_refused(tiny: Path, tmp_path: Path) -> None:
     assert run.returncode == 2
     assert "nobody" in run.stderr
     assert "tv-v1-pil" in run.stderr
+
+
+def test_pure_is_pure() -> None:
+    """The variable is set before anything that looks at it is imported."""
+    code = """
+import os, sys
+from bench.contestants import BY_NAME
+import bench.worker
+os.environ.update(BY_NAME["ours-pure"].environment)
+BY_NAME["ours-pure"].load()
+from dali_imagenet import augment, image_stage, jpeg_check, pixel_ops
+from torchvision_fallback.decode import decoder_name
+modules = (augment._kernels, image_stage._kernels, jpeg_check._kernels, pixel_ops._warp)
+print([m is None for m in modules], decoder_name())
+"""
+    assert BY_NAME["ours-pure"].environment
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
+    )
+    assert done.stdout.split("]")[0] == "[True, True, True, True"
+    assert done.stdout.split()[-1] == "Pillow"

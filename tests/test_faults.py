@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -81,6 +82,40 @@ def test_a_killed_worker_is_an_error_and_the_next_iteration_works(index: SampleI
         again = [images for images, _ in ours]
         assert all(map(torch.equal, expected, again))
         assert len(again) == len(expected)
+
+
+def test_an_error_that_is_held_holds_no_worker(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its traceback would: then workers of the failed iteration would write to the slots of the next one."""
+    real = stage_module.read_pixels
+
+    def broken(samples: SampleIndex, sample: int, *rest: Any) -> Any:
+        if sample == 17:
+            raise BadImageError("17")
+        return real(samples, sample, *rest)
+
+    monkeypatch.setattr("torchvision_fallback.stage.read_pixels", broken)
+    with loader(index, multiprocessing_context="fork") as ours:
+        with pytest.raises(BadImageError) as held:
+            list(ours)
+        assert multiprocessing.active_children() == []
+        assert held.value.__traceback__ is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_closes_nothing_of_its_parent(index: SampleIndex) -> None:
+    with loader(index) as ours:
+        iteration = iter(ours)
+        first = next(iteration)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                ours.close()
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        assert len([first, *iteration]) == len(ours)
 
 
 def test_a_read_that_blocks_runs_into_the_timeout(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:

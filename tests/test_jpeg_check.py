@@ -121,8 +121,8 @@ def test_markers_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch, block:
 @pytest.mark.skipif("DALI_IMAGENET_SAMPLE" not in os.environ, reason="needs real images")
 def test_real_images_pass() -> None:
     files = sorted(Path(os.environ["DALI_IMAGENET_SAMPLE"]).rglob("*.JPEG"))[:200]
-    found = [reason for file in files if (reason := doubt(file.read_bytes()))]
-    assert len(found) <= len(files) // 50
+    assert files
+    assert [reason for file in files if (reason := doubt(file.read_bytes()))] == []
 
 
 @pytest.mark.skipif(jpeg_check._kernels is None, reason="dali_imagenet._kernels was not built")

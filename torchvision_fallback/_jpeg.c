@@ -70,6 +70,10 @@ static int decode(const Py_buffer *data, const Py_buffer *out, struct region *r,
     JDIMENSION first = r->left > MARGIN ? (JDIMENSION)(r->left - MARGIN) : 0;
     JDIMENSION end = (JDIMENSION)(r->left + r->width + MARGIN);
     JDIMENSION columns = (end < jpeg.output_width ? end : jpeg.output_width) - first;
+    if (jpeg.progressive_mode) { /* blocks may be smoothed with their neighbours, at the crop's edges too */
+        first = 0;
+        columns = jpeg.output_width;
+    }
     if (columns < jpeg.output_width)
         jpeg_crop_scanline(&jpeg, &first, &columns);
     size_t stride = (size_t)columns * 3;

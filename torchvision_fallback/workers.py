@@ -1,7 +1,7 @@
 """The fallback's engine: a DataLoader whose items are whole batches, rendered into a ring of (shared) memory.
 
 The plan travels as (epoch, step); a worker draws it itself, renders it row by row, and for a CPU target also runs the
-per-image part of the batch stage, so that nothing but the number of a ring slot comes back. A slot is free again when
+batch stage, mixing included, so that nothing but the number of a ring slot comes back. A slot is free again when
 the last tensor on its memory is gone; where none is free the worker allocates, and DataLoader's own sharing carries it.
 """
 
@@ -43,6 +43,9 @@ class Done(NamedTuple):
     images: Tensor | None
     failures: dict[int, str]
     mixed: bool
+
+
+_PARENTS: list[DataLoader[Done]] = []  # what a forked child must not end
 
 
 class _Batches(Dataset[Done]):
@@ -202,30 +205,31 @@ class WorkerStage:
             raise RuntimeError("a loader cannot be iterated in a forked child: create it there")
         results: Iterator[Done] | None = None
         while True:
-            if results is None:
-                self._tasks.epoch, self._tasks.steps, self._tasks.mix = (
-                    epoch,
-                    range(start, len(self._plan)),
-                    self.mixing,
-                )
-                with _no_interrupt():
-                    results = iter(self._loader)
             self._tasks.mix = self.mixing
             try:
-                done = next(results)
+                if results is None:
+                    self._tasks.epoch, self._tasks.steps = epoch, range(start, len(self._plan))
+                    # Workers that are there already are asked for what they had in flight, which may take time.
+                    with _no_interrupt() if self._loader._iterator is None else contextlib.nullcontext():
+                        results = iter(self._loader)
+                done = [next(results)]
             except StopIteration:
                 return
-            except Exception:  # a worker that died or hangs: the next iteration starts new ones
-                results = self._loader._iterator = None
+            except BaseException as error:
+                # A worker died or hangs, or the start was interrupted: the next iteration starts new ones.
+                if results is None or isinstance(error, Exception):
+                    results = None
+                    self._stop_workers()
                 raise
-            if (done.plan.epoch, done.plan.step) != (epoch, start):
-                raise RuntimeError(f"expected step {start} of epoch {epoch}, got {done.plan.step} of {done.plan.epoch}")
-            if done.mixed != self.mixing:  # switched meanwhile: what was in flight is made again
-                self._images(done)  # dropped: its slot is free
+            plan, failures = done[0].plan, done[0].failures
+            if (plan.epoch, plan.step) != (epoch, start):
+                raise RuntimeError(f"expected step {start} of epoch {epoch}, got {plan.step} of {plan.epoch}")
+            if done[0].mixed != self.mixing:  # switched meanwhile: what was in flight is made again
+                self._images(done.pop())  # dropped: its slot is free
                 results = None
                 continue
             start += 1
-            yield done.plan, self._images(done), done.failures
+            yield plan, self._images(done.pop()), failures  # not held here while the user has it
 
     def _images(self, done: Done) -> Tensor:
         if done.images is not None:
@@ -239,7 +243,16 @@ class WorkerStage:
 
     def close(self) -> None:
         """Stop the workers. The batches that the user holds stay valid."""
-        loader, self._loader = self._loader, None
-        # Not left to the iterator's destructor, in which Python drops a Ctrl-C.
-        if loader is not None and loader._iterator is not None:
-            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+        if self._loader is not None:
+            self._stop_workers()
+            self._loader = None
+
+    def _stop_workers(self) -> None:
+        """Now, not when the last traceback that holds them is gone, which would be in a destructor."""
+        assert self._loader is not None
+        if self._owner != os.getpid():  # a forked child's copy, whose destructor would stop the parent's workers
+            _PARENTS.append(self._loader)
+            return
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]

@@ -36,6 +36,7 @@ class Contestant:
     libraries: tuple[str, ...] = ()  # shared libraries that must be there
     kind: str = "peer"  # "peer", "ours" or "ceiling"
     prepare: str = ""  # "module:function" that converts the data set, once and unmeasured
+    environment: tuple[tuple[str, str], ...] = ()  # variables of its process, set before anything of it is imported
 
     def load(self) -> Build:
         build: Build = _function(self.build)
@@ -240,10 +241,11 @@ CONTESTANTS = (
     Contestant(
         "ours-pure",
         "ours, torchvision, pure Python",
-        "ours:pure",
+        "ours:torchvision",
         (*TRAIN, "eval"),
         kind="ours",
         note="nothing but torch, torchvision and Pillow: no compiled modules; " + TWIST,
+        environment=(("DALI_IMAGENET_PURE", "1"),),
     ),
     Contestant(
         "ours-jitter",

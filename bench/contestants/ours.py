@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -69,11 +68,6 @@ def dali_cpu(job: Job) -> Iterable[Any]:
 
 def dali_gpu(job: Job) -> Iterable[Any]:
     return _loader(job, "dali", "cuda")
-
-
-def pure(job: Job) -> Iterable[Any]:
-    os.environ["DALI_IMAGENET_PURE"] = "1"  # read when the first loader is made
-    return _loader(job, "torchvision", job.device)
 
 
 def auto_jitter(job: Job) -> Iterable[Any]:
