@@ -81,6 +81,7 @@ def throughput(results: dict[str, Any], folder: Path) -> Path | None:
         values = [r["median"] for r in rates]
         errors = [[r["median"] - r["q1"] for r in rates], [r["q3"] - r["median"] for r in rates]]
         _bars(ax, cells, values, "images a second (bars: median, lines: quartiles)", errors)
+        ax.set_ylim(len(cells) - 0.4 - max(map(len, groups.values())), len(cells) - 0.4)  # as thick in every panel
         ax.set_title(recipe)
     s, m = results["settings"], results["machine"]
     figure.suptitle(

@@ -67,7 +67,7 @@ def dali_pays(results: dict[str, Any]) -> list[str]:
     for recipe in ("classic", "strong"):
         cells = measured(results, "loaders", recipe)
         dali = [c for c in cells if "dali" in c["contestant"]]
-        other = [c for c in cells if "dali" not in c["contestant"]]
+        other = [c for c in cells if "dali" not in c["contestant"] and c["contestant"] != "ours-jitter"]
         if not dali or not other:
             continue
         ratio = rate(dali[0]) / rate(other[0])
@@ -81,7 +81,8 @@ def recommend(results: dict[str, Any]) -> list[str]:
     said = []
     for recipe in ("strong", "classic"):
         ours = [c for c in measured(results, "loaders", recipe) if c["contestant"].startswith("ours")]
-        ours = [c for c in ours if c["contestant"] != "ours-pure"]  # that is no choice, but what an installation lacks
+        # no choices: what an installation lacks, and what a recipe asks for
+        ours = [c for c in ours if c["contestant"] not in ("ours-pure", "ours-jitter")]
         if not ours:
             continue
         best = ours[0]
