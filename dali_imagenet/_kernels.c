@@ -129,6 +129,362 @@ static PyObject *recolor(PyObject *self, PyObject *args) { return run(args, "Oy*
 
 static PyObject *normalize(PyObject *self, PyObject *args) { return run(args, "Oy*w*:normalize", 6, sizeof(float)); }
 
+/* ---- torch's antialiased resize of uint8 images, to the bit ----
+
+   What torch.ops.aten._upsample_bilinear2d_aa and _upsample_bicubic2d_aa give: weights made in double and rounded to
+   int16 with as many bits as the largest allows; first across, rounded to uint8, then down. Here only what a window
+   needs is computed, and of what lies in between only the lines are kept that the next line of the output looks at:
+   they stay in the first cache. They are kept in pairs, pixel beside pixel, as the instruction wants them that
+   multiplies two by two and adds. Elsewhere than on x86-64 torch's own form may be the faster one. */
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#include <math.h>
+
+#define LIMIT ((Py_ssize_t)1 << 24) /* of sizes, scales and weights: their products stay far from overflow */
+#define STEP 32                     /* pixels of a line computed at a time: lines have room for a multiple */
+
+struct axis { /* what each pixel of the window is made of, along one axis */
+    Py_ssize_t in, out, first, count; /* sizes before and after, and the window of the latter */
+    double scale;
+    int taps, precision; /* weights a pixel, an even number; their bits behind the point */
+    int32_t *start;      /* [padded(count)] the first pixel that is looked at */
+    int16_t *weight;     /* [padded(count), taps] */
+    void *memory;
+};
+
+static Py_ssize_t padded(Py_ssize_t count) { return (count + STEP - 1) / STEP * STEP; }
+
+static inline double filter(double x, int cubic)
+{
+    const double a = -0.5;
+    x = fabs(x);
+    if (!cubic)
+        return x < 1.0 ? 1.0 - x : 0.0;
+    if (x < 1.0)
+        return ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0;
+    return x < 2.0 ? ((a * x - 5.0 * a) * x + 8.0 * a) * x - 4.0 * a : 0.0;
+}
+
+/* The weights of one pixel of the output; returns how many, and from where. */
+static inline int weigh(const struct axis *axis, int cubic, double support, int most, Py_ssize_t i, double *weight,
+                        int32_t *from)
+{
+    double center = axis->scale * (i + 0.5), inverse = axis->scale >= 1.0 ? 1.0 / axis->scale : 1.0, total = 0;
+    int64_t low = (int64_t)(center - support + 0.5), high = (int64_t)(center + support + 0.5);
+    low = low < 0 ? 0 : low;
+    high = high > axis->in ? axis->in : high;
+    int64_t found = high - low;
+    int count = found < 0 ? 0 : found > most ? most : (int)found;
+    for (int j = 0; j < count; j++) {
+        weight[j] = filter((j + low - center + 0.5) * inverse, cubic);
+        total += weight[j];
+    }
+    for (int j = 0; j < count && total != 0.0; j++)
+        weight[j] /= total;
+    *from = (int32_t)(low < axis->in ? low : axis->in - 1);
+    return count;
+}
+
+/* Fill the tables, each start a multiple of `even`. 0, -1 out of memory, or -2 where integers cannot hold the sums. */
+static int fill(struct axis *axis, int cubic, int even, int mirrored)
+{
+    double support = (cubic ? 2 : 1) * (axis->scale >= 1.0 ? axis->scale : 1.0), limit = ceil(support) * 2 + 1;
+    Py_ssize_t most = limit < axis->in ? (Py_ssize_t)limit : axis->in, count = axis->count, room = padded(count);
+    if (most > 16 * LIMIT / (room + 1))
+        return -2;
+    size_t size = (count + 1) * most * sizeof(double) + (2 * count + 2 + room) * sizeof(int32_t);
+    double *exact = axis->memory = malloc(size + room * (most + 2) * sizeof(int16_t));
+    if (exact == NULL)
+        return -1;
+    int32_t *from = (int32_t *)(exact + (count + 1) * most), *taps = from + count + 1;
+    axis->start = taps + count + 1;
+    axis->weight = (int16_t *)(axis->start + room);
+
+    double largest = 0; /* of all of the output: it decides the precision */
+    axis->taps = 2;
+    for (Py_ssize_t i = 0; i < axis->out; i++) {
+        Py_ssize_t at = i - axis->first;
+        int inside = at >= 0 && at < count;
+        at = inside ? at : count; /* what is outside is forgotten */
+        double *weight = exact + at * most;
+        if (axis->in == axis->out) { /* torch leaves such an axis alone, whatever the factor */
+            from[at] = (int32_t)i;
+            taps[at] = 1;
+            *weight = 1;
+        } else
+            taps[at] = weigh(axis, cubic, support, (int)most, i, weight, from + at);
+        for (int j = 0; j < taps[at]; j++)
+            largest = weight[j] > largest ? weight[j] : largest;
+        int wanted = (from[at] % even + taps[at] + 1) & ~1;
+        axis->taps = inside && wanted > axis->taps ? wanted : axis->taps;
+    }
+    if (!(largest < 1 << 13))
+        return -2;
+    for (axis->precision = 0; axis->precision < 22; axis->precision++)
+        if ((int)(0.5 + largest * (1 << (axis->precision + 1))) >= 1 << 15)
+            break;
+
+    memset(axis->weight, 0, room * axis->taps * sizeof(int16_t));
+    for (Py_ssize_t i = 0; i < count; i++) {
+        Py_ssize_t at = mirrored ? count - 1 - i : i;
+        int16_t *weight = axis->weight + at * axis->taps + from[i] % even;
+        int32_t sum = 0;
+        axis->start[at] = from[i] / even * even;
+        for (int j = 0; j < taps[i]; j++) {
+            double value = exact[i * most + j] * (1 << axis->precision);
+            if (!(fabs(value) < 32767))
+                return -2;
+            weight[j] = (int16_t)(value < 0 ? value - 0.5 : value + 0.5);
+            sum += weight[j] < 0 ? -weight[j] : weight[j];
+            if (sum > 1 << 23) /* 255 times as much would leave int32 */
+                return -2;
+        }
+    }
+    for (Py_ssize_t i = count; i < room; i++)
+        axis->start[i] = axis->start[count - 1];
+    return 0;
+}
+
+static inline uint8_t clamped(int32_t value) { return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value); }
+
+/* Four lines of RGB across, into two pairs: three planes of pixels of the one line beside pixels of the other. */
+static void across_plain(const struct axis *axis, const uint8_t *const rows[4], uint8_t *const to[2])
+{
+    Py_ssize_t width = padded(axis->count);
+    for (Py_ssize_t x = 0; x < axis->count; x++) {
+        const int16_t *weight = axis->weight + x * axis->taps;
+        int taps = axis->taps;
+        while (taps > 1 && weight[taps - 1] == 0)
+            taps--; /* so that nothing is read behind the line */
+        for (int row = 0; row < 4; row++)
+            for (int c = 0; c < 3; c++) {
+                const uint8_t *at = rows[row] + 3 * axis->start[x] + c;
+                int32_t sum = 1 << (axis->precision - 1);
+                for (int j = 0; j < taps; j++)
+                    sum += weight[j] * at[3 * j];
+                to[row / 2][2 * (c * width + x) + row % 2] = clamped(sum >> axis->precision);
+            }
+    }
+}
+
+/* One plane of one line of the output, of `pairs` pairs of lines. */
+EACH_CPU static void down_plain(const uint8_t *const *lines, Py_ssize_t offset, int pairs, const int16_t *weight,
+                                int precision, Py_ssize_t width, uint8_t *out)
+{
+    for (Py_ssize_t x = 0; x < width; x += CHUNK) {
+        int count = width - x < CHUNK ? (int)(width - x) : CHUNK;
+        int32_t sum[CHUNK];
+        for (int i = 0; i < count; i++)
+            sum[i] = 1 << (precision - 1);
+        for (int p = 0; p < pairs; p++) {
+            const uint8_t *line = lines[p] + offset + 2 * x;
+            for (int i = 0; i < count; i++)
+                sum[i] += weight[2 * p] * line[2 * i] + weight[2 * p + 1] * line[2 * i + 1];
+        }
+        for (int i = 0; i < count; i++)
+            out[x + i] = clamped(sum[i] >> precision);
+    }
+}
+
+#define AVX2 __attribute__((target("avx2")))
+#define INLINE_AVX2 static inline __attribute__((target("avx2"), always_inline))
+
+INLINE_AVX2 __m256i two_weights(const int16_t *at)
+{
+    int32_t both;
+    memcpy(&both, at, sizeof both);
+    return _mm256_set1_epi32(both);
+}
+
+/* 16 bytes of each of two lines. */
+INLINE_AVX2 __m256i two_lines(const uint8_t *const rows[2], Py_ssize_t at)
+{
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(rows[0] + at))),
+                                   _mm_loadu_si128((const __m128i *)(rows[1] + at)), 1);
+}
+
+/* Reads 16 bytes for each four taps. */
+INLINE_AVX2 void across_line(const struct axis *axis, const uint8_t *const rows[4], uint8_t *const to[2], int pairs)
+{
+    /* of 16 bytes the first two pixels, then the next two: red beside red, green beside green, as int16 */
+    const __m256i spread[2] = {_mm256_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1,
+                                                0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1),
+                               _mm256_setr_epi8(6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1,
+                                                6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1)};
+    const __m256i planes = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,
+                                            0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m256i half = _mm256_set1_epi32(1 << (axis->precision - 1));
+    const __m128i shift = _mm_cvtsi32_si128(axis->precision);
+    Py_ssize_t plane = 2 * padded(axis->count);
+    for (Py_ssize_t x = 0; x < axis->count; x += 4) {
+        __m256i sum[2][4]; /* RGB0 of the one line and of the other, as int32 */
+        for (int k = 0; k < 4; k++) {
+            const int16_t *weight = axis->weight + (x + k) * 2 * pairs;
+            Py_ssize_t at = 3 * (Py_ssize_t)axis->start[x + k];
+            __m256i a = half, b = half;
+            for (int p = 0; p < pairs; p += 2) {
+                __m256i first = two_lines(rows, at + 6 * p), second = two_lines(rows + 2, at + 6 * p);
+                for (int i = 0; i < 2 && p + i < pairs; i++) {
+                    __m256i weights = two_weights(weight + 2 * (p + i));
+                    a = _mm256_add_epi32(a, _mm256_madd_epi16(_mm256_shuffle_epi8(first, spread[i]), weights));
+                    b = _mm256_add_epi32(b, _mm256_madd_epi16(_mm256_shuffle_epi8(second, spread[i]), weights));
+                }
+            }
+            sum[0][k] = _mm256_sra_epi32(a, shift);
+            sum[1][k] = _mm256_sra_epi32(b, shift);
+        }
+        for (int i = 0; i < 2; i++) {
+            __m256i four = _mm256_packus_epi16(_mm256_packs_epi32(sum[i][0], sum[i][1]),
+                                               _mm256_packs_epi32(sum[i][2], sum[i][3]));
+            four = _mm256_shuffle_epi8(four, planes);
+            __m128i upper = _mm256_castsi256_si128(four), lower = _mm256_extracti128_si256(four, 1);
+            __m128i both = _mm_unpacklo_epi8(upper, lower);
+            _mm_storel_epi64((__m128i *)(to[i] + 2 * x), both);
+            _mm_storel_epi64((__m128i *)(to[i] + plane + 2 * x), _mm_unpackhi_epi64(both, both));
+            _mm_storel_epi64((__m128i *)(to[i] + 2 * plane + 2 * x), _mm_unpackhi_epi8(upper, lower));
+        }
+    }
+}
+
+AVX2 static void across_avx2(const struct axis *axis, const uint8_t *const rows[4], uint8_t *const to[2])
+{
+    switch (axis->taps / 2) { /* a loop of known length is no loop */
+    case 1: across_line(axis, rows, to, 1); break;
+    case 2: across_line(axis, rows, to, 2); break;
+    case 3: across_line(axis, rows, to, 3); break;
+    case 4: across_line(axis, rows, to, 4); break;
+    default: across_line(axis, rows, to, axis->taps / 2);
+    }
+}
+
+AVX2 static void down_avx2(const uint8_t *const *lines, Py_ssize_t offset, int pairs, const int16_t *weight,
+                           int precision, Py_ssize_t width, uint8_t *out)
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m128i shift = _mm_cvtsi32_si128(precision);
+    for (Py_ssize_t x = 0; x < width; x += STEP) {
+        __m256i sum[4];
+        for (int k = 0; k < 4; k++)
+            sum[k] = _mm256_set1_epi32(1 << (precision - 1));
+        for (int p = 0; p < pairs; p++) {
+            const uint8_t *line = lines[p] + offset + 2 * x;
+            __m256i weights = two_weights(weight + 2 * p);
+            for (int k = 0; k < 4; k++) {
+                __m256i pixels = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(line + 16 * k)));
+                sum[k] = _mm256_add_epi32(sum[k], _mm256_madd_epi16(pixels, weights));
+            }
+        }
+        for (int k = 0; k < 4; k++)
+            sum[k] = _mm256_sra_epi32(sum[k], shift);
+        __m256i all = _mm256_packus_epi16(_mm256_packs_epi32(sum[0], sum[1]), _mm256_packs_epi32(sum[2], sum[3]));
+        all = _mm256_permutevar8x32_epi32(all, order);
+        if (width - x >= STEP) {
+            _mm256_storeu_si256((__m256i *)(out + x), all);
+        } else {
+            uint8_t last[STEP];
+            _mm256_storeu_si256((__m256i *)last, all);
+            memcpy(out + x, last, width - x);
+        }
+    }
+}
+
+/* The window, as `across` and `down` describe it. -1 out of memory. */
+static int resize_window(const uint8_t *pixels, Py_ssize_t stride, const struct axis *across, const struct axis *down,
+                         int vflip, int plain, uint8_t *out)
+{
+    plain = plain || !__builtin_cpu_supports("avx2");
+    Py_ssize_t width = across->count, height = down->count, plane = 2 * padded(width), line = 3 * across->in;
+    Py_ssize_t reach = line; /* bytes of a line that are read: beyond its end only what weighs nothing */
+    for (Py_ssize_t x = 0; x < width && !plain; x++) {
+        Py_ssize_t end = 3 * (Py_ssize_t)across->start[x] + 6 * ((across->taps / 2 - 1) & ~1) + 16;
+        reach = end > reach ? end : reach;
+    }
+    int pairs = down->taps / 2, slots = pairs + 1; /* two pairs are made at a time */
+    uint8_t *memory = calloc(1, pairs * sizeof(uint8_t *) + 64 + slots * 3 * plane + 4 * reach);
+    if (memory == NULL)
+        return -1;
+    const uint8_t **lines = (const uint8_t **)memory;
+    uint8_t *ring = memory + pairs * sizeof(uint8_t *);
+    ring += -(uintptr_t)ring & 63;
+    uint8_t *copies = ring + slots * 3 * plane;
+
+    Py_ssize_t last = (down->in - 1) / 2, ready = 0; /* pairs of lines of the input */
+    for (Py_ssize_t y = 0; y < height; y++) {
+        Py_ssize_t first = down->start[y] / 2;
+        for (ready = ready < first ? first : ready; ready < first + pairs && ready <= last; ready += 2) {
+            const uint8_t *rows[4];
+            uint8_t *to[2] = {ring + ready % slots * 3 * plane, ring + (ready + 1) % slots * 3 * plane};
+            for (int i = 0; i < 4; i++) {
+                Py_ssize_t row = 2 * ready + i < down->in ? 2 * ready + i : down->in - 1;
+                rows[i] = pixels + row * stride;
+                if (reach > line && (stride <= 0 || row * stride + reach > (down->in - 1) * stride + line))
+                    rows[i] = memcpy(copies + i * reach, rows[i], line);
+            }
+            (plain ? across_plain : across_avx2)(across, rows, to);
+        }
+        for (int p = 0; p < pairs; p++) /* behind the last pair they weigh nothing */
+            lines[p] = ring + (first + p < last ? first + p : last) % slots * 3 * plane;
+        for (int c = 0; c < 3; c++)
+            (plain ? down_plain : down_avx2)(lines, c * plane, pairs, down->weight + y * down->taps, down->precision,
+                                             width, out + (c * height + (vflip ? height - 1 - y : y)) * width);
+    }
+    free(memory);
+    return 0;
+}
+
+/* Whether sizes, factor and window make sense. */
+static int set_axis(struct axis *axis, double factor)
+{
+    axis->scale = factor == 0 ? (double)axis->in / axis->out : 1.0 / factor;
+    return axis->in >= 1 && axis->in <= LIMIT && axis->out >= 1 && axis->out <= LIMIT && axis->scale > 0 &&
+           axis->scale <= LIMIT && axis->first >= 0 && axis->count >= 1 && axis->count <= axis->out &&
+           axis->first <= axis->out - axis->count;
+}
+
+static PyObject *resize(PyObject *self, PyObject *args)
+{
+    PyObject *source;
+    Py_buffer pixels, out;
+    struct axis down = {0}, across = {0};
+    double factors[2];
+    int cubic, vflip, hflip, plain = 0;
+    if (!PyArg_ParseTuple(args, "O(nn)(dd)p(nnnn)(pp)w*|p:resize", &source, &down.out, &across.out, factors, factors + 1,
+                          &cubic, &down.first, &across.first, &down.count, &across.count, &vflip, &hflip, &out, &plain))
+        return NULL;
+    if (PyObject_GetBuffer(source, &pixels, PyBUF_STRIDES) < 0) {
+        PyBuffer_Release(&out);
+        return NULL;
+    }
+    int failed = -2;
+    if (pixels.ndim == 3 && pixels.itemsize == 1 && pixels.shape[2] == 3 && pixels.strides[2] == 1 &&
+        (pixels.shape[1] == 1 || pixels.strides[1] == 3)) {
+        down.in = pixels.shape[0];
+        across.in = pixels.shape[1];
+        if (set_axis(&down, factors[0]) && set_axis(&across, factors[1]) &&
+            out.len == 3 * down.count * across.count) {
+            Py_BEGIN_ALLOW_THREADS
+            failed = fill(&down, cubic, 2, 0);
+            failed = failed ? failed : fill(&across, cubic, 1, hflip);
+            failed = failed ? failed : resize_window(pixels.buf, pixels.strides[0], &across, &down, vflip, plain, out.buf);
+            free(down.memory);
+            free(across.memory);
+            Py_END_ALLOW_THREADS
+        }
+    }
+    PyBuffer_Release(&pixels);
+    PyBuffer_Release(&out);
+    if (failed == -1)
+        return PyErr_NoMemory();
+    if (failed) {
+        PyErr_SetString(PyExc_ValueError, "wants uint8 [H, W, 3] with lines of whole pixels, sizes and factors that "
+                                          "fit, a window inside of the output, and room for it");
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+#endif
+
 static PyObject *markers(PyObject *self, PyObject *args)
 {
     Py_buffer data;
@@ -161,6 +517,14 @@ static PyMethodDef methods[] = {
      "normalize(pixels, numbers, out)\n\n"
      "out = pixels * scale + bias: pixels uint8 [3, H, W] with any strides, numbers float32 [6] (three scales, three\n"
      "biases), out float32 [3, H, W], contiguous."},
+#ifdef __x86_64__
+    {"resize", resize, METH_VARARGS,
+     "resize(pixels, size, factors, cubic, window, flips, out, plain=False)\n\n"
+     "A window of the antialiased bilinear or bicubic resize that torch gives, flipped: pixels uint8 [H, W, 3], lines\n"
+     "any number of bytes apart; size: height and width that they are resized to; factors: by how much, or 0 where the\n"
+     "sizes say it; window: top, left, height, width; flips: vertical, horizontal; out uint8 [3, height, width],\n"
+     "contiguous. plain: without AVX2."},
+#endif
     {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernels", NULL, 0, methods, NULL, NULL, NULL, NULL};

@@ -64,14 +64,26 @@ def render(
     Returns:
         uint8 [3, S, S], strides as they fall.
     """
-    view = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    resize, _ = _RESIZE[interpolation]
+    (height, width), size = part.size, plan.size
     top, left = plan.crop[row].tolist()
-    image = _window(resize(view, part.size, False, *part.factors)[0], top, left, plan.size)
-    flips = [axis for axis, flip in ((1, plan.vflip[row]), (2, plan.hflip[row])) if flip]
-    if flips:
-        image = image.flip(flips)
+    inside = 0 <= top <= height - size and 0 <= left <= width - size
+    if inside and _kernels is not None and hasattr(_kernels, "resize"):
+        image = torch.empty((3, size, size), dtype=torch.uint8)
+        factors = part.factors[0] or 0.0, part.factors[1] or 0.0
+        window, mirrored = (top, left, size, size), (plan.vflip[row], plan.hflip[row])
+        _kernels.resize(pixels, part.size, factors, interpolation == "bicubic", window, mirrored, image.numpy())
+    else:
+        image = _window(_resized(pixels, part, interpolation), top, left, size)
+        flips = [axis for axis, flip in ((1, plan.vflip[row]), (2, plan.hflip[row])) if flip]
+        if flips:
+            image = image.flip(flips)
     return image if plan.color is None or not color else recolor(image, plan.color[row])
+
+
+def _resized(pixels: npt.NDArray[np.uint8], part: Part, interpolation: str) -> Tensor:
+    resize, _ = _RESIZE[interpolation]
+    image: Tensor = resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], part.size, False, *part.factors)[0]
+    return image
 
 
 def _window(image: Tensor, top: int, left: int, size: int) -> Tensor:

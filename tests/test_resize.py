@@ -1,0 +1,195 @@
+"""The compiled resize: torch's antialiased resize of uint8 images to the bit, within a window, and nowhere else."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from dali_imagenet import image_stage
+
+kernels: Any = image_stage._kernels
+if not hasattr(kernels, "resize"):
+    pytest.skip("dali_imagenet._kernels was not built, or not for x86-64", allow_module_level=True)
+
+Pixels = npt.NDArray[np.uint8]
+CUBIC = {"bilinear": False, "bicubic": True}
+# Without AVX2 torch itself is wrong where the output is one pixel wide.
+NARROWEST = 1 if "AVX" in torch.backends.cpu.get_cpu_capability() else 2
+
+
+def reference(pixels: Pixels, size: tuple[int, int], factors: tuple[float, float], interpolation: str) -> Pixels:
+    resize, _ = image_stage._RESIZE[interpolation]
+    view = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    result: Pixels = resize(view, size, False, *(f or None for f in factors))[0].numpy()
+    return result
+
+
+def picture(rng: np.random.Generator, height: int, width: int) -> Pixels:
+    """Noise, black and white noise, a checkerboard or a plane; a part of a larger one, or not."""
+    whole = rng.integers(0, 256, (height + 2, width + 3, 3), dtype=np.uint8)
+    kind = rng.integers(4)
+    if kind == 1:
+        whole = np.where(whole > 127, 255, 0).astype(np.uint8)
+    elif kind == 2:
+        whole[:] = 255 * (np.indices(whole.shape[:2]).sum(0) % 2)[..., None]
+    elif kind == 3:
+        whole[:] = rng.choice([0, 255])
+    part = whole[1 : height + 1, 2 : width + 2]
+    return [part, np.ascontiguousarray(part), whole[2:, 3:], part[::-1].copy()[::-1]][rng.integers(4)]
+
+
+def length(rng: np.random.Generator) -> int:
+    return int(rng.integers(1, (5, 40, 300, 700)[rng.integers(4)]))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_it_is_torchs_to_the_bit(interpolation: str) -> None:
+    rng = np.random.default_rng(CUBIC[interpolation])
+    for trial in range(600):
+        height, width, h, w = (length(rng) for _ in range(4))
+        if trial % 10 == 0:
+            h = height
+        if trial % 15 == 0:
+            w = width
+        if trial % 50 == 1:
+            height *= 10
+        if trial % 50 == 2:
+            width *= 10
+        w = max(w, NARROWEST)
+        # Enlarged by more than the sizes say: as of an image that goes on to the right and below.
+        factors = h / height * rng.uniform(1, 1.3), w / width * rng.uniform(1, 1.3)
+        factors = tuple(f if rng.random() < 0.3 else 0.0 for f in factors)
+        pixels = picture(rng, height, width)
+        rows, columns = (h, w) if trial % 2 else (int(rng.integers(1, h + 1)), int(rng.integers(1, w + 1)))
+        top, left = int(rng.integers(h - rows + 1)), int(rng.integers(w - columns + 1))
+        flips = bool(rng.integers(2)), bool(rng.integers(2))
+        expected = torch.from_numpy(reference(pixels.copy(), (h, w), factors, interpolation))
+        expected = expected[:, top : top + rows, left : left + columns]
+        expected = expected.flip([axis + 1 for axis in range(2) if flips[axis]])
+        for plain in (False, True):
+            out = np.full(3 * rows * columns + 8, 7, np.uint8)
+            window = (top, left, rows, columns)
+            kernels.resize(pixels, (h, w), factors, CUBIC[interpolation], window, flips, out[:-8], plain)
+            assert (out[-8:] == 7).all()
+            assert np.array_equal(out[:-8], expected.numpy().ravel()), (pixels.shape, (h, w), factors, window, plain)
+
+
+def test_lines_may_lie_anywhere() -> None:
+    """Upside down, all the same one, overlapping: nothing else is read, whatever memory is beside them."""
+    rng = np.random.default_rng(2)
+    memory = rng.integers(0, 256, 5000, dtype=np.uint8)
+    for stride in (-120, 0, 3, 120, 121):
+        for height, width in ((1, 40), (2, 1), (9, 40), (30, 7)):
+            start = memory[4000 if stride < 0 else 0 :]
+            pixels = np.lib.stride_tricks.as_strided(start, (height, width, 3), (stride, 3, 1))
+            for plain in (False, True):
+                out = np.empty((3, 12, 10), np.uint8)
+                kernels.resize(pixels, (12, 10), (0, 0), True, (0, 0, 12, 10), (False, False), out, plain)
+                assert np.array_equal(out, reference(pixels.copy(), (12, 10), (0, 0), "bicubic"))
+
+
+GOOD: dict[str, Any] = {
+    "pixels": np.zeros((8, 9, 3), np.uint8),
+    "size": (6, 5),
+    "factors": (0.0, 0.0),
+    "cubic": True,
+    "window": (1, 1, 4, 4),
+    "flips": (False, True),
+    "out": np.zeros((3, 4, 4), np.uint8),
+}
+BAD: list[tuple[str, Any]] = [
+    ("pixels", np.zeros((8, 9, 4), np.uint8)),
+    ("pixels", np.zeros((8, 9, 6), np.uint8)[:, :, ::2]),
+    ("pixels", np.zeros((8, 18, 3), np.uint8)[:, ::2]),
+    ("pixels", np.zeros((3, 8, 9), np.uint8).transpose(1, 2, 0)),
+    ("pixels", np.zeros((8, 9, 3), np.uint8)[:, ::-1]),
+    ("pixels", np.zeros((8, 9, 3), np.float32)),
+    ("pixels", np.zeros((8, 27), np.uint8)),
+    ("pixels", np.zeros((0, 9, 3), np.uint8)),
+    ("pixels", np.zeros((8, 0, 3), np.uint8)),
+    ("pixels", np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (2**40, 1, 3))),
+    *[("size", size) for size in ((0, 5), (6, 0), (-6, 5), (2**62, 5), (4, 5), (6, 4))],
+    *[("factors", (factor, 1.0)) for factor in (-1.0, np.nan, np.inf, -np.inf, 1e-300, 1e-9)],
+    *[("factors", (1.0, factor)) for factor in (-1.0, np.nan, np.inf, -np.inf, 1e-300, 1e-9)],
+    *[("window", (top, 1, 4, 4)) for top in (-1, 3, 2**62, -(2**62))],
+    *[("window", (1, left, 4, 4)) for left in (-1, 2, 2**62, -(2**62))],
+    *[("window", (1, 1, h, w)) for h, w in ((0, 4), (4, 0), (-4, -4), (4, 5), (3, 4), (2**62, 4), (2, 8))],
+    *[("out", np.zeros(size, np.uint8)) for size in (0, 47, 49)],
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_makes_no_sense_is_refused(name: str, value: Any) -> None:
+    kernels.resize(*GOOD.values())
+    with pytest.raises(ValueError, match=r"wants uint8 \[H, W, 3\]"):
+        kernels.resize(*(GOOD | {name: value}).values())
+
+
+def test_memory_is_checked_by_python() -> None:
+    read_only = np.zeros((3, 4, 4), np.uint8)
+    read_only.flags.writeable = False
+    for name, value in (("out", read_only), ("pixels", None), ("pixels", 3)):
+        with pytest.raises((TypeError, ValueError, BufferError)):
+            kernels.resize(*(GOOD | {name: value}).values())
+    frozen = GOOD["pixels"].copy()
+    frozen.flags.writeable = False
+    kernels.resize(*(GOOD | {"pixels": frozen}).values())
+
+
+def test_weights_that_integers_cannot_hold_are_refused() -> None:
+    """Factors far from the sizes: of a cubic only the negative side and the border of the positive one is inside."""
+    refused = 0
+    for factor in np.linspace(0.02, 0.3, 400):
+        arguments = GOOD | {"size": (20, 5), "factors": (factor, 0.0)}
+        try:
+            kernels.resize(*arguments.values())
+        except ValueError:
+            refused += 1
+    assert 0 < refused < 100
+
+
+def plans(rng: np.random.Generator, train: bool) -> Any:
+    """A plan's row with an image's size: random boxes, or evaluation, where images may be smaller than the window."""
+    height, width = (int(n) for n in rng.integers(1, 300, 2))
+    size = int(rng.choice([2, 31, 32, 96, 224]))
+    if train:
+        h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+        box = [int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w]
+        resize, crop = np.array([[size, size]]), np.zeros((1, 2), int)
+    else:
+        box, source = [0, 0, height, width], np.array([[height, width]])
+        resize = np.maximum(1, int(rng.integers(size // 2 + 1, 2 * size)) * source // source.min())
+        crop = np.round((resize - size) / 2).astype(int)
+    hflip, vflip = rng.integers(0, 2, (2, 1), dtype=bool)
+    color = (np.eye(3, 4) + rng.normal(size=(1, 3, 4)) * 0.3).astype(np.float32) if rng.integers(2) else None
+    plan = SimpleNamespace(size=size, box=np.array([box]), resize=resize, crop=crop, hflip=hflip, vflip=vflip)
+    plan.color = color
+    return plan, rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("train", [True, False])
+def test_the_image_stage_is_the_same_without_it(
+    train: bool, interpolation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(150):
+        plan, whole = plans(rng, train)
+        part = image_stage.needed(plan, 0, interpolation)
+        top, left, height, width = part.box
+        pixels = whole[top : top + height, left : left + width]
+        kept = pixels.copy()
+        got = image_stage.render(pixels, part, plan, 0, interpolation)
+        held = got.clone()
+        with monkeypatch.context() as patch:
+            patch.setattr(image_stage, "_kernels", None)
+            expected = image_stage.render(pixels, part, plan, 0, interpolation)
+        assert torch.equal(got, expected), (plan, part)
+        image_stage.render(255 - pixels, part, plan, 0, interpolation)  # nothing that was handed out is used again
+        assert torch.equal(got, held)
+        assert np.array_equal(pixels, kept)
