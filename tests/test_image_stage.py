@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from bench.broken_table import segment
 from dali_imagenet import augment, image_stage
 from torchvision_fallback import decode as decoding
 from torchvision_fallback.decode import decode, decoder_name
@@ -44,7 +45,7 @@ def picture(rng: np.random.Generator, height: int, width: int, mode: str = "RGB"
 
 def encode(image: Image.Image, **options: Any) -> bytes:
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=90, **options)
+    image.save(file, "JPEG", **{"quality": 90} | options)
     return file.getvalue()
 
 
@@ -61,7 +62,7 @@ def boxes(rng: np.random.Generator, height: int, width: int, count: int) -> list
 
 
 def use(decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if decoder != "libjpeg-turbo":
+    if decoder != "region decoder":
         monkeypatch.setattr(decoding, "_jpeg", None)
     if decoder == "Pillow":
         monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
@@ -69,7 +70,7 @@ def use(decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(f"{decoder} is not here")
 
 
-@pytest.mark.parametrize("decoder", ["libjpeg-turbo", "simplejpeg", "Pillow"])
+@pytest.mark.parametrize("decoder", ["region decoder", "simplejpeg", "Pillow"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_a_box_is_that_of_the_whole_image(form: dict[str, Any], decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use(decoder, monkeypatch)
@@ -87,7 +88,7 @@ def test_a_box_is_that_of_the_whole_image(form: dict[str, Any], decoder: str, mo
                 assert np.array_equal(got, expected), (height, width, top, left, h, w)
 
 
-@pytest.mark.parametrize("decoder", ["libjpeg-turbo", "simplejpeg", "Pillow"])
+@pytest.mark.parametrize("decoder", ["region decoder", "simplejpeg", "Pillow"])
 def test_other_files_are_pillows(decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use(decoder, monkeypatch)
     image = picture(np.random.default_rng(0), 40, 30)
@@ -103,28 +104,86 @@ def test_other_files_are_pillows(decoder: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @built
-def test_the_compiled_decoder_refuses_what_is_wrong() -> None:
-    """Nothing is written outside the buffer, and whatever libjpeg warns about is an error."""
+def test_the_region_decoder_refuses_what_is_wrong() -> None:
+    """Nothing is written outside the region, and whatever libjpeg warns about is an error."""
     rng = np.random.default_rng(1)
     data = encode(picture(rng, 64, 48))
     region = decoding._jpeg.decode_region
     out = np.full(64 * 48 * 3 + 8, 7, np.uint8)
-    assert region(data, (64, 48), (0, 0, 64, 48), out[:-8]) == (0, 48)
+    region(data, (64, 48), (0, 0, 64, 48), out[:-8])
     assert (out[-8:] == 7).all()
+    out[:] = 7
+    region(data, (64, 48), (3, 5, 7, 11), out)
+    assert np.array_equal(out[: 7 * 11 * 3].reshape(7, 11, 3), pil(data)[3:10, 5:16])
+    assert (out[7 * 11 * 3 :] == 7).all()
     for bad in ((-1, 0, 4, 4), (0, -1, 4, 4), (0, 0, 65, 4), (0, 0, 4, 49), (0, 0, 0, 4), (2**40, 0, 4, 4)):
         with pytest.raises(ValueError, match="leaves the image"):
             region(data, (64, 48), bad, out)
-    with pytest.raises(ValueError, match="64x48 pixels instead of 64x49"):
+    with pytest.raises(ValueError, match="of another size"):
         region(data, (64, 49), (0, 0, 4, 4), out)
     with pytest.raises(ValueError, match="too small"):
         region(data, (64, 48), (0, 0, 64, 48), out[: 64 * 48 * 3 - 1])
-    with pytest.raises(ValueError, match="4 components"):
-        region(encode(picture(rng, 64, 48).convert("CMYK")), (64, 48), (0, 0, 4, 4), out)
+    for other, match in (
+        (encode(picture(rng, 64, 48).convert("CMYK")), "frame of another kind"),
+        (encode(picture(rng, 64, 48), progressive=True), "of another kind"),
+        (encode(picture(rng, 64, 48), keep_rgb=True), "other colours"),
+        (patched(data, 0xC0, 7, 0x12), "another chroma subsampling"),  # 4:4:0
+        (patched(data, 0xC4, 1, 9), "Huffman table"),  # nine codes of one bit
+        (patched(data, 0xDB, 0, 0x10), "quantization table"),
+        (patched(data, 0xDA, 2, 0x33), "a scan of another kind"),
+        (data[:2] + b"\xff\xdd\x00\x04\x00\x01" + data[2:], "restart marker"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            region(other, (64, 48), (0, 0, 64, 48), out)
     for n in range(0, len(data), 97):
         with pytest.raises(ValueError, match=r"\w"):
             region(data[:n], (64, 48), (0, 0, 64, 48), out)
     with pytest.raises(TypeError, match="read-write"):
         region(data, (64, 48), (0, 0, 4, 4), bytes(9999))
+
+
+def patched(data: bytes, marker: int, at: int, value: int) -> bytes:
+    """With another byte in the first segment of that kind, counted from behind its length."""
+    where = segment(data, marker)[0] + 4 + at
+    return data[:where] + bytes([value]) + data[where + 1 :]
+
+
+@built
+@pytest.mark.parametrize("quality", [1, 30, 95, 100])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("restarts", [{}, {"restart_marker_blocks": 1}, {"restart_marker_rows": 2}], ids=str)
+def test_every_code_and_every_edge(quality: int, subsampling: int, restarts: dict[str, int]) -> None:
+    """Noise has codes of every length, quality 1 the largest steps, narrow images no chroma to interpolate."""
+    rng = np.random.default_rng(quality)
+    region = decoding._jpeg.decode_region
+    known = 0
+    for height, width in ((1, 1), (2, 3), (9, 4), (5, 6), (8, 7), (17, 33), (16, 32), (70, 1000), (130, 91)):
+        image = Image.fromarray(rng.integers(0, 2, (height, width, 3), np.uint8) * 255)
+        data = encode(image, quality=quality, subsampling=subsampling, **restarts)
+        whole = pil(data)
+        for box in boxes(rng, height, width, 12):
+            top, left, h, w = box
+            expected = whole[top : top + h, left : left + w]
+            for simd in (True, False):
+                out = np.zeros((h, w, 3), np.uint8)
+                try:
+                    region(data, (height, width), box, out, simd)
+                except ValueError as error:
+                    assert "too narrow" in str(error)
+                    assert width < 5
+                    continue
+                known += 1
+                assert np.array_equal(out, expected), (height, width, box, simd)
+    assert known >= 6 * 2 * 12
+
+
+@built
+def test_a_gray_image_with_sampling_factors_is_as_without() -> None:
+    data = encode(picture(np.random.default_rng(5), 61, 83, "L"))
+    twice = patched(data, 0xC0, 7, 0x22)
+    out = np.zeros((30, 40, 3), np.uint8)
+    decoding._jpeg.decode_region(twice, (61, 83), (20, 30, 30, 40), out)
+    assert np.array_equal(out, pil(twice)[20:50, 30:70])
 
 
 def tried(call: Any, data: bytearray, *rest: Any) -> Any:

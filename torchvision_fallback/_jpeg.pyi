@@ -1,5 +1,5 @@
 from collections.abc import Buffer
 
 def decode_region(
-    data: Buffer, size: tuple[int, int], region: tuple[int, int, int, int], out: Buffer
-) -> tuple[int, int]: ...
+    data: Buffer, size: tuple[int, int], region: tuple[int, int, int, int], out: Buffer, simd: bool = True
+) -> None: ...

@@ -39,8 +39,8 @@ def _formats() -> list[str]:
 
 
 def decoder_name() -> str:
-    """Which library decodes JPEGs here: "libjpeg-turbo", region by region, "simplejpeg" or "Pillow"."""
-    return "libjpeg-turbo" if _jpeg else "simplejpeg" if _simplejpeg() else "Pillow"
+    """What decodes the usual JPEGs here: the "region decoder" that was compiled with us, "simplejpeg" or "Pillow"."""
+    return "region decoder" if _jpeg else "simplejpeg" if _simplejpeg() else "Pillow"
 
 
 def decode(data: bytes, size: tuple[int, int], box: Box, buffer: Pixels | None = None) -> Pixels:
@@ -72,13 +72,12 @@ def _jpeg_box(data: bytes, size: tuple[int, int], box: Box, buffer: Pixels | Non
         return None
     top, left, height, width = box
     if _jpeg is not None:
+        made: Pixels = np.empty(height * width * 3, np.uint8) if buffer is None else buffer[: height * width * 3]
         try:
-            memory = np.empty(height * size[1] * 3, np.uint8) if buffer is None else buffer
-            first, columns = _jpeg.decode_region(data, size, box, memory)
-        except ValueError:
-            return None
-        made: Pixels = memory[: height * columns * 3].reshape(height, columns, 3)
-        return made[:, left - first : left - first + width]
+            _jpeg.decode_region(data, size, box, made)
+            return made.reshape(height, width, 3)
+        except ValueError:  # progressive, of a rarer kind, or damaged
+            pass
     components, found, cut = _cut(data, top + height)
     if components not in (1, 3) or found != size:
         return None
