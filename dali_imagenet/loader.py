@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import logging
 import os
@@ -78,7 +79,9 @@ def create_loader(
         device: where batches are handed over. None: the current CUDA device where there is one, else the CPU.
         num_workers: DALI's threads (0 means 1) or the fallback's processes (0 works in-process). None: one a core, 16
             at most.
-        prefetch: batches in flight: in DALI, or per worker.
+        prefetch: batches in flight: in DALI, or per worker (none with num_workers=0 of the fallback). In training the
+            first ones of the next epoch are made while this one ends, and held until they are asked for, through a
+            validation in between, too; in evaluation none are held between epochs.
         seed: of order and augmentation. The same seed gives the same batches on every backend, for any number of
             workers and for any number of ranks with the same global batch.
         rank, world_size: by default from torch.distributed where it is initialised, else 0 and 1.
@@ -341,25 +344,23 @@ class DaliEngine:
         # renders what is not DALI's, and on the CPU finishes what is
         self._pool = one_torch_thread_each(max(1, num_threads))
         self._dali = DaliStage(batch_size=plan.batch_size, num_threads=num_threads, prefetch=prefetch, **self._options)
+        self._waiting = deque[tuple[BatchPlan, dict[int, Future[Tensor]]]]()  # what is in flight, in order
+        self._upcoming: Iterator[tuple[int, int]] = iter(())  # what comes behind it
 
     def batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         from dali_imagenet.pipeline import DaliBatchError
+        from torchvision_fallback.workers import upcoming
 
         if self._owner != os.getpid():  # DALI's threads have not come along: it would wait for them for ever
             raise RuntimeError("a loader cannot be iterated in a forked child: create it there")
-        self._dali.drain()  # what an iteration that was left half-way had in flight
-        steps = iter(range(start, len(self._plan)))
-        waiting: deque[tuple[BatchPlan, dict[int, Future[Tensor]]]] = deque()
-
-        def feed() -> None:
-            step = next(steps, None)
-            if step is not None:
-                plan = self._plan.batch(epoch, step)
-                waiting.append((plan, self._submit(plan)))
-
-        for _ in range(self._prefetch):
-            feed()
-        while waiting:
+        coming, _ = next(iter(self._waiting), (None, None))
+        if coming is None or (coming.epoch, coming.step) != (epoch, start):
+            self._dali.drain()
+            self._waiting.clear()
+            self._upcoming = upcoming(epoch, start, len(self._plan), self._plan.train)
+        for _ in range(start, len(self._plan)):
+            waiting, self._waiting = self._waiting, deque()  # put back below: what fails or is interrupted begins anew
+            self._feed(waiting)
             (plan, rendered), failures = waiting.popleft(), dict[int, str]()
             try:
                 images = self._dali.collect()
@@ -369,10 +370,16 @@ class DaliEngine:
                     images[row] = self._normalized(self._render(plan, row))
             except (DaliBatchError, BadImageError):
                 plan, images, failures = self._one_by_one(plan)
-            feed()
+            self._feed(waiting)
             done = [self._stage.finish_batch(images, plan, self._pool, mix=self.mixing)]
             del images
+            self._waiting = waiting
             yield plan, done.pop(), failures  # not held here while the user has it
+
+    def _feed(self, waiting: deque[tuple[BatchPlan, dict[int, Future[Tensor]]]]) -> None:
+        for epoch, step in itertools.islice(self._upcoming, self._prefetch - len(waiting)):
+            plan = self._plan.batch(epoch, step)
+            waiting.append((plan, self._submit(plan)))
 
     def _submit(self, plan: BatchPlan) -> dict[int, Future[Tensor]]:
         """Starts DALI on the rows that are its own, and the fallback on the others, which are returned."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import json
@@ -82,6 +83,20 @@ def test_a_killed_worker_is_an_error_and_the_next_iteration_works(index: SampleI
         again = [images for images, _ in ours]
         assert all(map(torch.equal, expected, again))
         assert len(again) == len(expected)
+
+
+def test_a_worker_killed_between_epochs_is_an_error_and_the_next_iteration_works(index: SampleIndex) -> None:
+    with loader(index) as ours:
+        expected = [images.clone() for images, _ in ours]
+        victim = workers_of()[0]
+        with contextlib.suppress(RuntimeError):  # torch's handler of signals may say it here already
+            os.kill(victim.pid, signal.SIGKILL)
+            while victim.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
+        with pytest.raises(RuntimeError, match=rf"worker.*{victim.pid}.*(killed|exited)"):
+            list(ours)  # what it had finished comes first
+        ours.set_epoch(0)
+        assert all(map(torch.equal, expected, [images for images, _ in ours]))
 
 
 def test_an_error_that_is_held_holds_no_worker(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,6 +351,8 @@ loader = create_loader(sys.argv[2], TrainRecipe.classic(input_size=32), batch_si
                        num_workers=int(sys.argv[4]))
 if sys.argv[5] == "used":
     first = next(iter(loader))
+if sys.argv[5] == "between epochs":
+    assert sum(1 for _ in loader) == len(loader)
 pid = os.fork()
 if not pid:
     try:
@@ -349,11 +366,29 @@ print("parent:", sum(1 for _ in loader) == len(loader))
 
 
 @pytest.mark.parametrize(("backend", "workers"), ENGINES)
-@pytest.mark.parametrize("state", ["new", "used"])
+@pytest.mark.parametrize("state", ["new", "used", "between epochs"])
 def test_a_forked_child_is_told_to_make_its_own(index: SampleIndex, backend: str, workers: int, state: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", IN_CHILD, str(ROOT), index.root, backend, str(workers), state]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     assert done.stdout.split("\n")[:2] == ["child: 7", "parent: True"], done.stderr[-2000:]
+
+
+ENDS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from dali_imagenet import TrainRecipe, create_loader
+loader = create_loader(sys.argv[2], TrainRecipe.classic(input_size=32), batch_size=4, backend=sys.argv[3], device="cpu",
+                       num_workers=int(sys.argv[4]))
+print(sum(1 for _ in loader) == len(loader))
+"""
+
+
+@pytest.mark.parametrize(("backend", "workers"), ENGINES)
+def test_a_script_that_ends_after_an_epoch_ends_quietly(index: SampleIndex, backend: str, workers: int) -> None:
+    """Although the next epoch has been begun."""
+    command = [sys.executable, "-W", "ignore", "-c", ENDS, str(ROOT), index.root, backend, str(workers)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
 @pytest.mark.parametrize(("backend", "workers"), ENGINES)

@@ -8,8 +8,9 @@ import logging
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from dali_imagenet import BadImageError, EvalRecipe, Loader, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.pipeline import dali_available
+from dali_imagenet.plan import BatchPlan, Plan
 
 STRONG = TrainRecipe.strong(input_size=32)
 CLASSIC = TrainRecipe.classic(input_size=32)
@@ -147,6 +149,173 @@ def test_garbage_collection_stops_the_workers(folder: Path, workers: int) -> Non
         assert multiprocessing.active_children() == []
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("leave", ["del", "close"])
+def test_nothing_is_left_between_epochs(folder: Path, leave: str) -> None:
+    """Although the workers have the next epoch in hand."""
+    import multiprocessing
+
+    loader = load(folder, CLASSIC, num_workers=2)
+    list(loader)
+    assert len(multiprocessing.active_children()) == 2
+    gc.disable()
+    try:
+        if leave == "close":
+            loader.close()
+        else:
+            del loader
+        assert multiprocessing.active_children() == []
+    finally:
+        gc.enable()
+
+
+def handed_over(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Where (epoch, step) of what the engine gives to its workers, or to DALI, will be found, in that order."""
+    from dali_imagenet.loader import DaliEngine
+    from torchvision_fallback import workers
+
+    found: list[tuple[int, int]] = []
+    if isinstance(loader._engine, DaliEngine):
+        submit = loader._engine._dali.submit
+
+        def submitted(plan: BatchPlan, *rest: Any) -> None:
+            found.append((plan.epoch, plan.step))
+            submit(plan, *rest)
+
+        monkeypatch.setattr(loader._engine._dali, "submit", submitted)
+    else:
+        real = workers._Tasks.__iter__
+
+        def tasks(self: workers._Tasks) -> Iterator[workers.Task]:
+            for task in real(self):
+                found.append((task.epoch, task.step))
+                yield task
+
+        monkeypatch.setattr(workers._Tasks, "__iter__", tasks)
+    return found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("batch_size", [4, 24])
+def test_the_next_epoch_is_begun_before_it_is_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, backend: str, batch_size: int
+) -> None:
+    """Also where all that is in flight is more than an epoch; and nothing is made twice."""
+    with load(folder, CLASSIC, backend=backend, num_workers=2, batch_size=batch_size) as loader:
+        handed = handed_over(loader, monkeypatch)
+        steps = len(loader)
+        ahead = 2 if backend == "dali" else 4
+        expected = [(epoch, step) for epoch in range(12) for step in range(steps)]
+        for epoch in range(3):
+            for step, _ in enumerate(loader):
+                assert handed == expected[: epoch * steps + step + 1 + ahead]
+        loader.set_epoch(7)
+        next(iter(loader))  # is elsewhere: what was made ahead is dropped
+        assert handed[3 * steps + ahead :] == expected[7 * steps :][: 1 + ahead]
+
+
+@pytest.mark.parametrize(
+    ("backend", "recipe", "workers"),
+    [("torchvision", EVAL, 2), pytest.param("dali", EVAL, 2, marks=BACKENDS[1].marks), ("torchvision", CLASSIC, 0)],  # type: ignore[union-attr]
+)
+def test_evaluation_and_in_process_work_make_nothing_ahead(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, backend: str, recipe: object, workers: int
+) -> None:
+    with load(folder, recipe, backend=backend, num_workers=workers) as loader:
+        handed = handed_over(loader, monkeypatch)
+        for epoch in range(2):
+            list(loader)
+            assert handed == [(e, step) for e in range(epoch + 1) for step in range(3)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_is_made_after_the_last_epoch(folder: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    with load(folder, CLASSIC, backend=backend, num_workers=1) as loader:
+        handed = handed_over(loader, monkeypatch)
+        loader.set_epoch(2**32 - 1)
+        assert len(list(loader)) == 3
+        assert handed == [(2**32 - 1, step) for step in range(3)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_made_ahead_changes_no_bit(folder: Path, backend: str, workers: int) -> None:
+    """Wherever the user goes on after an epoch, with a size for each epoch: the batches of a new loader."""
+    recipe = STRONG.replace(input_size=((0, 32), (1, 48), (2, 24), (3, 40)))
+
+    def new(epoch: int, mixed: bool = True) -> list[tuple[Tensor, Tensor]]:
+        with load(folder, recipe, backend=backend, batch_size=4) as loader:
+            loader.mixup_enabled = mixed
+            loader.set_epoch(epoch)
+            return batches(loader)
+
+    def same(a: list[tuple[Tensor, Tensor]], b: list[tuple[Tensor, Tensor]]) -> bool:
+        return all(torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(a, b, strict=True))
+
+    mixed = [new(epoch) for epoch in range(5)]
+    with load(folder, recipe, backend=backend, batch_size=4, num_workers=workers) as loader:
+        held = [list(loader) for _ in range(3)]  # no slot comes back meanwhile
+        assert all(map(same, held, mixed))
+        del held
+        for epoch in (0, 0, 3, 1):
+            loader.set_epoch(epoch)
+            assert same(list(loader), mixed[epoch])
+        for at in (1, 4, 6):  # epoch 2 is left half-way, and after its last batch
+            loader.set_epoch(2)
+            assert same([batch for _, batch in zip(range(at), loader, strict=False)], mixed[2][:at])
+            state = loader.state_dict()
+            assert same(list(loader), mixed[3])
+            loader.load_state_dict(state)
+            if at < 6:
+                assert same(list(loader), mixed[2][at:])
+            assert same(list(loader), mixed[3])
+            loader.set_epoch(2)
+            assert same([batch for _, batch in zip(range(at), loader, strict=False)], mixed[2][:at])
+            loader.load_state_dict(loader.state_dict())  # where it is
+            if at < 6:
+                assert same(list(loader), mixed[2][at:])
+            assert same(list(loader), mixed[3])
+        loader.set_epoch(0)
+        list(loader)
+        loader.mixup_enabled = False
+        assert same(list(loader), new(1, mixed=False))
+        loader.mixup_enabled = True
+        assert same(list(loader), mixed[2])
+        loader.mixup_enabled = False
+        loader.mixup_enabled = True
+        assert same(list(loader), mixed[3])
+        if backend == "torchvision":
+            stage = loader._engine._workers  # type: ignore[union-attr]
+            gc.collect()
+            in_flight = [task.slot for task in stage._tasks.in_flight if task.slot >= 0]
+            assert sorted(stage._tasks.free + in_flight) == list(range(len(stage._ring)))  # none is lost
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_what_is_made_ahead_waits_until_it_is_asked_for(
+    new_folder: Callable[..., Path], backend: str, workers: int
+) -> None:
+    index = SampleIndex.from_folder(new_folder(13))
+
+    def first_seen(seed: int) -> set[int]:
+        """What the first batch of epoch 1 has and epoch 0 has not."""
+        plan = Plan(index, CLASSIC, batch_size=4, seed=seed)
+        return set(plan.samples(1, 0).tolist()) - {int(i) for step in range(3) for i in plan.samples(0, step)}
+
+    seed = next(seed for seed in range(100) if first_seen(seed))
+    path = Path(index.path(first_seen(seed).pop()))
+    path.write_bytes(b"\xff\xd8 gone")
+    with load(index, CLASSIC, backend=backend, batch_size=4, num_workers=workers, seed=seed) as loader:
+        whole = batches(loader)
+        assert len(whole) == 3
+        for _ in range(2):
+            iterator = iter(loader)
+            with pytest.raises(BadImageError, match=path.name):
+                next(iterator)
+            loader.set_epoch(0)
+            assert all(torch.equal(a, b) for (a, _), (b, _) in zip(whole, batches(loader), strict=True))
 
 
 def test_mixup_enabled_takes_effect_with_the_next_batch(folder: Path) -> None:

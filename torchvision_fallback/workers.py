@@ -3,6 +3,7 @@
 The plan travels as (epoch, step); a worker draws it itself, renders it row by row, and for a CPU target also runs the
 batch stage, mixing included, so that nothing but the number of a ring slot comes back. A slot is free again when
 the last tensor on its memory is gone; where none is free the worker allocates, and DataLoader's own sharing carries it.
+In training the workers are fed across the ends of epochs: to the DataLoader all epochs are one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import os
 import signal
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ from dali_imagenet.plan import BatchPlan, Plan
 from torchvision_fallback.stage import Memory, render
 
 _NO_SLOT = -1
+_EPOCHS = 2**32  # as many as the draws can tell apart
 
 
 class Task(NamedTuple):
@@ -129,22 +132,30 @@ def _shaped(memory: Tensor, shape: tuple[int, ...], stage: BatchStage | None) ->
     return flat.view(shape)
 
 
-class _Tasks(Sampler[Task]):
-    """The steps of the epoch at hand, each with a free slot; asked only when a worker is to be fed."""
+def upcoming(epoch: int, start: int, steps: int, ahead: bool) -> Iterator[tuple[int, int]]:
+    """(epoch, step) from that step on to the epoch's end; with `ahead` on into the next epochs, while there are any."""
+    for each in range(epoch, max(epoch + 1, _EPOCHS if ahead else 0)):
+        for step in range(start, steps):
+            yield each, step
+        start = 0
 
-    def __init__(self, slots: int) -> None:
-        self.epoch, self.steps, self.mix = 0, range(0), False
-        self.free, self.at_work = list(range(slots)), set[int]()
+
+class _Tasks(Sampler[Task]):
+    """What is to be done from a position on, each with a free slot; asked only when a worker is to be fed."""
+
+    def __init__(self, steps: int, slots: int, ahead: bool) -> None:
+        self.epoch, self.start, self.mix = 0, 0, False
+        self.steps, self.ahead = steps, ahead
+        self.free = list(range(slots))
+        self.in_flight = deque[Task]()  # given to workers and not come back, in order
 
     def __iter__(self) -> Iterator[Task]:
-        # Batches of an epoch that was left half-way have been drained and dropped by now: theirs are free again.
-        self.free.extend(self.at_work)
-        self.at_work.clear()
-        for step in self.steps:
-            slot = self.free.pop() if self.free else _NO_SLOT
-            if slot != _NO_SLOT:
-                self.at_work.add(slot)
-            yield Task(self.epoch, step, slot, self.mix)
+        # What nobody asked for any more has been drained and dropped by now: those slots are free again.
+        self.free.extend(task.slot for task in self.in_flight if task.slot != _NO_SLOT)
+        self.in_flight.clear()
+        for epoch, step in upcoming(self.epoch, self.start, self.steps, self.ahead):
+            self.in_flight.append(Task(epoch, step, self.free.pop() if self.free else _NO_SLOT, self.mix))
+            yield self.in_flight[-1]
 
 
 class WorkerStage:
@@ -182,7 +193,9 @@ class WorkerStage:
             nbytes = plan.batch_size * 3 * largest * largest * stage.dtype.itemsize
             count = num_workers * prefetch + 2  # in flight, one in the user's hands and one that is exchanged for it
             self._ring = [_memory(nbytes, shared=num_workers > 0) for _ in range(count)]
-        self._tasks = _Tasks(len(self._ring))
+        ahead = plan.train and num_workers > 0  # in evaluation it would hold memory while the model trains
+        self._tasks = _Tasks(len(plan), len(self._ring), ahead)
+        self._results: Iterator[Done] | None = None  # where they come from; None: from a new iteration
         self._loader: DataLoader[Done] | None = DataLoader(
             _Batches(plan, stage, self._ring),
             batch_size=None,
@@ -203,18 +216,19 @@ class WorkerStage:
             raise RuntimeError("the loader is closed")
         if self._owner != os.getpid():
             raise RuntimeError("a loader cannot be iterated in a forked child: create it there")
-        results: Iterator[Done] | None = None
-        while True:
+        coming = next(iter(self._tasks.in_flight), None)
+        if coming is None or coming[:2] != (epoch, start):
+            self._results = None
+        while start < len(self._plan):
+            results, self._results = self._results, None  # put back below: what fails or is interrupted begins anew
             self._tasks.mix = self.mixing
             try:
                 if results is None:
-                    self._tasks.epoch, self._tasks.steps = epoch, range(start, len(self._plan))
+                    self._tasks.epoch, self._tasks.start = epoch, start
                     # Workers that are there already are asked for what they had in flight, which may take time.
                     with _no_interrupt() if self._loader._iterator is None else contextlib.nullcontext():
                         results = iter(self._loader)
                 done = [next(results)]
-            except StopIteration:
-                return
             except BaseException as error:
                 # A worker died or hangs, or the start was interrupted: the next iteration starts new ones.
                 if results is None or isinstance(error, Exception):
@@ -224,18 +238,18 @@ class WorkerStage:
             plan, failures = done[0].plan, done[0].failures
             if (plan.epoch, plan.step) != (epoch, start):
                 raise RuntimeError(f"expected step {start} of epoch {epoch}, got {plan.step} of {plan.epoch}")
+            self._tasks.in_flight.popleft()
             if done[0].mixed != self.mixing:  # switched meanwhile: what was in flight is made again
                 self._images(done.pop())  # dropped: its slot is free
-                results = None
                 continue
             start += 1
+            self._results = results
             yield plan, self._images(done.pop()), failures  # not held here while the user has it
 
     def _images(self, done: Done) -> Tensor:
         if done.images is not None:
             return done.images
         # The tensor's memory keeps `lent` alive, views included; with the last of them the slot is free again.
-        self._tasks.at_work.remove(done.slot)
         lent = self._ring[done.slot].numpy()[:]
         weakref.finalize(lent, self._tasks.free.append, done.slot).atexit = False
         shape = (len(done.plan), 3, done.plan.size, done.plan.size)
@@ -250,6 +264,7 @@ class WorkerStage:
     def _stop_workers(self) -> None:
         """Now, not when the last traceback that holds them is gone, which would be in a destructor."""
         assert self._loader is not None
+        self._results = None
         if self._owner != os.getpid():  # a forked child's copy, whose destructor would stop the parent's workers
             _PARENTS.append(self._loader)
             return
