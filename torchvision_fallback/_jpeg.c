@@ -430,7 +430,7 @@ struct component {
 struct image {
     const uint8_t *data, *end, *at;
     long width, height, top, left, rows, columns; /* rows and columns: of the region */
-    int count, interval;
+    int count, interval, restarts;
     struct component components[3];
     uint8_t quant_at[3];
     int16_t quant[4][64];
@@ -613,15 +613,29 @@ static void start_interval(struct image *m)
         m->components[i].predictor = 0;
 }
 
-static int restart(struct image *m, int number)
+static int restart(struct image *m)
 {
     supply(m); /* unless much is left, to where the marker must be */
     long left = bits_left(m);
-    if (!m->complete || left < 0 || left > 7 || m->end - m->at < 2 || m->at[0] != 0xFF || m->at[1] != 0xD0 + number % 8)
+    if (!m->complete || left < 0 || left > 7 || m->end - m->at < 2 || m->at[0] != 0xFF || m->at[1] != 0xD0 + m->restarts++ % 8)
         return refuse(m, "a restart marker is missing");
     m->at += 2;
     start_interval(m);
     return 0;
+}
+
+/* That the rest of the data holds restart markers in order, and then the end: what `dali_imagenet.jpeg_check` asks. */
+static int check_rest(struct image *m)
+{
+    const uint8_t *at = m->at;
+    while (m->end - at > 1 && (at = memchr(at, 0xFF, (size_t)(m->end - at - 1))) != NULL) {
+        if (at[1] == 0xD9)
+            return 0;
+        if (at[1] != 0 && (!m->interval || at[1] != 0xD0 + m->restarts++ % 8))
+            break;
+        at += 2;
+    }
+    return refuse(m, "a marker where none belongs, or no end");
 }
 
 INLINE uint8_t *line(const struct component *c, long row) { return c->plane + (row % RING) * c->stride; }
@@ -718,14 +732,14 @@ INLINE int decode_scan(struct image *m, int simd)
     struct component *luma = &m->components[0];
     int h = luma->h, v = luma->v;
     struct span x = units(m->left, m->left + m->columns, h, m->width), y = units(m->top, m->top + m->rows, v, m->height);
-    long units_x = (m->width + 8 * h - 1) / (8 * h), unit = 0, restarts = 0, written = m->top;
+    long units_x = (m->width + 8 * h - 1) / (8 * h), unit = 0, written = m->top;
     _Alignas(32) int16_t blocks[2][64 + 16];
     struct task waiting = {NULL, NULL, NULL, 0};
     start_interval(m);
     for (long row = 0; row <= y.last; row++) {
         long end = row == y.last ? x.last + 1 : units_x;
         for (long column = 0; column < end; column++, unit++) {
-            if (m->interval && unit && unit % m->interval == 0 && restart(m, (int)(restarts++ % 8)))
+            if (m->interval && unit && unit % m->interval == 0 && restart(m))
                 return -1;
             supply(m);
             struct bits bits = m->bits;
@@ -826,7 +840,7 @@ static int decode(struct image *m, int simd)
     int failed = decode_scan_plain(m);
 #endif
     free(memory);
-    return failed;
+    return failed ? failed : check_rest(m);
 }
 
 static PyObject *decode_region(PyObject *self, PyObject *args)
@@ -876,8 +890,8 @@ static PyObject *decode_region(PyObject *self, PyObject *args)
 static PyMethodDef methods[] = {
     {"decode_region", decode_region, METH_VARARGS,
      "decode_region(data, (height, width), (top, left, rows, columns), out, simd=True)\n\n"
-     "Writes uint8 [rows, columns, 3] RGB to the start of `out`. ValueError: damaged, of another size, or of a kind\n"
-     "that is not known here. simd=False: without this processor's vector instructions, for tests; the same bits."},
+     "Writes uint8 [rows, columns, 3] RGB to the start of `out`. ValueError: damaged, with markers where none belong (as\n"
+     "`jpeg_check.doubt` finds them), of another size, or of a kind that is not known here. simd=False: without this processor's vector instructions, for tests; the same bits."},
     {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_jpeg", NULL, 0, methods, NULL, NULL, NULL, NULL};

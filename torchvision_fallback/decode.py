@@ -68,16 +68,16 @@ def decode(data: bytes, size: tuple[int, int], box: Box, buffer: Pixels | None =
 
 def _jpeg_box(data: bytes, size: tuple[int, int], box: Box, buffer: Pixels | None) -> Pixels | None:
     """The box of a JPEG, decoded no further than needed; None for whatever is left to Pillow."""
-    if doubt(data):  # cut short, or with markers where none belong: decoders disagree on these
-        return None
     top, left, height, width = box
     if _jpeg is not None:
         made: Pixels = np.empty(height * width * 3, np.uint8) if buffer is None else buffer[: height * width * 3]
         try:
-            _jpeg.decode_region(data, size, box, made)
+            _jpeg.decode_region(data, size, box, made)  # looks at the markers itself
             return made.reshape(height, width, 3)
         except ValueError:  # progressive, of a rarer kind, or damaged
             pass
+    if doubt(data):  # cut short, or with markers where none belong: decoders disagree on these
+        return None
     components, found, cut = _cut(data, top + height)
     if components not in (1, 3) or found != size:
         return None
