@@ -56,12 +56,12 @@ def normalize(images: Tensor, constants: Tensor, out: Tensor) -> Tensor:
         for image, target in zip(images, out, strict=True):
             normalize(image, constants, target)
         return out
+    if _kernels is not None and one_by_one(images) and out.dtype == torch.float32 and out.is_contiguous():
+        _kernels.normalize(images.numpy(), constants.numpy(), out.numpy())
+        return out
     scale, bias = constants
     if one_by_one(images):
         if out.dtype == torch.float32 and out.is_contiguous():
-            if _kernels is not None:
-                _kernels.normalize(images.numpy(), constants.numpy(), out.numpy())
-                return out
             # three vectorised passes, where addcmul with uint8 converts value by value
             return out.copy_(images).mul_(scale).add_(bias)
         return out.copy_(images.float().mul_(scale).add_(bias))
