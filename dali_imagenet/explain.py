@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -148,6 +148,9 @@ class _Explained(Plan):
 
     def batch(self, epoch: int, step: int, failed: Collection[int] = ()) -> BatchPlan:
         return self._batch
+
+    def upcoming(self, epoch: int, step: int) -> Iterator[tuple[int, int]]:
+        yield epoch, step
 
 
 def render(loader: Loader, row: dict[str, Any]) -> Tensor:

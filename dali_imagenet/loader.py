@@ -23,7 +23,7 @@ from dali_imagenet.batch_stage import BatchStage, soft_targets, to_device
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.index import FORMATS, SampleIndex
 from dali_imagenet.jpeg_check import doubt
-from dali_imagenet.plan import BatchPlan, OnError, Plan
+from dali_imagenet.plan import EPOCHS, BatchPlan, OnError, Plan
 from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
 
 if TYPE_CHECKING:
@@ -349,7 +349,6 @@ class DaliEngine:
 
     def batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         from dali_imagenet.pipeline import DaliBatchError
-        from torchvision_fallback.workers import upcoming
 
         if self._owner != os.getpid():  # DALI's threads have not come along: it would wait for them for ever
             raise RuntimeError("a loader cannot be iterated in a forked child: create it there")
@@ -357,7 +356,7 @@ class DaliEngine:
         if coming is None or (coming.epoch, coming.step) != (epoch, start):
             self._dali.drain()
             self._waiting.clear()
-            self._upcoming = upcoming(epoch, start, len(self._plan), self._plan.train)
+            self._upcoming = self._plan.upcoming(epoch, start)
         for _ in range(start, len(self._plan)):
             waiting, self._waiting = self._waiting, deque()  # put back below: what fails or is interrupted begins anew
             self._feed(waiting)
@@ -565,8 +564,8 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next ``iter()`` runs: from its first step, or, where this very epoch was just restored
         by `load_state_dict`, from the restored step."""
-        if not isinstance(epoch, int) or not 0 <= epoch < 2**32:
-            raise ValueError(f"epoch={epoch!r}: must be a whole number in [0, 2**32)")
+        if not isinstance(epoch, int) or not 0 <= epoch < EPOCHS:
+            raise ValueError(f"epoch={epoch!r}: must be a whole number in [0, {EPOCHS})")
         restored = self._restored is not None and self._restored[0] == epoch
         self._next = self._restored if restored else (epoch, 0)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ OnError = Literal["raise", "replace", "skip"]
 
 PADDING = -100
 """Target of a padding row: the ignore_index of torch.nn.CrossEntropyLoss."""
+EPOCHS = 2**32  # as many as the draws can tell apart
 _TRIES = 10  # of RandomResizedCrop and RandomErasing, as in torchvision and timm
 
 # DALI's color_twist: RGB -> YIQ, the hue as a rotation there. dali/operators/image/color/color_twist.h
@@ -208,6 +209,16 @@ class Plan:
             return np.concatenate([front, total - 1 - front[::-1]]) + start
         run = np.arange(self.rank * share, (self.rank + 1) * share, dtype=np.int64)
         return np.where(run < total, run + start, -1)
+
+    def upcoming(self, epoch: int, step: int) -> Iterator[tuple[int, int]]:
+        """(epoch, step) from that step on; in training on into the next epochs, so that none waits for its first batch.
+
+        Evaluation ends with the epoch: what was made ahead would hold memory while the model trains.
+        """
+        for each in range(epoch, EPOCHS if self.train else epoch + 1):
+            for at in range(step, self.steps):
+                yield each, at
+            step = 0
 
     def batch(self, epoch: int, step: int, failed: Collection[int] = ()) -> BatchPlan:
         """The plan of one step.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import logging
 import subprocess
@@ -133,6 +134,22 @@ def test_slots_of_the_ring_are_used_again(folder: Path) -> None:
                 pointers.add(images.data_ptr())
                 del images
         assert len(pointers) <= 4  # one worker, two in hand, two beside
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux")
+def test_batches_that_are_held_come_from_the_ring(folder: Path) -> None:
+    """Two more than in hand and exchanged; what is held beyond them comes through DataLoader's own sharing."""
+    with load(folder, CLASSIC, num_workers=1, batch_size=2, multiprocessing_context="fork") as loader:
+        ring = {memory.data_ptr() for memory in loader._engine._workers._ring}  # type: ignore[union-attr]
+        held = [images for images, _ in itertools.islice(endless(loader), 8)]
+        assert len({images.data_ptr() for images in held}) == 8
+        assert sum(images.data_ptr() in ring for images in held) == len(ring) == 6
+        assert all(images.data_ptr() in ring for images in held[:4])
+
+
+def endless(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -9,6 +9,7 @@ In training the workers are fed across the ends of epochs: to the DataLoader all
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
 import weakref
@@ -26,7 +27,7 @@ from dali_imagenet.plan import BatchPlan, Plan
 from torchvision_fallback.stage import Memory, render
 
 _NO_SLOT = -1
-_EPOCHS = 2**32  # as many as the draws can tell apart
+_SPARE = 2  # slots for batches that the user holds beyond that, where they cost nothing until they are used
 
 
 class Task(NamedTuple):
@@ -117,9 +118,14 @@ def _no_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _memory(nbytes: int, shared: bool) -> Tensor:
-    memory = torch.empty(nbytes, dtype=torch.uint8)
-    return memory.share_memory_() if shared else memory  # type: ignore[no-untyped-call]
+def _ring(slots: int, nbytes: int, num_workers: int, context: str | None) -> list[Tensor]:
+    """Memory for batches that the workers can write to."""
+    if num_workers == 0:
+        return [torch.empty(nbytes, dtype=torch.uint8) for _ in range(slots + _SPARE)]
+    if torch.multiprocessing.get_context(context).get_start_method() != "fork":
+        return [torch.empty(nbytes, dtype=torch.uint8).share_memory_() for _ in range(slots)]  # type: ignore[no-untyped-call]
+    # Not from /dev/shm, which is small in containers, and taken only when written to.
+    return [torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8) for _ in range(slots + _SPARE)]
 
 
 def _shaped(memory: Tensor, shape: tuple[int, ...], stage: BatchStage | None) -> Tensor:
@@ -132,20 +138,11 @@ def _shaped(memory: Tensor, shape: tuple[int, ...], stage: BatchStage | None) ->
     return flat.view(shape)
 
 
-def upcoming(epoch: int, start: int, steps: int, ahead: bool) -> Iterator[tuple[int, int]]:
-    """(epoch, step) from that step on to the epoch's end; with `ahead` on into the next epochs, while there are any."""
-    for each in range(epoch, max(epoch + 1, _EPOCHS if ahead else 0)):
-        for step in range(start, steps):
-            yield each, step
-        start = 0
-
-
 class _Tasks(Sampler[Task]):
     """What is to be done from a position on, each with a free slot; asked only when a worker is to be fed."""
 
-    def __init__(self, steps: int, slots: int, ahead: bool) -> None:
-        self.epoch, self.start, self.mix = 0, 0, False
-        self.steps, self.ahead = steps, ahead
+    def __init__(self, plan: Plan, slots: int) -> None:
+        self.plan, self.epoch, self.start, self.mix = plan, 0, 0, False
         self.free = list(range(slots))
         self.in_flight = deque[Task]()  # given to workers and not come back, in order
 
@@ -153,7 +150,7 @@ class _Tasks(Sampler[Task]):
         # What nobody asked for any more has been drained and dropped by now: those slots are free again.
         self.free.extend(task.slot for task in self.in_flight if task.slot != _NO_SLOT)
         self.in_flight.clear()
-        for epoch, step in upcoming(self.epoch, self.start, self.steps, self.ahead):
+        for epoch, step in self.plan.upcoming(self.epoch, self.start):
             self.in_flight.append(Task(epoch, step, self.free.pop() if self.free else _NO_SLOT, self.mix))
             yield self.in_flight[-1]
 
@@ -191,10 +188,9 @@ class WorkerStage:
         if stage is not None:
             largest = max(plan.recipe.sizes)
             nbytes = plan.batch_size * 3 * largest * largest * stage.dtype.itemsize
-            count = num_workers * prefetch + 2  # in flight, one in the user's hands and one that is exchanged for it
-            self._ring = [_memory(nbytes, shared=num_workers > 0) for _ in range(count)]
-        ahead = plan.train and num_workers > 0  # in evaluation it would hold memory while the model trains
-        self._tasks = _Tasks(len(plan), len(self._ring), ahead)
+            slots = num_workers * prefetch + 2  # in flight, one in the user's hands and one that is exchanged for it
+            self._ring = _ring(slots, nbytes, num_workers, multiprocessing_context)
+        self._tasks = _Tasks(plan, len(self._ring))
         self._results: Iterator[Done] | None = None  # where they come from; None: from a new iteration
         self._loader: DataLoader[Done] | None = DataLoader(
             _Batches(plan, stage, self._ring),
