@@ -8,6 +8,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -291,6 +292,53 @@ static void gaussian_blur(const u8 *restrict in, u8 *restrict out, u8 *room, lon
         box_blur(b, height, width, size, sum, a);
         box_blur(a, height, width, size, sum, out);
     }
+}
+
+/* ---- convolution, as torch's conv2d with groups=3 adds up: one kernel for all planes, row by row, fused ---- */
+
+#define WIDE 16   /* pixels of a row at a time, */
+#define HIGH 4    /* and rows, that share what is loaded; their sums stay in registers */
+#define WIDEST 63 /* kernel */
+
+/* `kernel` has HIGH - 1 rows of zeros above and below: they change no sum. */
+__attribute__((target("avx2,fma"))) static void convolve_rows(const float *restrict in, long stride, long width,
+                                                              const float *kernel, int size, float *restrict out)
+{
+    for (long x = 0; x < width; x += WIDE) {
+        if (x > width - WIDE)
+            x = width - WIDE; /* the last ones once more */
+        __m256 sum[HIGH][2];
+        for (int i = 0; i < HIGH; i++)
+            sum[i][0] = sum[i][1] = _mm256_setzero_ps();
+        for (int row = 0; row < size + HIGH - 1; row++)
+            for (int column = 0; column < size; column++) {
+                const float *from = in + row * stride + x + column;
+                const __m256 left = _mm256_loadu_ps(from), right = _mm256_loadu_ps(from + 8);
+                for (int i = 0; i < HIGH; i++) {
+                    const __m256 factor = _mm256_broadcast_ss(kernel + (row - i + HIGH - 1) * size + column);
+                    sum[i][0] = _mm256_fmadd_ps(left, factor, sum[i][0]);
+                    sum[i][1] = _mm256_fmadd_ps(right, factor, sum[i][1]);
+                }
+            }
+        for (int i = 0; i < HIGH; i++) {
+            _mm256_storeu_ps(out + i * width + x, sum[i][0]);
+            _mm256_storeu_ps(out + i * width + x + 8, sum[i][1]);
+        }
+    }
+}
+
+static void convolve(const float *in, const float *kernel, float *out, long height, long width, int size)
+{
+    float padded[(WIDEST + 2 * (HIGH - 1)) * WIDEST];
+    const long stride = width + size - 1, margin = (HIGH - 1) * size;
+    memset(padded, 0, sizeof padded);
+    memcpy(padded + margin, kernel, sizeof(float) * (size_t)(size * size));
+    for (int c = 0; c < 3; c++, in += stride * (height + size - 1), out += height * width)
+        for (long y = 0; y < height; y += HIGH) {
+            if (y > height - HIGH)
+                y = height - HIGH;
+            convolve_rows(in + y * stride, stride, width, padded, size, out + y * width);
+        }
 }
 
 /* ---- enhancements: Image.blend with a gray, a constant or a blur ---- */
@@ -602,6 +650,29 @@ static PyObject *run_affine(PyObject *self, PyObject *args)
     return ok ? Py_NewRef(Py_None) : bad("the memory does not fit the image");
 }
 
+static PyObject *run_convolve(PyObject *self, PyObject *args)
+{
+    Py_buffer in, kernel, out;
+    long height, width;
+    int size;
+    if (!PyArg_ParseTuple(args, "y*y*w*lli", &in, &kernel, &out, &height, &width, &size))
+        return NULL;
+    const int sane = size > 0 && size <= WIDEST && height >= HIGH && height < 65536 && width >= WIDE && width < 65536;
+    const long stride = width + size - 1, rows = height + size - 1;
+    const int ok = sane && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                   in.len == 12 * stride * rows && kernel.len == 4 * size * size && out.len == 12 * height * width &&
+                   ((uintptr_t)in.buf | (uintptr_t)kernel.buf | (uintptr_t)out.buf) % 4 == 0;
+    if (ok) {
+        Py_BEGIN_ALLOW_THREADS
+        convolve(in.buf, kernel.buf, out.buf, height, width, size);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&in);
+    PyBuffer_Release(&kernel);
+    PyBuffer_Release(&out);
+    return ok ? Py_NewRef(Py_None) : bad("wants AVX2 and FMA, 4 x 16 pixels or more, a kernel of 63 at most, and memory of the sizes that follow");
+}
+
 static PyObject *run_histogram(PyObject *self, PyObject *args)
 {
     Py_buffer in, counts;
@@ -700,6 +771,9 @@ static PyMethodDef methods[] = {
     {"torch_grayscale", run_torch_grayscale, METH_VARARGS, IMAGE_ARG "ignored"},
     {"hue", run_hue, METH_VARARGS, IMAGE_ARG "turns"},
     {"set_fused", set_fused, METH_O, "(bool): whether torch adds a product in one step"},
+    {"convolve", run_convolve, METH_VARARGS,
+     "(in, kernel, out, height, width, size): float32 [3, height + size - 1, width + size - 1], [size, size] and\n"
+     "[3, height, width]; 4 x 16 pixels or more, size 63 at most. ValueError, too, without AVX2 and FMA"},
     {"histogram", run_histogram, METH_VARARGS, "(in, counts): int64 [3, 256]"},
     {"lookup", run_lookup, METH_VARARGS, "(in, out, tables): one table of 256 bytes, or one for each plane"},
     {"gather", run_gather, METH_VARARGS, "(in, out, index, fill): one int32 index for each pixel; beyond is fill"},

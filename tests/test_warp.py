@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from test_pixel_ops import FILL, auxes, every_case, one_by_one
+from torch.nn.functional import conv2d
 from torchvision.transforms.v2.functional import adjust_contrast
 
 from dali_imagenet import pixel_ops
@@ -209,3 +210,38 @@ def test_wrong_memory_is_refused() -> None:
         warp.histogram(image, np.zeros((3, 255), np.int64))
     with pytest.raises(TypeError, match="read-write"):
         warp.lookup(image, bytes(image.size), bytes(256))
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 16), (5, 17), (31, 70), (64, 64), (224, 224)])
+@pytest.mark.parametrize("size", [1, 3, 23, 63])
+def test_convolve_adds_up_as_torch(height: int, width: int, size: int) -> None:
+    if not pixel_ops._convolves_like_torch():
+        pytest.skip("torch adds up otherwise on this CPU, so that its own convolution is used")
+    assert warp is not None
+    margin = size - 1
+    image = torch.from_numpy(noise(height + margin, width + margin)).float()
+    for sigma in (0.1, 0.5, 2.0):
+        kernel = pixel_ops.gaussian_kernel(sigma, size)
+        guarded = np.full(3 * height * width + 32, -1.0, np.float32)
+        warp.convolve(image.numpy(), kernel.numpy(), guarded[16:-16], height, width, size)
+        expected = conv2d(image[None], kernel.expand(3, 1, size, size), groups=3)[0]
+        assert np.array_equal(guarded[16:-16].reshape(3, height, width), expected.numpy())
+        assert (guarded[:16] == -1).all()
+        assert (guarded[-16:] == -1).all()
+
+
+def test_convolve_refuses_wrong_memory() -> None:
+    assert warp is not None
+    image, kernel, out = (np.zeros(shape, np.float32) for shape in ((3, 22, 42), (3, 3), (3, 20, 40)))
+    for wrong in (
+        (image, kernel, out, 20, 41, 3),
+        (image, kernel, out, 2**40, 40, 3),
+        (image, kernel, out, -20, -40, 3),
+        (image, kernel, out, 20, 40, 0),
+        (image, kernel[:2].copy(), out, 20, 40, 3),
+        (image, kernel, out[:2].copy(), 20, 40, 3),
+        (image[:, :5, :].copy(), kernel, out[:, :3, :].copy(), 3, 40, 3),
+        (np.zeros((3, 83, 103), np.float32), np.zeros((64, 64), np.float32), out, 20, 40, 64),
+    ):
+        with pytest.raises(ValueError, match="memory of the sizes"):
+            warp.convolve(*wrong)
