@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--batch-size", type=int, default=64, help="images a batch (64)")
     top.add_argument("--workers", type=int, help="workers or threads of every contestant (the cores, at most 16)")
     top.add_argument("--device", choices=("cpu", "cuda"), help="where batches must arrive (cuda where there is one)")
-    top.add_argument("--rounds", type=int, help="measured rounds (5; quick: 2)")
+    top.add_argument("--rounds", type=int, help="measured rounds (5; quick: 2); sweeps take half of them")
     top.add_argument("--seconds", type=float, help="measured seconds a visit (6; quick: 2)")
     top.add_argument("--minutes", type=float, help="stop when this much time has passed and report what there is")
     top.add_argument("--images", type=int, default=10_000, help="images taken from a larger --data (10000)")

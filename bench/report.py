@@ -39,6 +39,7 @@ from typing import Any
 
 from bench.contestants import BY_NAME
 from bench.job import RECIPES_IN_WORDS
+from bench.measure import rounds_of
 
 SCHEMA = "dali-imagenet-bench/1"
 QUESTIONS = {
@@ -234,8 +235,9 @@ def facts(results: dict[str, Any]) -> list[tuple[str, str]]:
         ("Settings", f"batches of {s['batch_size']}, {s['workers']} workers or threads each, float32 {s['size']} px "
                      f"on {s['device']}, seed {results['seed']}"),
         ("Method", f"each visit in its own process, {s['seconds']:g} s measured after warming up; {s['rounds']} "
-                   f"interleaved rounds{drop}, order rotating; medians, half the interquartile range (IQR/2; ! above "
-                   "10%); memory is the process tree's at the end of a visit"),
+                   f"interleaved rounds{drop} (in the tables after the ceilings {len(rounds_of('', s['rounds'], 0))}), "
+                   "order rotating; medians, half the interquartile range (IQR/2; ! above 10%); memory is "
+                   "the process tree's at the end of a visit"),
         ("Machine", f"{m['processor']}, {m['cores']} cores, {m['memory_gb']} GB, "
                     f"{', '.join(m['gpus']) or 'no GPU'}, {m['system']}; load {results['load']['before']} before, "
                     f"{results['load']['after']} after"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from bench import stats
 from bench.contestants import BY_NAME
+from bench.measure import TABLES
 from bench.report import BASE, measured, rate, title
 
 IMAGENET = 1_281_167  # training images of ILSVRC 2012
@@ -147,6 +148,6 @@ def trust(results: dict[str, Any]) -> list[str]:
         said.append(f"Too noisy to be quoted: {', and '.join(reasons)}.")
     if not results["complete"]:
         said.append("Not complete: the time was up, or it was interrupted; some cells have fewer rounds, or none.")
-    elif cells and min(c["summary"]["rounds"] for c in cells) < stats.FEWEST:
+    elif min((c["summary"]["rounds"] for c in cells if c["question"] in TABLES), default=0) < stats.FEWEST:
         said.append("Few rounds: differences below 10% mean nothing.")
     return said

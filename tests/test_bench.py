@@ -122,6 +122,15 @@ def test_rounds_are_interleaved_and_warm_up_is_dropped(tmp_path: Path, monkeypat
         assert cell["summary"]["images_per_s"]["median"] == 100
 
 
+def test_sweeps_take_half_the_rounds_and_no_warm_up() -> None:
+    two = [Job("timm", "strong", "nowhere", question="loaders"), Job("timm", "strong", "nowhere", question="workers")]
+    for rounds, half in ((1, 1), (3, 1), (5, 2)):
+        referee = measure.Referee(results(), Path("unused"), rounds=rounds, warmup_rounds=1, deadline=None)
+        left = [(number, job.question) for number, job in referee.left(two)]
+        assert sorted(n for n, question in left if question == "loaders") == list(range(-1, rounds))
+        assert sorted(n for n, question in left if question == "workers") == list(range(half))
+
+
 def test_a_failed_contestant_is_not_tried_again_and_holds_up_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
