@@ -77,6 +77,7 @@ class _Clock:
         if not self.cuda:
             self.marks.append(time.perf_counter())
             return
+        # torch does not annotate events
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         self.marks.append(event)

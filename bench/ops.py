@@ -152,7 +152,7 @@ def dali(name: str, batch: Tensor) -> Run | None:
     from nvidia.dali.auto_aug import auto_augment, rand_augment, trivial_augment
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # of DALI about its own auto_aug
-    pipeline_def: Any = nvidia_dali.pipeline_def  # type: ignore[attr-defined]
+    pipeline_def: Any = nvidia_dali.pipeline_def  # type: ignore[attr-defined]  # DALI is hardly annotated
 
     augment: dict[str, Callable[[Any], Any]] = {
         "randaugment": lambda data: rand_augment.rand_augment(data, n=2, m=9),
@@ -166,6 +166,7 @@ def dali(name: str, batch: Tensor) -> Run | None:
     if not gpu:
         arrays = [image.numpy() for image in arrays]
 
+    # DALI is hardly annotated, and missing on some machines
     @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator, unused-ignore]
     def graph() -> Any:
         data = fn.external_source(source=lambda: arrays, batch=True, layout="HWC", no_copy=True,

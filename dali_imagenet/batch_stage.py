@@ -56,7 +56,7 @@ class BatchStage:
         return {"recipe": self.recipe, "dtype": self.dtype, "memory_format": self.memory_format}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]  # the state is its arguments
 
     def finish_image(self, image: Tensor, plan: BatchPlan, row: int, out: Tensor) -> None:
         """Operations, normalize and erase of one row on the CPU: uint8 [3, S, S] -> `out` [3, S, S] of `dtype`."""

@@ -255,7 +255,7 @@ class FallbackEngine:
         self._mixing = False
         self._stage, self._device = stage, device
         self._on_cpu = device.type == "cpu"
-        # copies pass by the model's queued work
+        # copies pass by the model's queued work; torch does not annotate streams
         self._side = None if self._on_cpu else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._workers = WorkerStage(
             plan,

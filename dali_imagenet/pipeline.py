@@ -321,6 +321,7 @@ class DaliStage:
                 ready = from_dlpack(images.as_tensor())
                 out[:rows].copy_(ready.permute(0, 3, 1, 2) if self._layout == "HWC" else ready)
                 if out.is_cuda:  # the copy is only queued: DALI must not use its memory again before it has run
+                    # torch does not annotate events
                     while self._lent and self._lent[0][0].query():  # type: ignore[no-untyped-call]
                         self._lent.popleft()
                     self._lent.append((torch.cuda.current_stream().record_event(), images))

@@ -247,12 +247,12 @@ class Plan:
             "source_size": source,
         }
         if isinstance(self.recipe, EvalRecipe):
-            return BatchPlan(**common, **_eval_geometry(self.recipe, source))  # type: ignore[arg-type]
+            return BatchPlan(**common, **_eval_geometry(self.recipe, source))  # type: ignore[arg-type]  # of many types
         u = draws.streams(self.seed, epoch, _counts(self.recipe, size), drawn, repeat)
         factors = _color_factors(self.recipe, u)
         erases = self.recipe.re_prob > 0
         return BatchPlan(
-            **common,  # type: ignore[arg-type]
+            **common,  # type: ignore[arg-type]  # of many types
             box=random_resized_crop(source, self.recipe.scale, self.recipe.ratio, u[draws.STREAM_CROP]),
             resize=np.full((len(index), 2), size, np.int32),
             crop=np.zeros((len(index), 2), np.int32),

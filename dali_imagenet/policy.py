@@ -492,6 +492,7 @@ def _timm_rows(
     if op in (Op.PIL_TRANSLATE_X, Op.PIL_TRANSLATE_Y):
         fields = {"scale": pct * size[1 if op == Op.PIL_TRANSLATE_X else 0]}
     base, spread = (0.0, magnitude) if std == _INF else (magnitude, std)
+    # `fields` are of many types
     row = _Row(op, sign=1.0)._replace(base=base, spread=spread, limit=limit, **fields)  # type: ignore[arg-type]
     rows = [row, row._replace(sign=-1.0)] if signed else [row]
     return [r._replace(aux=aux) for r in rows for aux in (filters if op in _PIL_MOVES else (0,))]

@@ -62,15 +62,15 @@ class _Recipe:
             TypeError: for a field that the recipe does not have.
             ValueError: for a value out of its range.
         """
-        names = [f.name for f in dataclasses.fields(self)]  # type: ignore[arg-type]
+        names = [f.name for f in dataclasses.fields(self)]  # type: ignore[arg-type]  # its heirs are dataclasses
         for name in changes:
             if name not in names:
                 raise TypeError(f"{type(self).__name__} has no field {name!r}; it has {', '.join(names)}")
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # as above
 
     def _freeze(self) -> None:
         """Lists become tuples, so that recipes written as JSON or YAML come back equal and hashable."""
-        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]  # its heirs are dataclasses
             value = getattr(self, f.name)
             if isinstance(value, list):
                 object.__setattr__(self, f.name, tuple(tuple(v) if isinstance(v, list) else v for v in value))

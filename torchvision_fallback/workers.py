@@ -123,7 +123,8 @@ def _ring(slots: int, nbytes: int, num_workers: int, context: str | None) -> lis
     if num_workers == 0:
         return [torch.empty(nbytes, dtype=torch.uint8) for _ in range(slots + _SPARE)]
     if torch.multiprocessing.get_context(context).get_start_method() != "fork":
-        return [torch.empty(nbytes, dtype=torch.uint8).share_memory_() for _ in range(slots)]  # type: ignore[no-untyped-call]
+        ring = [torch.empty(nbytes, dtype=torch.uint8) for _ in range(slots)]
+        return [memory.share_memory_() for memory in ring]  # type: ignore[no-untyped-call]  # torch does not annotate it
     # Not from /dev/shm, which is small in containers, and taken only when written to.
     return [torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8) for _ in range(slots + _SPARE)]
 
@@ -266,4 +267,4 @@ class WorkerStage:
             return
         iterator, self._loader._iterator = self._loader._iterator, None
         if iterator is not None:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]
+            iterator._shutdown_workers()  # type: ignore[attr-defined]  # private; nothing public ends them now
