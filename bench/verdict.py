@@ -47,7 +47,7 @@ def bottleneck(results: dict[str, Any]) -> list[str]:
     said = []
     for recipe in ("classic", "strong"):
         cells = measured(results, "loaders", recipe)
-        crops = bool(cells) and cells[0]["contestant"].startswith("ours")  # decodes no more than it needs
+        crops = bool(cells) and BY_NAME[cells[0]["contestant"]].kind == "ours"  # decode no more than they need
         decode = ceilings.get("decode-crops" if crops else "decode-only")
         if not (read and decode and cells):
             continue

@@ -682,7 +682,8 @@ class Loader:
         expected: dict[str, Any] = {"version": STATE_VERSION, **self.plan.fingerprint}
         wrong = [f"{k}: saved {state.get(k)!r}, here {v!r}" for k, v in expected.items() if state.get(k) != v]
         epoch, step = state.get("epoch"), state.get("step")
-        if not isinstance(epoch, int) or not isinstance(step, int) or not (epoch >= 0 and 0 <= step <= len(self)):
+        whole = isinstance(epoch, int) and isinstance(step, int) and 0 <= epoch < EPOCHS and 0 <= step <= len(self)
+        if not whole:
             wrong.append(f"epoch {epoch!r}, step {step!r}: must be whole numbers, the step in [0, {len(self)}]")
         if wrong:
             raise ValueError("this state belongs to another run: " + "; ".join(wrong))

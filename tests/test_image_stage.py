@@ -175,6 +175,52 @@ def test_every_code_and_every_edge(quality: int, subsampling: int, restarts: dic
                 assert np.array_equal(out, expected), (height, width, box, simd)
 
 
+def gray_of(blocks: str, quant: int = 1, codes: bytes = b"\x00\x02\x01" + bytes(13) + b"\xf0\x00\x01") -> bytes:
+    """A gray JPEG, as wide as there are blocks: a DC code of one bit (11 bits follow), and those AC codes."""
+
+    def part(marker: int, body: bytes) -> bytes:
+        return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
+
+    count = blocks.count(" ") + 1
+    bits = blocks.replace(" ", "")
+    bits += "1" * (-len(bits) % 8)
+    scan = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\x00")
+    frame = b"\x08\x00\x08" + (8 * count).to_bytes(2, "big") + b"\x01\x01\x11\x00"
+    tables = b"\x00\x01" + bytes(15) + b"\x0b" + b"\x10" + codes
+    return b"".join((b"\xff\xd8", part(0xDB, bytes([0]) + bytes([quant]) * 64), part(0xC0, frame), part(0xC4, tables),
+                     part(0xDA, b"\x01\x01\x00\x00\x3f\x00"), scan, b"\xff\xd9"))  # fmt: skip
+
+
+@built
+@pytest.mark.parametrize("quant", [1, 8, 16, 32, 64, 255])
+def test_coefficients_that_overflow(quant: int) -> None:
+    """As libjpeg-turbo computes them: where no row but the first has any, 16 bits wrap, else they saturate."""
+    dc, zrl, end, one = "0" + "00000000000", "00", "01", "100"
+    for blocks in ([dc + end], [dc + zrl + end], [dc + one + "1" + end[:2]], [dc + one + "0" + one + "1" + end],
+                   [dc + end, dc + zrl + end, dc + one + "1" + end, "0" + "1" * 11 + zrl + end]):  # fmt: skip
+        data = gray_of(" ".join(blocks), quant)
+        expected = pil(data)
+        for simd in (True, False):
+            out = np.zeros(expected.shape, np.uint8)
+            decoding._jpeg.decode_region(data, expected.shape[:2], (0, 0, *expected.shape[:2]), out, simd)
+            assert np.array_equal(out, expected), blocks
+
+
+@built
+def test_what_pillow_refuses_is_refused() -> None:
+    rng = np.random.default_rng(6)
+    out = np.zeros(8 * 65504 * 3, np.uint8)
+    gray = encode(picture(rng, 64, 48, "L"))
+    all_ones = gray_of("0" + "0" * 11 + "1", 1, b"\x02" + bytes(15) + b"\x01\x00")
+    wide = gray_of(" ".join(["0" + "0" * 11 + "01"] * 8188))
+    factors = [(patched(gray, 0xC0, 7, value), (64, 48)) for value in (0, 0x10, 0x55, 0xFF)]
+    for data, size in ((all_ones, (8, 8)), (wide, (8, 65504)), *factors):
+        with pytest.raises((OSError, SyntaxError)):
+            pil(data)
+        with pytest.raises(ValueError, match=r"\w"):
+            decoding._jpeg.decode_region(data, size, (0, 0, *size), out)
+
+
 @built
 def test_a_gray_image_with_sampling_factors_is_as_without() -> None:
     data = encode(picture(np.random.default_rng(5), 61, 83, "L"))

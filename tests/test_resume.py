@@ -211,7 +211,17 @@ def test_another_run_is_refused_with_both_values(
 
 
 @pytest.mark.parametrize(
-    "change", [{"step": -1}, {"step": STEPS + 1}, {"step": 1.5}, {"epoch": "1"}, {"epoch": -1}, {"version": 99}, {}]
+    "change",
+    [
+        {"step": -1},
+        {"step": STEPS + 1},
+        {"step": 1.5},
+        {"epoch": "1"},
+        {"epoch": -1},
+        {"epoch": 2**32},
+        {"version": 99},
+        {},
+    ],
 )
 def test_damaged_states_are_refused(index: SampleIndex, change: dict[str, Any]) -> None:
     with loader_of(index) as loader:

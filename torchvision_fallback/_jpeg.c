@@ -19,7 +19,7 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define X86 1
-#define AVX2 __attribute__((target("avx2,bmi,bmi2,lzcnt")))
+#define AVX2 __attribute__((target("avx2,bmi,bmi2")))
 #endif
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
@@ -35,6 +35,7 @@
 #define BLOCKS 6 /* the most of a minimum coded unit */
 #define AHEAD (BLOCKS * 64 * 4) /* bytes that its codes can take: at most 31 bits for a coefficient */
 #define CHUNK 16384
+#define MOST 65500 /* pixels of a side, to libjpeg */
 #define END 128 /* steps that leave a block for "end of block" */
 
 /* Zigzag position -> place in the block; what lies behind its end goes to a place of no account. */
@@ -91,6 +92,8 @@ static int build(struct table *t, const uint8_t *counts, const uint8_t *symbols,
             for (uint32_t j = 0; length <= LOOK && j < 1u << (LOOK - length); j++)
                 t->look[(code << (LOOK - length)) + j] = entry_of(t, symbols[at], length);
         }
+        if (code >= 1u << length) /* all ones is no code */
+            return -1;
         t->most[length] = counts[length - 1] ? (int32_t)code - 1 : -1;
     }
     for (uint32_t i = 0; i < 1 << LOOK && !is_dc; i++) {
@@ -118,11 +121,9 @@ struct bits {
 
 INLINE void refill(struct bits *b)
 {
-    uint64_t next;
-    memcpy(&next, b->at, 8);
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    next = __builtin_bswap64(next);
-#endif
+    const uint8_t *p = b->at;
+    uint64_t next = (uint64_t)p[0] << 56 | (uint64_t)p[1] << 48 | (uint64_t)p[2] << 40 | (uint64_t)p[3] << 32 |
+                    (uint64_t)p[4] << 24 | (uint64_t)p[5] << 16 | (uint64_t)p[6] << 8 | p[7]; /* one instruction */
     b->buffer |= next >> b->count;
     b->at += (63 - b->count) >> 3;
     b->count |= 56;
@@ -270,7 +271,12 @@ static void idct(const struct task *task)
     int16_t work[64];
     for (int i = 0; i < 64; i++)
         work[i] = (int16_t)(task->coefficients[i] * task->quant[i]);
-    for (int i = 0; i < 8; i++)
+    int only_first_row = 1;
+    for (int i = 8; i < 64; i++)
+        only_first_row &= task->coefficients[i] == 0;
+    for (int i = 0; i < 64 && only_first_row; i++) /* the same, but where damaged data overflow: libjpeg-turbo's wrap */
+        work[i] = i < 8 ? (int16_t)((uint32_t)work[i] << 2) : work[i - 8];
+    for (int i = 0; i < 8 && !only_first_row; i++)
         idct_pass(work + i, 8, 11);
     for (int i = 0; i < 8; i++) {
         idct_pass(work + 8 * i, 1, 18);
@@ -341,6 +347,12 @@ AVX2 static void idct_two_avx2(const struct task *one, const struct task *two)
         __m256i c = _mm256_loadu2_m128i((const __m128i *)two->coefficients + i, (const __m128i *)one->coefficients + i);
         __m256i q = _mm256_loadu2_m128i((const __m128i *)two->quant + i, (const __m128i *)one->quant + i);
         v[i] = _mm256_mullo_epi16(c, q);
+    }
+    __m256i large = _mm256_srli_epi16(_mm256_add_epi16(v[0], _mm256_set1_epi16(8192)), 14);
+    if (!_mm256_testz_si256(large, large)) { /* damaged data: where overflows matter */
+        idct(one);
+        idct(two);
+        return;
     }
     idct_pass_avx2(v, 11);
     transpose_avx2(v);
@@ -496,9 +508,11 @@ static int read_frame(struct image *m, const uint8_t *at, const uint8_t *end)
         m->quant_at[i] = at[8 + 3 * i];
         if (m->quant_at[i] > 3)
             return refuse(m, "a frame of another kind");
+        if (c->h < 1 || c->h > 4 || c->v < 1 || c->v > 4)
+            return refuse(m, "a frame of another kind");
         if (m->count == 1)
             c->h = c->v = 1; /* one component alone is never interleaved */
-        else if (i ? c->h != 1 || c->v != 1 : c->h < 1 || c->h > 2 || c->v < 1 || c->v > c->h)
+        else if (i ? c->h != 1 || c->v != 1 : c->h > 2 || c->v > c->h)
             return refuse(m, "another chroma subsampling");
     }
     struct component *y = &m->components[0];
@@ -834,8 +848,8 @@ static int decode(struct image *m, int simd)
     }
     m->lines = at;
 #ifdef X86
-    int failed = simd && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") ? decode_scan_avx2(m)
-                                                                                          : decode_scan_plain(m);
+    simd = simd && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+    int failed = simd ? decode_scan_avx2(m) : decode_scan_plain(m);
 #else
     int failed = decode_scan_plain(m);
 #endif
@@ -863,7 +877,7 @@ static PyObject *decode_region(PyObject *self, PyObject *args)
         m->rows = rows;
         m->columns = columns;
         m->out = out.buf;
-        if (top < 0 || left < 0 || rows < 1 || columns < 1 || height > 65535 || width > 65535 || rows > height ||
+        if (top < 0 || left < 0 || rows < 1 || columns < 1 || height > MOST || width > MOST || rows > height ||
             columns > width || top > height - rows || left > width - columns)
             problem = "the region leaves the image";
         else if (out.len / 3 / columns < rows)

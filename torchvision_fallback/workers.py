@@ -122,7 +122,9 @@ def _ring(slots: int, nbytes: int, num_workers: int, context: str | None) -> lis
     """Memory for batches that the workers can write to."""
     if num_workers == 0:
         return [torch.empty(nbytes, dtype=torch.uint8) for _ in range(slots + _SPARE)]
-    if torch.multiprocessing.get_context(context).get_start_method() != "fork":
+    processes = torch.multiprocessing
+    method = context or processes.get_start_method(allow_none=True)  # without deciding on one for the user
+    if (method or processes.get_all_start_methods()[0]) != "fork":
         ring = [torch.empty(nbytes, dtype=torch.uint8) for _ in range(slots)]
         return [memory.share_memory_() for memory in ring]  # type: ignore[no-untyped-call]  # torch does not annotate it
     # Not from /dev/shm, which is small in containers, and taken only when written to.
