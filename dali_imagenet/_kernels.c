@@ -1,5 +1,6 @@
-/* Passes over an image that torch and numpy make in many: the colour matrix, normalization, and the search for a JPEG's
-   markers. Each has its Python form beside its caller, which gives the same and takes over where this was not built. */
+/* Passes over an image that torch and numpy make in many: the resize, the colour matrix, normalization, and the search
+   for a JPEG's markers. Each has its Python form beside its caller, which gives the same and takes over where this was
+   not built. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
