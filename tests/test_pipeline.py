@@ -440,7 +440,7 @@ def test_probe_pictures_are_what_they_should_be() -> None:
 
 
 @needs_dali
-@pytest.mark.skipif("DALI_IMAGENET_SAMPLE" not in os.environ, reason="DALI_IMAGENET_SAMPLE names no folder")
+@pytest.mark.skipif(not os.environ.get("DALI_IMAGENET_SAMPLE"), reason="DALI_IMAGENET_SAMPLE names no folder")
 @pytest.mark.parametrize("train", [True, False])
 def test_real_images_equal_pil(train: bool) -> None:
     paths = sorted(Path(os.environ["DALI_IMAGENET_SAMPLE"]).rglob("*.JPEG"))[:48]
