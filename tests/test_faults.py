@@ -419,7 +419,7 @@ def test_held_batches_outlive_the_loader(index: SampleIndex) -> None:
 
 
 ROUNDS = """
-import gc, json, os, sys
+import gc, json, os, sys, threading
 sys.path.insert(0, sys.argv[1])
 import psutil, torch
 torch.set_num_threads(1)
@@ -430,6 +430,9 @@ me = psutil.Process()
 
 def usage():
     gc.collect()
+    for thread in threading.enumerate():  # the DataLoader's queues tell theirs to end, and do not wait for it
+        if thread.name == "QueueFeederThread":
+            thread.join(10)
     children = [p for p in me.children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())]
     mine = {os.fstat(int(f)).st_ino for f in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{f}")}
     segments = [name for name in os.listdir("/dev/shm") if f"_{os.getpid()}_" in name]
@@ -469,12 +472,15 @@ def test_fifty_loaders_leave_nothing_behind(index: SampleIndex, backend: str, wo
 
 
 def test_threads_of_the_parent_come_back(index: SampleIndex) -> None:
-    before = {thread.name for thread in threading.enumerate()}
+    before = set(threading.enumerate())
     for _ in range(3):
         with loader(index, "torchvision", 2) as ours:
             next(iter(ours))
     gc.collect()
-    assert {thread.name for thread in threading.enumerate()} <= before
+    new = [thread for thread in threading.enumerate() if thread not in before]
+    for thread in new:  # the DataLoader's queues tell theirs to end, and do not wait for it
+        thread.join(10)
+    assert not [thread for thread in new if thread.is_alive()]
 
 
 @needs_dali
