@@ -291,16 +291,21 @@ class Plan:
             The batch as it was made, and {sample: path and reason} of what could not be read.
         """
         failures: dict[int, str] = {}
-        for row in range(len(batch)) if rows is None else rows:
-            while batch.index[row] >= 0:
-                try:
+        order = list(range(len(batch)) if rows is None else rows)
+        done = 0
+        while done < len(order):
+            row = order[done]
+            try:
+                if batch.index[row] >= 0:
                     make(batch, row)
-                    break
-                except BadImageError as error:
-                    if self.on_error == "raise":
-                        raise
-                    failures[int(batch.index[row])] = str(error)
-                    batch = self.batch(batch.epoch, batch.step, failures)
+                done += 1
+            except BadImageError as error:
+                if self.on_error == "raise":
+                    raise
+                failures[int(batch.index[row])] = str(error)
+                before, batch = batch.index, self.batch(batch.epoch, batch.step, failures)
+                if (batch.index != before)[order[:done]].any():  # the same sample could be read for another row
+                    done = 0
         return batch, failures
 
     def _substituted(self, drawn: I64, failed: Collection[int]) -> I64:

@@ -13,7 +13,7 @@ from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2
 
-from dali_imagenet import EvalRecipe, Plan, SampleIndex, TrainRecipe, draws
+from dali_imagenet import BadImageError, EvalRecipe, Plan, SampleIndex, TrainRecipe, draws
 from dali_imagenet.plan import color_matrix, random_resized_crop
 
 STRONG = TrainRecipe.strong()
@@ -346,6 +346,28 @@ def test_broken_samples_are_replaced_by_a_neighbour() -> None:
     assert again.index[again.drawn == 3].tolist() == [6]
     skipped = Plan(damaged, EvalRecipe(), batch_size=20, on_error="skip").batch(0, 0)
     assert np.flatnonzero(skipped.label == -100).tolist() == [3, 4, 19]
+
+
+@pytest.mark.parametrize("order", [range(8), [0, 7, 1, 6, 2, 5, 3, 4]])
+def test_a_sample_that_fails_for_one_row_alone_is_replaced_in_all(order: Any) -> None:
+    """A flaky read: no row keeps the picture of one sample and the label of another."""
+    plan = Plan(index_of(30), TrainRecipe.classic(num_aug_repeats=4), batch_size=8, on_error="replace")
+    first = plan.batch(0, 0)
+    flaky = int(first.index[order[-1]])
+    made, calls = dict[int, int](), 0
+
+    def make(batch: Any, row: int) -> None:
+        nonlocal calls
+        if batch.index[row] == flaky:
+            calls += 1
+            if calls == 3:
+                raise BadImageError("gone for a moment")
+        made[row] = int(batch.index[row])
+
+    batch, failures = plan.carry_out(first, make, order)
+    assert failures == {flaky: "gone for a moment"}
+    assert flaky not in batch.index
+    assert [made[row] for row in range(8)] == batch.index.tolist()
 
 
 def test_color_matrix_is_dalis_formula() -> None:
