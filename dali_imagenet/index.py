@@ -488,10 +488,13 @@ def _list_tree(root: str, classes: Sequence[str], num_threads: int, progress: bo
     return _Found(b"".join(paths), labels, np.concatenate(sizes), np.concatenate(stamps))
 
 
-def _bar(items: Iterator[Any], total: int, what: str, unit: str, progress: bool) -> Iterator[Any]:
+def _bar(items: Iterator[Any] | None, total: int, what: str, unit: str, progress: bool) -> Any:
+    """tqdm's bar, which shows itself on a terminal only."""
     from tqdm import tqdm
 
-    return iter(tqdm(items, what, total, unit=unit, leave=False, disable=None if progress else True))
+    bar: Any = type("Bar", (tqdm,), {})
+    bar.set_lock(threading.RLock())  # tqdm's own is multiprocessing's, and would fix the start method for the user
+    return bar(items, what, total, unit=unit, leave=False, disable=None if progress else True)
 
 
 # Reading headers --------------------------------------------------------------------------------------------------
@@ -658,17 +661,11 @@ def _read_headers(
     chunks = [todo[k : k + _CHUNK] for k in range(0, len(todo), _CHUNK)]
     with ThreadPoolExecutor(num_threads, "dali_imagenet-index") as pool:
         try:
-            _count(pool.map(read, chunks), len(todo), progress)
+            with _bar(None, len(todo), "indexing", "file", progress) as bar:
+                for count in pool.map(read, chunks):
+                    bar.update(count)
         finally:
             stop.set()
-
-
-def _count(done: Iterator[int], total: int, progress: bool) -> None:
-    from tqdm import tqdm
-
-    with tqdm(desc="indexing", total=total, unit="file", leave=False, disable=None if progress else True) as bar:
-        for count in done:
-            bar.update(count)
 
 
 # The cache: what was read, by path, size and modification time -----------------------------------------------------

@@ -608,3 +608,20 @@ def test_start_methods(folder: Path, context: str) -> None:
     expected = batches(load(folder, STRONG))
     with load(folder, STRONG, num_workers=2, multiprocessing_context=context) as loader:
         assert all(torch.equal(a, b) for (a, _), (b, _) in zip(loader, expected, strict=True))
+
+
+def test_the_start_method_is_left_to_the_user(folder: Path, tmp_path: Path) -> None:
+    """Neither indexing, with and without its bar, nor a loader that has no workers yet decides on one."""
+    done = run(
+        """
+        import multiprocessing, sys
+        from dali_imagenet import SampleIndex, TrainRecipe, create_loader
+        for progress in (False, True):
+            index = SampleIndex.from_folder(sys.argv[1], progress=progress, cache_dir=sys.argv[2] + str(progress))
+        with create_loader(index, TrainRecipe.classic(input_size=32), batch_size=8, device="cpu", num_workers=2):
+            multiprocessing.set_start_method("spawn")
+        """,
+        str(folder),
+        str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
