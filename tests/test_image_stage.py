@@ -105,6 +105,21 @@ def test_other_files_are_pillows(decoder: str, monkeypatch: pytest.MonkeyPatch) 
         decode(data[: len(data) // 2], (40, 30), (0, 0, 4, 4))
 
 
+@pytest.mark.parametrize("decoder", ["region decoder", "simplejpeg", "Pillow"])
+def test_an_error_behind_sound_markers_is_no_picture(decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the sample would show what lay in the memory: another image."""
+    use(decoder, monkeypatch)
+    data = encode(picture(np.random.default_rng(2), 64, 48))
+    warned = patched(data, 0xDA, 7, 0xC4)  # libjpeg warns of the first coefficient; an error comes after it
+    for broken in (patched(warned, 0xDA, 6, 0xFF), patched(data, 0xDA, 4, 0x33), patched(data, 0xC0, 8, 3)):
+        assert not doubt(broken)
+        with pytest.raises(OSError, match="broken data stream"):
+            pil(broken)
+        for box in ((0, 0, 64, 48), (0, 0, 16, 16), (20, 8, 20, 30)):
+            with pytest.raises(OSError, match="broken data stream"):
+                decode(broken, (64, 48), box, np.full(64 * 48 * 3, 7, np.uint8))
+
+
 @built
 def test_the_region_decoder_refuses_what_is_wrong() -> None:
     """Nothing is written outside the region, and whatever libjpeg warns about is an error."""

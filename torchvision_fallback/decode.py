@@ -54,8 +54,8 @@ def decode(data: bytes, size: tuple[int, int], box: Box, buffer: Pixels | None =
             costs a page fault for every 4 KiB.
 
     Returns:
-        uint8 [height, width, 3], bit for bit those of the whole image. Of a JPEG what lies below the box is not
-        decoded, so damage there is not seen.
+        uint8 [height, width, 3], bit for bit those of the whole image. Of a JPEG what lies below the box need not be
+        decoded, so damage there may not be seen.
 
     Raises:
         OSError, ValueError, SyntaxError and others of PIL: the file cannot be decoded.
@@ -84,8 +84,9 @@ def _jpeg_box(data: bytes, size: tuple[int, int], box: Box, buffer: Pixels | Non
     library = _simplejpeg()
     try:
         if library is not None:
-            # Where the header has been lowered there is more data than rows, about which strict complains.
-            pixels = np.asarray(library.decode_jpeg(cut, colorspace="RGB", buffer=buffer, strict=cut is data))
+            # The whole file, strictly: otherwise it says nothing of an error after a warning, and the memory that it
+            # returns holds another image. Where the header has been lowered there are always warnings.
+            pixels = np.asarray(library.decode_jpeg(data, colorspace="RGB", buffer=buffer, strict=True))
             return pixels[top : top + height, left : left + width]
         return None if cut is data else _pil(cut, None, box)
     except (OSError, ValueError, SyntaxError):
