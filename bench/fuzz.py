@@ -3,7 +3,7 @@
 A round indexes a folder of mutated JPEGs, evaluates it with on_error="skip" and trains on it with "replace"; then the
 files are mutated once more, behind the index's back, and the same loaders run again. A sample is accounted for where it
 is either delivered with its label or counted as padding and named in Loader.failures. A crash, a hang, an account that
-does not add up, or a sample that one backend loses and the other delivers is a finding.
+does not add up, or a sample that one backend loses or shows otherwise than the other is a finding.
 """
 
 from __future__ import annotations
@@ -133,22 +133,20 @@ def images(root: Path, backend: str) -> None:
 
 
 def disagreement(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """The account of what two backends have seen; a sample that one of them alone has lost is wrong."""
-    alone, count, different = 0, 0, 0
+    """The account of what two backends have seen; what one alone has lost, or shows otherwise, is wrong."""
     wrong = []
+    counts = {"images compared": 0, "samples lost by one backend alone": 0, "images that look different": 0}
     for name in ours:
         if name.endswith("lost"):
             samples = (ours[name] != theirs[name]).nonzero()[0].tolist()
-            alone += len(samples)
+            counts["samples lost by one backend alone"] += len(samples)
             wrong += [f"{name} by one backend alone: samples {samples}"] if samples else []
         else:
-            count += len(ours[name])
-            different += int((255 * np.abs(ours[name] - theirs[name]).mean((1, 2, 3)) > ALIKE).sum())
-    counts = {
-        "images compared": count,
-        "samples lost by one backend alone": alone,
-        "images that look different": different,
-    }
+            difference = 255 * np.abs(ours[name] - theirs[name]).mean((1, 2, 3))
+            places = (difference > ALIKE).nonzero()[0].tolist()
+            counts["images compared"] += len(difference)
+            counts["images that look different"] += len(places)
+            wrong += [f"{name}: different images at places {places} of the epoch"] if places else []
     return {"wrong": wrong} | counts
 
 
