@@ -53,8 +53,7 @@ def nothing_left(index: SampleIndex) -> Iterator[None]:
     gc.collect()
     left = [p for p in psutil.Process().children(recursive=True) if p not in before]
     _, left = psutil.wait_procs(left, timeout=10)
-    left = [p for p in left if p.is_running() and "resource_tracker" not in " ".join(p.cmdline())]
-    assert not left
+    assert not [p for p in left if is_worker(p)]
 
 
 def loader(index: Any, backend: str = "torchvision", workers: int = 2, recipe: Any = TRAIN, **options: Any) -> Any:
@@ -63,9 +62,15 @@ def loader(index: Any, backend: str = "torchvision", workers: int = 2, recipe: A
     )
 
 
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "resource_tracker" not in " ".join(process.cmdline())
+    except psutil.Error:  # it has ended meanwhile
+        return False
+
+
 def workers_of(process: psutil.Process | None = None) -> list[psutil.Process]:
-    children = (process or psutil.Process()).children(recursive=True)
-    return [p for p in children if "resource_tracker" not in " ".join(p.cmdline())]
+    return [p for p in (process or psutil.Process()).children(recursive=True) if is_worker(p)]
 
 
 def test_a_killed_worker_is_an_error_and_the_next_iteration_works(index: SampleIndex) -> None:
@@ -424,6 +429,7 @@ sys.path.insert(0, sys.argv[1])
 import psutil, torch
 torch.set_num_threads(1)
 from dali_imagenet import SampleIndex, TrainRecipe, create_loader
+from tests.test_faults import workers_of
 index = SampleIndex.from_folder(sys.argv[2])
 backend, workers, rounds = sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 me = psutil.Process()
@@ -433,7 +439,7 @@ def usage():
     for thread in threading.enumerate():  # the DataLoader's queues tell theirs to end, and do not wait for it
         if thread.name == "QueueFeederThread":
             thread.join(10)
-    children = [p for p in me.children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())]
+    children = workers_of(me)
     mine = {os.fstat(int(f)).st_ino for f in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{f}")}
     segments = [name for name in os.listdir("/dev/shm") if f"_{os.getpid()}_" in name]
     return {"descriptors": me.num_fds(), "threads": me.num_threads(), "children": len(children),
