@@ -20,6 +20,7 @@ _kernels = compiled("dali_imagenet._kernels")
 _DHT, _EOI, _SOS, _DRI = 0xC4, 0xD9, 0xDA, 0xDD
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive: Huffman-coded
 _HEADER = frozenset([*_FRAMES, _DHT, _SOS, 0xDB, _DRI, *range(0xE0, 0xF0), 0xFE])  # tables, APPn and comments
+_VERSIONED = (0xE0, 0xEE)  # JFIF and Adobe: Pillow refuses those that end before their version
 _BLOCK = 1 << 20
 _BETWEEN_SCANS = {0xC0: frozenset[int](), 0xC1: frozenset[int](), 0xC2: frozenset([_DHT, _SOS, _DRI])}
 
@@ -40,7 +41,7 @@ def doubt(data: bytes | memoryview) -> str:
         if marker not in (_HEADER if ends is None else _BETWEEN_SCANS[frame]):
             return f"marker {marker:02X} at byte {at}, where none of its kind belongs"
         length = view[at + 2] << 8 | view[at + 3] if at + 4 <= size else 0
-        if length < 2 or at + 2 + length > size:
+        if length < (9 if marker in _VERSIONED else 2) or at + 2 + length > size:
             return f"a segment of {length} bytes at byte {at}"
         if marker in _FRAMES:
             if frame:

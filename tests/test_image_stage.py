@@ -229,7 +229,8 @@ def test_what_pillow_refuses_is_refused() -> None:
     all_ones = gray_of("0" + "0" * 11 + "1", 1, b"\x02" + bytes(15) + b"\x01\x00")
     wide = gray_of(" ".join(["0" + "0" * 11 + "01"] * 8188))
     factors = [(patched(gray, 0xC0, 7, value), (64, 48)) for value in (0, 0x10, 0x55, 0xFF)]
-    for data, size in ((all_ones, (8, 8)), (wide, (8, 65504)), *factors):
+    short = [(gray[:2] + segment + gray[2:], (64, 48)) for segment in (b"\xff\xe0\0\6JFIF", b"\xff\xee\0\7Adobe")]
+    for data, size in ((all_ones, (8, 8)), (wide, (8, 65504)), *factors, *short):
         with pytest.raises((OSError, SyntaxError)):
             pil(data)
         with pytest.raises(ValueError, match=r"\w"):

@@ -61,6 +61,8 @@ UNUSUAL = {
     "bytes between segments": (JPEG[:2] + b"\0\0" + JPEG[2:], "no marker at byte 2"),
     "a fill byte": (JPEG[:2] + b"\xff" + JPEG[2:], "marker FF"),
     "an impossible length": (patched(JPEG, 4, b"\0\1"), "a segment of 1 bytes"),
+    "a JFIF segment without a version": (JPEG[:2] + b"\xff\xe0\0\6JFIF" + JPEG[2:], "a segment of 6 bytes at byte 2"),
+    "an Adobe segment without a version": (JPEG[:2] + b"\xff\xee\0\7Adobe" + JPEG[2:], "a segment of 7 bytes"),
     "a segment that leaves the file": (patched(JPEG, segment(JPEG, 0xC4)[0] + 2, b"\xff\xff"), "of 65535 bytes"),
     "cut in the scan": (JPEG[:-300], "no marker after the last scan"),
     "no scan": (JPEG[: segment(JPEG, 0xDA)[0]], "no marker at byte"),

@@ -552,8 +552,8 @@ static int read_header(struct image *m)
     while (m->end - at >= 4 && at[0] == 0xFF) {
         int marker = at[1], length = at[2] << 8 | at[3], failed = 0;
         const uint8_t *body = at + 4;
-        if (length < 2 || m->end - at - 2 < length)
-            break;
+        if (length < (marker == 0xE0 || marker == 0xEE ? 9 : 2) || m->end - at - 2 < length)
+            break; /* Pillow refuses JFIF and Adobe segments that end before their version */
         at += 2 + length;
         if (marker == 0xC0 || marker == 0xC1)
             failed = read_frame(m, body, at);
