@@ -39,7 +39,7 @@ def finish(process: subprocess.Popen[str]) -> str:
         process.terminate()
         raise
     assert process.returncode == 0, err
-    return out
+    return "".join(line for line in out.splitlines(keepends=True) if not line.startswith("[Gloo]"))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -84,6 +84,10 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(batched, "_groups", real(batched._groups))
     monkeypatch.setattr(augment, "_value", real(augment._value))
     with FakeTensorMode(allow_non_fake_inputs=True):
+        try:
+            torch.empty(2, device="cuda")[:1]
+        except RuntimeError as error:  # with PyTorch 2.9
+            pytest.skip(f"indexing a fake tensor needs a driver here: {str(error).splitlines()[0]}")
         yield
 
 

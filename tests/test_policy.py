@@ -98,7 +98,9 @@ def tv_log(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def record(op: str, argument: Callable[..., float], move: bool = False) -> Callable[..., torch.Tensor]:
         def run(image: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-            aux = {"nearest": 0, "bilinear": 2}[kwargs["interpolation"]] if move else 0
+            aux = 0
+            if move:  # a name, or in torchvision 0.24 the member of an enumeration
+                aux = {"nearest": 0, "bilinear": 2}[getattr(kwargs["interpolation"], "value", kwargs["interpolation"])]
             log.append((key(op, argument(kwargs), aux), image))
             return image.clone()
 
