@@ -39,7 +39,7 @@ def finish(process: subprocess.Popen[str]) -> str:
         process.terminate()
         raise
     assert process.returncode == 0, err
-    return "".join(line for line in out.splitlines(keepends=True) if not line.startswith("[Gloo]"))
+    return out
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -52,7 +52,8 @@ def test_training_on_two_processes_equals_training_on_one(folder: Path, tmp_path
         )
         for processes in (1, 2)
     ]
-    printed = [finish(run).splitlines() for run in runs]
+    # not what Gloo of PyTorch 2.9 says in between
+    printed = [[line for line in finish(run).splitlines() if line.startswith("epoch")] for run in runs]
     one, two = (torch.load(tmp_path / f"{processes}.pt") for processes in (1, 2))
     assert one["loader"] == two["loader"]
     for name, value in one["model"].items():

@@ -51,6 +51,8 @@ def nothing_left(index: SampleIndex) -> Iterator[None]:
     before = set(psutil.Process().children(recursive=True))
     yield
     gc.collect()
+    for process in multiprocessing.active_children():  # it would never learn of the end of what psutil waits for
+        process.join(10)
     left = [p for p in psutil.Process().children(recursive=True) if p not in before]
     _, left = psutil.wait_procs(left, timeout=10)
     assert not [p for p in left if is_worker(p)]
