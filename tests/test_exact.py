@@ -72,7 +72,7 @@ def reference(index: SampleIndex) -> Batches:
 def test_workers_change_nothing(index: SampleIndex, reference: Batches, workers: int, context: str) -> None:
     if context == "fork" and not hasattr(os, "fork"):
         pytest.skip("this system has no fork")
-    found = batches_of(index, num_workers=workers, multiprocessing_context=context, timeout=120)
+    found = batches_of(index, num_workers=workers, multiprocessing_context=context, timeout=300)
     assert same(found, reference)
 
 
@@ -90,7 +90,7 @@ def test_threads_of_dali_change_nothing(index: SampleIndex, reference: Batches) 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_the_order_of_batches_survives_several_epochs(index: SampleIndex, context: str) -> None:
     """Persistent workers, an iteration that is left, and prefetched batches: still those of the plan."""
-    with loader_of(index, num_workers=2, multiprocessing_context=context, timeout=120) as loader:
+    with loader_of(index, num_workers=2, multiprocessing_context=context, timeout=300) as loader:
         first = list(loader)
         for _ in loader:
             break
@@ -225,7 +225,7 @@ def test_processes_of_their_own(index: SampleIndex, tmp_path: Path) -> None:
         running.append(subprocess.Popen(words, env=environment, **pipes))
     lines, states = [], []
     for process in running:
-        out, err = process.communicate(timeout=150)
+        out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         lines.append([json.loads(line) for line in out.splitlines()])
         states.append([json.loads(line) for line in err.splitlines() if line.startswith("{")])

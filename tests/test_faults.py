@@ -31,7 +31,6 @@ from torchvision_fallback import stage as stage_module
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc and sends signals"),
-    pytest.mark.timeout(120),
 ]
 needs_dali = pytest.mark.skipif(not dali_available()[0], reason=dali_available()[1])
 ENGINES = [pytest.param("dali", 1, marks=needs_dali), ("torchvision", 0), ("torchvision", 2)]
@@ -52,9 +51,9 @@ def nothing_left(index: SampleIndex) -> Iterator[None]:
     yield
     gc.collect()
     for process in multiprocessing.active_children():  # it would never learn of the end of what psutil waits for
-        process.join(10)
+        process.join(60)
     left = [p for p in psutil.Process().children(recursive=True) if p not in before]
-    _, left = psutil.wait_procs(left, timeout=10)
+    _, left = psutil.wait_procs(left, timeout=60)
     assert not [p for p in left if is_worker(p)]
 
 
@@ -75,15 +74,23 @@ def workers_of(process: psutil.Process | None = None) -> list[psutil.Process]:
     return [p for p in (process or psutil.Process()).children(recursive=True) if is_worker(p)]
 
 
+def kill_a_worker() -> int:
+    """Its number, once it is dead, and not yet waited for."""
+    victim = workers_of()[0].pid
+    with contextlib.suppress(RuntimeError):  # torch's handler of signals says it here, not at some later line
+        os.kill(victim, signal.SIGKILL)
+        os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)
+    return victim
+
+
 def test_a_killed_worker_is_an_error_and_the_next_iteration_works(index: SampleIndex) -> None:
     with loader(index) as ours:
         expected = [images.clone() for images, _ in ours]
         ours.set_epoch(0)
         iteration = iter(ours)
         next(iteration)
-        victim = workers_of()[0]
-        os.kill(victim.pid, signal.SIGKILL)
-        with pytest.raises(RuntimeError, match=rf"worker.*{victim.pid}.*(killed|exited)"):
+        victim = kill_a_worker()
+        with pytest.raises(RuntimeError, match=rf"worker.*{victim}.*(killed|exited)"):
             for _ in iteration:
                 pass
         ours.set_epoch(0)
@@ -95,12 +102,8 @@ def test_a_killed_worker_is_an_error_and_the_next_iteration_works(index: SampleI
 def test_a_worker_killed_between_epochs_is_an_error_and_the_next_iteration_works(index: SampleIndex) -> None:
     with loader(index) as ours:
         expected = [images.clone() for images, _ in ours]
-        victim = workers_of()[0]
-        with contextlib.suppress(RuntimeError):  # torch's handler of signals may say it here already
-            os.kill(victim.pid, signal.SIGKILL)
-            while victim.status() != psutil.STATUS_ZOMBIE:
-                time.sleep(0.01)
-        with pytest.raises(RuntimeError, match=rf"worker.*{victim.pid}.*(killed|exited)"):
+        victim = kill_a_worker()
+        with pytest.raises(RuntimeError, match=rf"worker.*{victim}.*(killed|exited)"):
             list(ours)  # what it had finished comes first
         ours.set_epoch(0)
         assert all(map(torch.equal, expected, [images for images, _ in ours]))
@@ -116,10 +119,11 @@ def test_an_error_that_is_held_holds_no_worker(index: SampleIndex, monkeypatch: 
         return real(samples, sample, *rest)
 
     monkeypatch.setattr("torchvision_fallback.stage.read_pixels", broken)
+    before = set(workers_of())
     with loader(index, multiprocessing_context="fork") as ours:
         with pytest.raises(BadImageError) as held:
             list(ours)
-        assert multiprocessing.active_children() == []
+        assert set(workers_of()) == before
         assert held.value.__traceback__ is not None
 
 
@@ -209,8 +213,9 @@ def test_a_full_disk_costs_the_cache_only(new_folder: Callable[..., Path], tmp_p
     """The kernel refuses to write more than `room` bytes of any file."""
     root, cache = new_folder(8), tmp_path / "cache"
     expected = SampleIndex.from_folder(root, cache=False).fingerprint
-    command = [sys.executable, "-c", FULL_DISK, str(ROOT), str(root), str(cache), str(room)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    # -B: Python would leave cut .pyc files
+    command = [sys.executable, "-B", "-c", FULL_DISK, str(ROOT), str(root), str(cache), str(room)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.split() == [expected, "8", "8"], done.stderr[-2000:]
     assert "File too large" in done.stderr
     assert "cannot be written, the next start reads every header again" in done.stderr
@@ -251,7 +256,7 @@ print(SampleIndex.from_folder(sys.argv[2], cache_dir=sys.argv[3], progress=False
 def test_ranks_that_index_at_once_agree(index: SampleIndex, tmp_path: Path) -> None:
     command = [sys.executable, "-c", INDEXING, str(ROOT), index.root, str(tmp_path)]
     ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    found = {rank.communicate(timeout=60)[0].strip() for rank in ranks}
+    found = {rank.communicate(timeout=300)[0].strip() for rank in ranks}
     assert found == {index.fingerprint}
     assert len(list(tmp_path.iterdir())) == 1  # one cache, nothing temporary
 
@@ -295,16 +300,19 @@ def test_ctrl_c_ends_it(index: SampleIndex, backend: str, workers: int, moment: 
                 break
         family = psutil.Process(child.pid).children(recursive=True)
         os.killpg(child.pid, signal.SIGINT)
-        try:
-            _, errors = child.communicate(timeout=20)
-        except subprocess.TimeoutExpired:  # Python drops an interrupt that arrives in a destructor: press it again
-            os.killpg(child.pid, signal.SIGINT)
-            _, errors = child.communicate(timeout=60)
+        for last in (False, False, False, True):
+            try:
+                _, errors = child.communicate(timeout=60 if last else 20)
+                break
+            except subprocess.TimeoutExpired:  # Python drops an interrupt that arrives in a destructor: press it again
+                if last:
+                    raise
+                os.killpg(child.pid, signal.SIGINT)
         assert child.returncode != 0
         if moment not in ("starting", "imported"):  # extensions may turn it into an ImportError of their own
             assert child.returncode in (1, -signal.SIGINT, 130)
             assert "KeyboardInterrupt" in errors
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(family, timeout=300)
         assert not alive
     finally:
         if child.poll() is None:
@@ -376,7 +384,7 @@ print("parent:", sum(1 for _ in loader) == len(loader))
 @pytest.mark.parametrize("state", ["new", "used", "between epochs"])
 def test_a_forked_child_is_told_to_make_its_own(index: SampleIndex, backend: str, workers: int, state: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", IN_CHILD, str(ROOT), index.root, backend, str(workers), state]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.split("\n")[:2] == ["child: 7", "parent: True"], done.stderr[-2000:]
 
 
@@ -394,7 +402,7 @@ print(sum(1 for _ in loader) == len(loader))
 def test_a_script_that_ends_after_an_epoch_ends_quietly(index: SampleIndex, backend: str, workers: int) -> None:
     """Although the next epoch has been begun."""
     command = [sys.executable, "-W", "ignore", "-c", ENDS, str(ROOT), index.root, backend, str(workers)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
@@ -469,12 +477,12 @@ print(json.dumps(seen))
 @pytest.mark.parametrize(("backend", "workers"), ENGINES)
 def test_fifty_loaders_leave_nothing_behind(index: SampleIndex, backend: str, workers: int) -> None:
     command = [sys.executable, "-c", ROUNDS, str(ROOT), index.root, backend, str(workers), "50"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=115, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     seen = json.loads(done.stdout.splitlines()[-1])
     settled, last = seen[9], seen[-1]
-    for what in ("descriptors", "threads"):
-        assert last[what] <= settled[what], (what, [row[what] for row in seen])
+    for what in ("descriptors", "threads"):  # a thread may take its time to end
+        assert min(row[what] for row in seen[-3:]) <= settled[what], (what, [row[what] for row in seen])
     assert last["children"] == last["segments"] == 0
     assert last["rss"] < settled["rss"] + 40, [round(row["rss"]) for row in seen]
 

@@ -338,7 +338,7 @@ def test_a_broken_file_costs_its_batch_only(folder: Path, tmp_path: Path, kind: 
         bad.write_bytes(contents[kind])
     root = Path(__file__).resolve().parent.parent
     command = [sys.executable, "-c", BROKEN.format(path=[str(root)]), str(folder), str(bad), str(in_graph)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "survived"
     assert all(line != "reason:" for line in done.stdout.splitlines())
@@ -370,7 +370,7 @@ def test_a_dropped_stage_leaves_no_thread(folder: Path) -> None:
     finally:
         gc.enable()
     gc.collect()  # pytest.raises holds the last error
-    for _ in range(100):
+    for _ in range(1000):
         if len(os.listdir("/proc/self/task")) <= before:
             break
         time.sleep(0.05)
@@ -396,7 +396,7 @@ def test_without_dali(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_importing_the_module_does_not_import_dali() -> None:
     code = "import sys, dali_imagenet.pipeline; assert not any(m.startswith('nvidia.dali') for m in sys.modules)"
     root = str(Path(__file__).resolve().parent.parent)
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=300)
 
 
 def test_probe_without_a_gpu_says_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -328,19 +328,19 @@ def test_after_kill_minus_9_training_continues_as_if_nothing_had_been(
     script = tmp_path / "run.py"
     script.write_text(_RUN)
     whole = _start(script, index.root, tmp_path / "whole", backend, 0)
-    killed = _start(script, index.root, tmp_path / "killed", backend, 0.1)
+    killed = _start(script, index.root, tmp_path / "killed", backend, 0.5)
     assert killed.stdout is not None
     for _ in range(7):  # into the second epoch
         assert killed.stdout.readline()
     killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=60)
+    killed.communicate(timeout=300)
     assert killed.returncode == -signal.SIGKILL
     before = torch.load(tmp_path / "killed" / "checkpoint.pt")["loader"]
     assert (before["epoch"], before["step"]) < (2, 0)
     time.sleep(0.1)
     continued = _start(script, index.root, tmp_path / "killed", backend, 0)
     for process in (whole, continued):
-        process.communicate(timeout=120)
+        process.communicate(timeout=300)
         assert process.returncode == 0
     expected, found = (torch.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
     assert found["loader"] == expected["loader"]

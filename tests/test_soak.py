@@ -59,7 +59,7 @@ def test_rates() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PSS is Linux's")
 def test_a_short_soak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_folder(tmp_path / "data", 24)
-    words = ["--minutes", "0.08", "--data", str(data), "--backend", "torchvision", "--workers", "1"]
+    words = ["--minutes", "0.2", "--data", str(data), "--backend", "torchvision", "--workers", "1"]
     soak.run(soak.parser().parse_args([*words, "--batch-size", "8", "--out", str(tmp_path / "out")]))
     results = json.loads((tmp_path / "out" / "soak.json").read_text())
     seen = results["rows"]["torchvision"]
