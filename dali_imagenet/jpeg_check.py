@@ -46,6 +46,8 @@ def doubt(data: bytes | memoryview) -> str:
         if marker in _FRAMES:
             if frame:
                 return f"a second frame header at byte {at}"
+            if length < 8 or view[at + 9] not in (1, 3):
+                return f"a frame that is neither gray nor of three colours at byte {at}"
             frame = marker
         elif marker == _DRI:
             restarts = any(view[at + 4 : at + 2 + length])

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -335,7 +335,6 @@ class DaliEngine:
         self.mixing = False
         self._plan, self._stage, self._prefetch = plan, stage, prefetch
         self.roi_decode = roi_decode
-        self._owner = os.getpid()
         # DALI shows 16-bit PNG and CMYK without Adobe's segment otherwise than Pillow, and its GPU decoders know fewer
         # formats: whatever is no gray or colour JPEG is left to Pillow, and so is what DALI turns out not to decode.
         index = plan.index
@@ -350,12 +349,10 @@ class DaliEngine:
     def batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         from dali_imagenet.pipeline import DaliBatchError
 
-        if self._owner != os.getpid():  # DALI's threads have not come along: it would wait for them for ever
-            raise RuntimeError("a loader cannot be iterated in a forked child: create it there")
         coming, _ = next(iter(self._waiting), (None, None))
         if coming is None or (coming.epoch, coming.step) != (epoch, start):
+            self._waiting.clear()  # first: a drain that is interrupted is made up for
             self._dali.drain()
-            self._waiting.clear()
             self._upcoming = self._plan.upcoming(epoch, start)
         for _ in range(start, len(self._plan)):
             waiting, self._waiting = self._waiting, deque()  # put back below: what fails or is interrupted begins anew
@@ -515,7 +512,8 @@ class Loader:
     """An iterable of (images, targets), made by `create_loader`. Usable wherever a DataLoader is iterated.
 
     Each ``iter()`` goes on to the next epoch unless `set_epoch` said which. One iteration runs at a time: a new one
-    ends the one before. A yielded batch stays valid and writable as long as it is held.
+    ends the one before. A yielded batch stays valid and writable as long as this process holds it; one that is forked
+    meanwhile needs a copy (``images.clone()``), for its own references do not count. Cannot be copied or pickled.
 
     Attributes:
         plan: the draws. dataset: the `SampleIndex`. sampler, batch_sampler: the order. backend: "dali" or
@@ -541,6 +539,7 @@ class Loader:
         self.sampler = Sampler(self)
         self.batch_sampler = BatchSampler(self)
         self._engine: DaliEngine | FallbackEngine | None = engine
+        self._owner = os.getpid()
         self._stage, self._max_broken = stage, max_broken
         self._failed: dict[int, str] = {}
         self._at = (0, 0)  # epoch, and steps of it that have been handed out
@@ -549,6 +548,10 @@ class Loader:
         self._fresh = False  # an iteration has been made, but has not begun
         self._active = False
         self._running: weakref.ref[Any] | None = None
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """A copy would share the engine, or have memory that no worker writes to."""
+        raise TypeError("a Loader cannot be copied or pickled: make another with create_loader")
 
     def __len__(self) -> int:
         """Steps of a whole epoch, whatever has been resumed."""
@@ -590,6 +593,8 @@ class Loader:
         batches = engine.batches(epoch, start)
         try:
             while True:
+                if self._owner != os.getpid():  # neither DALI's threads nor the workers have come along
+                    raise RuntimeError("a loader cannot be iterated in a forked child: create it there")
                 # Memory that is written from another thread, or again later, must not be an inference tensor.
                 with torch.inference_mode(False):
                     engine.mixing = self.mixup_enabled and self.plan.recipe.mixing

@@ -167,6 +167,8 @@ class DaliStage:
         self.encoded = encoded
         self._queue: deque[_Pending] = deque()
         self._scheduled = 0  # how many of the queue's first entries DALI is working on
+        self._in_step = True  # False where an interrupt may have come between DALI and these two
+        self._closed = False
         self._lent: deque[tuple[torch.cuda.Event, Any]] = deque()  # DALI's batches until the GPU has copied them
         self._pool = one_torch_thread_each(self.num_threads)
         self._files: Any = None  # of the batch collected last
@@ -297,6 +299,7 @@ class DaliStage:
         if not self._queue:
             raise IndexError("nothing to collect: submit() a batch first")
         self._open()
+        self._in_step = False
         entry = self._queue.popleft()
         plan, rows = entry.plan, len(entry.paths)
         images: Any = None
@@ -310,6 +313,7 @@ class DaliStage:
             self._restart()
             raise DaliBatchError(plan, entry.paths, [int(n) for n in re.findall(r"sample #(\d+)", failure)], failure)
         self._scheduled -= 1
+        self._in_step = True
         self._schedule()  # before the work below, so that DALI's threads have something to do meanwhile
         shape = (len(plan.index), 3, plan.size, plan.size)
         out = torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=self.memory_format)
@@ -336,19 +340,21 @@ class DaliStage:
     def drain(self) -> None:
         """Forget all pending batches. The stage stays usable."""
         waiting = [entry for entry in list(self._queue)[: self._scheduled] if entry.paths]
+        broken, self._in_step = not self._in_step, False
         self._queue.clear()
         self._scheduled = 0
-        broken = False
         try:
-            for _ in waiting:
+            for _ in waiting if not broken else ():
                 self._take()
         except Exception:  # a broken image in what nobody wants any more
             broken = True
-        if broken:
+        if broken and not self._closed:
             self._restart()
+        self._in_step = True
 
     def close(self) -> None:
         """Free DALI's threads and memory; batches that were handed out stay valid. Closing twice is fine."""
+        self._closed = True
         self._queue.clear()
         self._scheduled = 0
         self._wait_for_copies()
@@ -362,26 +368,32 @@ class DaliStage:
         for event, _ in getattr(self, "_lent", ()):  # absent where __init__ refused its arguments
             event.synchronize()
 
-    def _open(self) -> Any:
-        if self._pipe is None:
+    def _open(self) -> None:
+        if self._closed:
             raise RuntimeError("the stage is closed")
-        return self._pipe
+        if not self._in_step:
+            self._restart()
 
     def _restart(self) -> None:
-        """After an error DALI calls its pipeline invalid: build it anew and start the pending batches again."""
+        """Build the pipeline anew, and start the pending batches again: after an error DALI calls it invalid, and after
+        an interrupt it may hold a batch, or a part of one, that nobody knows of."""
+        self._in_step = False
         self._pipe = None
         self._scheduled = 0
         self._pipe = self._build()
+        self._in_step = True
         self._schedule()
 
     def _schedule(self) -> None:
         while self._scheduled < min(self.prefetch, len(self._queue)):
             entry = self._queue[self._scheduled]
+            self._in_step = False
             if entry.paths:  # DALI knows no empty batch
                 for name, data in self._inputs(entry):
                     self._pipe.feed_input(name, data)
                 self._pipe.schedule_run()
             self._scheduled += 1
+            self._in_step = True
 
     def _inputs(self, entry: _Pending) -> Iterable[tuple[str, Any]]:
         """What the graph is fed. Numpy only: torch tensors make DALI look for a CUDA driver."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
+import functools
 import gc
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -23,11 +26,12 @@ import psutil
 import pytest
 import torch
 
-from dali_imagenet import BadImageError, EvalRecipe, SampleIndex, TrainRecipe, create_loader
+from dali_imagenet import BadImageError, EvalRecipe, Plan, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet import index as index_module
 from dali_imagenet.pipeline import dali_available
 from tests.conftest import make_folder
 from torchvision_fallback import stage as stage_module
+from torchvision_fallback import workers as workers_module
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc and sends signals"),
@@ -357,6 +361,124 @@ def test_an_exception_in_the_training_loop(index: SampleIndex, backend: str, wor
     ours.close()
 
 
+def interrupted(call: Callable[[], Any], line: int) -> int:
+    """Presses Ctrl-C at that line which the loader runs in this thread; without, how many lines there are."""
+    names = ("dali_imagenet/loader.py", "dali_imagenet/pipeline.py", "torchvision_fallback/workers.py")
+    count, process, files = 0, os.getpid(), {str(ROOT / name) for name in names}
+
+    def at_call(frame: Any, event: str, argument: Any) -> Any:
+        return at_line if frame.f_code.co_filename in files else None
+
+    def at_line(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal count
+        if event == "line" and os.getpid() == process:  # forked workers inherit it
+            count += 1
+            if count == line:
+                raise KeyboardInterrupt
+        return at_line
+
+    before = sys.gettrace()
+    sys.settrace(at_call)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize(("backend", "workers"), ENGINES)
+@pytest.mark.parametrize("moment", ["start", "in an epoch", "another epoch"])
+def test_an_interrupt_anywhere_puts_no_image_in_anothers_place(
+    index: SampleIndex, backend: str, workers: int, moment: str
+) -> None:
+    with loader(index, backend, workers) as ours:
+        expected = [(images.clone(), targets) for images, targets in ours]
+
+    def run(line: int) -> int:
+        ours = loader(index, backend, workers)
+        ours.set_epoch(1)
+        steps = iter(ours)
+        if moment != "start":
+            next(steps)
+        if moment == "another epoch":
+            ours.set_epoch(5)
+            steps = iter(ours)
+        count = interrupted(functools.partial(lambda steps: [next(steps), next(steps)], steps), line)
+        del steps
+        ours.set_epoch(0)
+        with ours:
+            found = [(images.clone(), targets) for images, targets in ours]
+        for (a, b), (c, d) in zip(found, expected, strict=True):
+            assert torch.equal(a, c), line
+            assert torch.equal(b, d), line
+        return count
+
+    lines = run(0)
+    assert lines > 50
+    for line in np.linspace(1, lines, 12).astype(int).tolist():
+        run(line)
+
+
+@needs_dali
+@pytest.mark.parametrize("where", ["source", "expected", "start", "shape", "schedule_run", "share_outputs"])
+def test_an_interrupt_within_dali_puts_no_image_in_anothers_place(
+    index: SampleIndex, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Before and after each of its calls, which a trace does not see; also while a batch in flight is thrown away."""
+    with loader(index, "dali", 1) as ours:
+        expected = [images.clone() for images, _ in ours]
+        for after in (False, True):
+            for leave in (False, True):
+                ours.set_epoch(1)
+                steps = iter(ours)
+                next(steps)
+                pipe = ours._engine._dali._pipe
+                name = where if hasattr(pipe, where) else "feed_input"
+                real = getattr(pipe, name)
+
+                def call(*arguments: Any, real: Any = real, name: str = name, after: bool = after, **more: Any) -> Any:
+                    chosen = name == where or arguments[0] == where
+                    if chosen and not after:
+                        raise KeyboardInterrupt
+                    result = real(*arguments, **more)
+                    if chosen:
+                        raise KeyboardInterrupt
+                    return result
+
+                with monkeypatch.context() as patched:
+                    patched.setattr(pipe, name, call)
+                    if leave:
+                        ours.set_epoch(7)
+                        steps = iter(ours)
+                    with pytest.raises(KeyboardInterrupt):
+                        next(steps)
+                del steps, pipe, real, call
+                ours.set_epoch(0)
+                assert all(map(torch.equal, [images for images, _ in ours], expected))
+
+
+def test_no_slot_is_free_twice_after_an_interrupt(index: SampleIndex) -> None:
+    for line in range(1, 40):
+        tasks = workers_module._Tasks(Plan(index, TRAIN, batch_size=4), 5)
+        first = iter(tasks)
+        for _ in range(4):
+            next(first)
+        again = iter(tasks)
+        interrupted(lambda again=again: next(again), line)  # type: ignore[misc]
+        found = next(iter(tasks))
+        assert found.slot not in tasks.free
+        assert len({*tasks.free}) == len(tasks.free)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_loader_is_not_copied(index: SampleIndex, copied: Callable[[Any], Any]) -> None:
+    """The workers would write to the original's memory, and the copy show what lies in its own."""
+    with loader(index) as ours, pytest.raises(TypeError, match="make another with create_loader"):
+        copied(ours)
+
+
 IN_CHILD = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
@@ -364,24 +486,29 @@ import torch
 from dali_imagenet import TrainRecipe, create_loader
 loader = create_loader(sys.argv[2], TrainRecipe.classic(input_size=32), batch_size=4, backend=sys.argv[3], device="cpu",
                        num_workers=int(sys.argv[4]))
+if sys.argv[5] in ("used", "in an epoch"):
+    iteration = iter(loader)
+    first = next(iteration)
 if sys.argv[5] == "used":
-    first = next(iter(loader))
+    del iteration
 if sys.argv[5] == "between epochs":
     assert sum(1 for _ in loader) == len(loader)
 pid = os.fork()
 if not pid:
     try:
-        next(iter(loader))
+        next(iteration if sys.argv[5] == "in an epoch" else iter(loader))
     except RuntimeError as error:
         os._exit(7 if "forked" in str(error) else 1)
     os._exit(2)
 print("child:", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+if sys.argv[5] == "in an epoch":
+    assert 1 + sum(1 for _ in iteration) == len(loader)
 print("parent:", sum(1 for _ in loader) == len(loader))
 """
 
 
 @pytest.mark.parametrize(("backend", "workers"), ENGINES)
-@pytest.mark.parametrize("state", ["new", "used", "between epochs"])
+@pytest.mark.parametrize("state", ["new", "used", "in an epoch", "between epochs"])
 def test_a_forked_child_is_told_to_make_its_own(index: SampleIndex, backend: str, workers: int, state: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", IN_CHILD, str(ROOT), index.root, backend, str(workers), state]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +120,15 @@ def test_an_error_behind_sound_markers_is_no_picture(decoder: str, monkeypatch: 
         for box in ((0, 0, 64, 48), (0, 0, 16, 16), (20, 8, 20, 30)):
             with pytest.raises(OSError, match="broken data stream"):
                 decode(broken, (64, 48), box, np.full(64 * 48 * 3, 7, np.uint8))
+
+
+def test_threads_leave_the_users_filters_of_warnings() -> None:
+    file = io.BytesIO()
+    picture(np.random.default_rng(0), 40, 30).save(file, "PNG")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: decode(file.getvalue(), (40, 30), (5, 6, 20, 21)), range(2000)))
+    assert warnings.filters == before
 
 
 @built

@@ -56,6 +56,7 @@ UNUSUAL = {
     "a restart marker missing": (restarts("missing"), "restart marker D2"),
     "a restart marker with a wrong number": (restarts("wrong"), "restart marker D6"),
     "a second frame header": (cut_out(JPEG, 0xC0, 2), "a second frame header"),
+    "four colours": (encoded("CMYK"), "neither gray nor of three colours"),
     "no frame header": (cut_out(JPEG, 0xC0, 0), "a scan without a frame header"),
     "arithmetic coding": (arithmetic(), "marker C9"),
     "bytes between segments": (JPEG[:2] + b"\0\0" + JPEG[2:], "no marker at byte 2"),

@@ -543,6 +543,22 @@ def test_statistics_of_a_classic_epoch(folder: Path) -> None:
     assert torch.allclose(normal.std((0, 2, 3)), torch.ones(3), atol=1e-4)
 
 
+@pytest.mark.skipif(not dali_available()[0], reason=dali_available()[1])
+def test_colours_that_the_index_does_not_know_of(tmp_path: Path) -> None:
+    """An index made from arrays takes files for RGB; DALI shows CMYK without Adobe's segment otherwise than Pillow."""
+    from bench.broken_table import encoded, segment
+
+    data = encoded("CMYK")
+    at, length = segment(data, 0xEE)
+    (tmp_path / "x.jpg").write_bytes(data[:at] + data[at + length :])
+    index = SampleIndex.from_arrays([0], [70], [90], root=tmp_path, paths=["x.jpg"])
+    ours, theirs = (
+        next(iter(create_loader(index, EvalRecipe(input_size=64), batch_size=1, backend=backend, device="cpu")))[0]
+        for backend in ("torchvision", "dali")
+    )
+    assert torch.equal(ours, theirs)
+
+
 def test_global_generators_are_left_alone(folder: Path) -> None:
     import random
 

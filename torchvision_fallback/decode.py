@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
 import warnings
 from functools import cache
 from typing import Any
@@ -19,6 +21,11 @@ Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 _jpeg = compiled("torchvision_fallback._jpeg")
+_QUIET = (
+    threading.Lock()
+)  # the filters of warnings are the process's: two threads that change and restore them mix them up
+if hasattr(os, "register_at_fork"):  # else a worker that is forked meanwhile would wait for it for ever
+    os.register_at_fork(before=_QUIET.acquire, after_in_parent=_QUIET.release, after_in_child=_QUIET.release)
 
 # Below this share of the rows, decoding stops early: rewriting the header costs some microseconds and a copy.
 _WORTH_CUTTING = 0.9
@@ -95,7 +102,7 @@ def _jpeg_box(data: bytes, size: tuple[int, int], box: Box, buffer: Pixels | Non
 
 def _pil(data: bytes, size: tuple[int, int] | None, box: Box) -> Pixels:
     top, left, height, width = box
-    with warnings.catch_warnings():
+    with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about EXIF and palettes: of no use to a training run
         image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
         if size is not None and (image.height, image.width) != size:

@@ -151,8 +151,10 @@ class _Tasks(Sampler[Task]):
 
     def __iter__(self) -> Iterator[Task]:
         # What nobody asked for any more has been drained and dropped by now: those slots are free again.
-        self.free.extend(task.slot for task in self.in_flight if task.slot != _NO_SLOT)
-        self.in_flight.clear()
+        while self.in_flight:  # one by one: an interrupt may lose a slot, and frees none twice
+            slot = self.in_flight.popleft().slot
+            if slot != _NO_SLOT:
+                self.free.append(slot)
         for epoch, step in self.plan.upcoming(self.epoch, self.start):
             self.in_flight.append(Task(epoch, step, self.free.pop() if self.free else _NO_SLOT, self.mix))
             yield self.in_flight[-1]
@@ -213,8 +215,6 @@ class WorkerStage:
         """The plan as executed, the images and the failures {sample: reason}, from that step to the epoch's end."""
         if self._loader is None:
             raise RuntimeError("the loader is closed")
-        if self._owner != os.getpid():
-            raise RuntimeError("a loader cannot be iterated in a forked child: create it there")
         coming = next(iter(self._tasks.in_flight), None)
         if coming is None or coming[:2] != (epoch, start):
             self._results = None
