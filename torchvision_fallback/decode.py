@@ -21,9 +21,9 @@ Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 _jpeg = compiled("torchvision_fallback._jpeg")
-_QUIET = (
-    threading.Lock()
-)  # the filters of warnings are the process's: two threads that change and restore them mix them up
+
+# The filters of warnings are the process's: two threads that change them and put them back mix them up.
+_QUIET = threading.Lock()
 if hasattr(os, "register_at_fork"):  # else a worker that is forked meanwhile would wait for it for ever
     os.register_at_fork(before=_QUIET.acquire, after_in_parent=_QUIET.release, after_in_child=_QUIET.release)
 
