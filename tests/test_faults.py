@@ -466,7 +466,7 @@ def test_no_slot_is_free_twice_after_an_interrupt(index: SampleIndex) -> None:
         for _ in range(4):
             next(first)
         again = iter(tasks)
-        interrupted(lambda again=again: next(again), line)  # type: ignore[misc]
+        interrupted(functools.partial(next, again), line)
         found = next(iter(tasks))
         assert found.slot not in tasks.free
         assert len({*tasks.free}) == len(tasks.free)
