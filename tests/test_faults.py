@@ -316,7 +316,7 @@ def test_ctrl_c_ends_it(index: SampleIndex, backend: str, workers: int, moment: 
         if moment not in ("starting", "imported"):  # extensions may turn it into an ImportError of their own
             assert child.returncode in (1, -signal.SIGINT, 130)
             assert "KeyboardInterrupt" in errors
-        _, alive = psutil.wait_procs(family, timeout=300)
+        _, alive = psutil.wait_procs(family, timeout=30)
         assert not alive
     finally:
         if child.poll() is None:
