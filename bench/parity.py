@@ -92,7 +92,7 @@ def by_timm(image: Any, name: str, arg: float, aux: int, fill: tuple[int, ...]) 
 
 
 def reference(row: dict[str, Any], recipe: TrainRecipe | EvalRecipe, on: str) -> torch.Tensor:
-    """One explained row by torchvision, on PIL images ("pil") or uint8 tensors ("tensor"): float [3, S, S] in 0..255.
+    """One explained row by torchvision, on PIL images ("pil") or uint8 tensors ("tensor"): float [3, H, W] in 0..255.
 
     Erased boxes hold the mean. color_twist, which torchvision does not have, is its matrix in float64, rounded.
     """
@@ -102,14 +102,14 @@ def reference(row: dict[str, Any], recipe: TrainRecipe | EvalRecipe, on: str) ->
     mode = v2.InterpolationMode(recipe.interpolation)
     size = row["size"]
     if isinstance(recipe, EvalRecipe):
-        image = F.center_crop(F.resize(image, [recipe.short_side], interpolation=mode, antialias=True), [size, size])
+        image = F.center_crop(F.resize(image, [recipe.scale_size[0]], interpolation=mode, antialias=True), size)
     else:
-        image = F.resized_crop(image, *row["box"], [size, size], interpolation=mode, antialias=True)
+        image = F.resized_crop(image, *row["box"], size, interpolation=mode, antialias=True)
     if row["hflip"]:
         image = F.horizontal_flip(image)
     if row["color"] is not None:
         image = twisted(image, list(row["color"].values()))
-    policy = policy_of(recipe, size) if isinstance(recipe, TrainRecipe) else None
+    policy = policy_of(recipe) if isinstance(recipe, TrainRecipe) else None
     for step in (step for part in row["program"] for step in part):
         op, arg, aux = step["op"], step["arg"], step["aux"]
         if op.startswith("PIL_"):

@@ -59,21 +59,21 @@ class BatchStage:
         self.__init__(**state)  # type: ignore[misc]  # the state is its arguments
 
     def finish_image(self, image: Tensor, plan: BatchPlan, row: int, out: Tensor) -> None:
-        """Operations, normalize and erase of one row on the CPU: uint8 [3, S, S] -> `out` [3, S, S] of `dtype`."""
+        """Operations, normalize and erase of one row on the CPU: uint8 [3, H, W] -> `out` [3, H, W] of `dtype`."""
         scratch: Scratch | None = getattr(self._own, "scratch", None)
         if scratch is None:
             # room for the index maps of every magnitude of a policy: TrivialAugment has 186
-            scratch = self._own.scratch = Scratch(map_bytes=200 * 4 * max(self.recipe.sizes) ** 2)
+            scratch = self._own.scratch = Scratch(map_bytes=200 * 4 * max(h * w for h, w in self.recipe.sizes))
         for i, part in enumerate(plan.program):
             if i:
                 image = image.clone()  # out of the scratch memory, which the next part writes to
-            image = run_image(image, part, row, self._fill(plan.size), scratch)
+            image = run_image(image, part, row, self._fill(), scratch)
         normalize(image, self._normalization(image.device), out)
         if plan.erase is not None and plan.noise_key is not None:
             erase_image_(out, plan.erase[row], int(plan.noise_key[row]), self._re_mode)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] or [3, S, S] -> (x / 255 - mean) / std in `dtype`, on the images' device."""
+        """uint8 [B, 3, H, W] or [3, H, W] -> (x / 255 - mean) / std in `dtype`, on the images' device."""
         batch = images if images.dim() == 4 else images[None]
         out = torch.empty(batch.shape, dtype=self.dtype, device=batch.device, memory_format=self.memory_format)
         normalize(batch, self._normalization(batch.device), out)
@@ -87,7 +87,7 @@ class BatchStage:
     def finish_batch(
         self, images: Tensor, plan: BatchPlan, pool: Executor | None = None, *, mix: bool = False
     ) -> Tensor:
-        """The same for a batch on its device: uint8 [B, 3, S, S], or what the image stage has normalized.
+        """The same for a batch on its device: uint8 [B, 3, H, W], or what the image stage has normalized.
 
         Args:
             pool: threads that share the rows where they are worked on one by one.
@@ -112,7 +112,7 @@ class BatchStage:
             return out
         if images.dtype == torch.uint8:
             for part in plan.program:
-                images = run_batch(images, part, self._fill(plan.size))
+                images = run_batch(images, part, self._fill())
             images = self.normalize(images)
         if plan.erase is not None and plan.noise_key is not None:
             erase_(images, plan.erase, plan.noise_key, self._re_mode)
@@ -120,8 +120,8 @@ class BatchStage:
             images.index_fill_(0, to_device((plan.index < 0).nonzero()[0], images.device), 0)
         return images
 
-    def _fill(self, size: int) -> Sequence[float] | None:
-        policy = policy_of(self.recipe, size) if isinstance(self.recipe, TrainRecipe) else None
+    def _fill(self) -> Sequence[float] | None:
+        policy = policy_of(self.recipe) if isinstance(self.recipe, TrainRecipe) else None
         if policy is None or policy.fill == (0, 0, 0):
             return None  # torchvision's default, which blends bilinear borders otherwise than a fill of 0
         return policy.fill

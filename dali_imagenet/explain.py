@@ -22,13 +22,13 @@ _COLOR = ("brightness", "contrast", "saturation", "hue_degrees")
 def explain(plan: Plan, epoch: int, step: int, failed: Collection[int] = ()) -> list[dict[str, Any]]:
     """The rows of one step as dictionaries that JSON takes and gives back unchanged.
 
-    Each holds: epoch, step, row, size (side of the output); position in the order of the epoch; index (the sample that
-    is read), drawn (the one that the order named; another one only where that is broken), repeat, path, label, class;
-    source_size, box (top, left, height, width of the region of the stored image), resize (height, width), crop (top,
-    left); hflip, vflip; color (factors and degrees of color_twist) or None; program: operations in order, each
-    {"op", "arg", "aux"} (see `Op`), or an AugMix {"chains", "weights", "m", "mode"}; erase: boxes (top, left, height,
-    width) and noise_key; mix: {"kind", "lam", "box" (top, bottom, left, right) or None, "partner": {row, index, label}}
-    or None. All in pixels of what they apply to. A padding row has index -1 and label -100.
+    Each holds: epoch, step, row, size (height and width of the output); position in the order of the epoch; index (the
+    sample that is read), drawn (the one that the order named; another one only where that is broken), repeat, path,
+    label, class; source_size, box (top, left, height, width of the region of the stored image), resize (height, width),
+    crop (top, left); hflip, vflip; color (factors and degrees of color_twist) or None; program: operations in order,
+    each {"op", "arg", "aux"} (see `Op`), or an AugMix {"chains", "weights", "m", "mode"}; erase: boxes (top, left,
+    height, width) and noise_key; mix: {"kind", "lam", "box" (top, bottom, left, right) or None, "partner": {row, index,
+    label}} or None. All in pixels of what they apply to. A padding row has index -1 and label -100.
 
     Args:
         failed: samples that turned out to be unreadable.
@@ -44,7 +44,7 @@ def _row(plan: Plan, batch: BatchPlan, row: int) -> dict[str, Any]:
         "epoch": batch.epoch,
         "step": batch.step,
         "row": row,
-        "size": batch.size,
+        "size": list(batch.size),
         "position": int(batch.position[row]),
         "index": index,
         "drawn": int(batch.drawn[row]),
@@ -100,7 +100,7 @@ def to_plan(row: dict[str, Any]) -> BatchPlan:
     return BatchPlan(
         epoch=row["epoch"],
         step=row["step"],
-        size=row["size"],
+        size=tuple(row["size"]),
         position=one("position", np.int64),
         drawn=one("drawn", np.int64),
         index=one("index", np.int64),
@@ -157,7 +157,7 @@ def render(loader: Loader, row: dict[str, Any]) -> Tensor:
     """Make the image of an explained row again, with the loader's data, recipe, backend, device and dtype.
 
     Returns:
-        [3, S, S], bit for bit the row of the batch before mixing (on a GPU as far as its decoder repeats itself).
+        [3, H, W], bit for bit the row of the batch before mixing (on a GPU as far as its decoder repeats itself).
 
     Raises:
         ValueError: for a padding row, or a row of other data. BadImageError: the image cannot be read.

@@ -41,11 +41,12 @@ class Part(NamedTuple):
 def needed(plan: BatchPlan, row: int, interpolation: str) -> Part:
     """The box without what lies below and to the right of the window: an eighth of the image in evaluation, or more."""
     top, left, *extents = plan.box[row].tolist()
-    if plan.resize[row].tolist() == [plan.size, plan.size]:  # training
-        return Part((top, left, *extents), (plan.size, plan.size), (None, None))
+    if plan.resize[row].tolist() == list(plan.size):  # training
+        return Part((top, left, *extents), plan.size, (None, None))
     kept, sizes, factors = list[int](), list[int](), list[float | None]()
-    for extent, size, start in zip(extents, plan.resize[row].tolist(), plan.crop[row].tolist(), strict=True):
-        end = start + plan.size
+    sides = zip(extents, plan.resize[row].tolist(), plan.crop[row].tolist(), plan.size, strict=True)
+    for extent, size, start, window in sides:
+        end = start + window
         scale = extent / size
         reach = math.ceil(scale * (end - 0.5) + _RESIZE[interpolation][1] * max(scale, 1.0) + 1)
         reach += reach == end  # as many pixels in as out: torch would not resize at all
@@ -62,18 +63,18 @@ def render(
     """Execute the image stage of one row on the decoded pixels of `part.box`, uint8 [height, width, 3].
 
     Returns:
-        uint8 [3, S, S], strides as they fall.
+        uint8 [3, H, W], strides as they fall.
     """
-    (height, width), size = part.size, plan.size
+    (height, width), (rows, columns) = part.size, plan.size
     top, left = plan.crop[row].tolist()
-    inside = 0 <= top <= height - size and 0 <= left <= width - size
+    inside = 0 <= top <= height - rows and 0 <= left <= width - columns
     if inside and _kernels is not None and hasattr(_kernels, "resize"):
-        image = torch.empty((3, size, size), dtype=torch.uint8)
+        image = torch.empty((3, rows, columns), dtype=torch.uint8)
         factors = part.factors[0] or 0.0, part.factors[1] or 0.0
-        window, mirrored = (top, left, size, size), (plan.vflip[row], plan.hflip[row])
+        window, mirrored = (top, left, rows, columns), (plan.vflip[row], plan.hflip[row])
         _kernels.resize(pixels, part.size, factors, interpolation == "bicubic", window, mirrored, image.numpy())
     else:
-        image = _window(_resized(pixels, part, interpolation), top, left, size)
+        image = _window(_resized(pixels, part, interpolation), top, left, plan.size)
         flips = [axis for axis, flip in ((1, plan.vflip[row]), (2, plan.hflip[row])) if flip]
         if flips:
             image = image.flip(flips)
@@ -86,13 +87,13 @@ def _resized(pixels: npt.NDArray[np.uint8], part: Part, interpolation: str) -> T
     return image
 
 
-def _window(image: Tensor, top: int, left: int, size: int) -> Tensor:
-    """The S x S window; zeros where it leaves the image, as torchvision's CenterCrop."""
-    height, width = image.shape[1:]
-    if height < size or width < size:
-        image = pad(image, (max(0, -left), max(0, size - width), max(0, -top), max(0, size - height)))
+def _window(image: Tensor, top: int, left: int, size: tuple[int, int]) -> Tensor:
+    """The window of that height and width; zeros where it leaves the image, as torchvision's CenterCrop."""
+    (height, width), (rows, columns) = image.shape[1:], size
+    if height < rows or width < columns:
+        image = pad(image, (max(0, -left), max(0, columns - width), max(0, -top), max(0, rows - height)))
         top, left = max(0, top), max(0, left)
-    return image[:, top : top + size, left : left + size]
+    return image[:, top : top + rows, left : left + columns]
 
 
 def recolor(image: Tensor, matrix: npt.NDArray[np.float32]) -> Tensor:

@@ -25,6 +25,7 @@ from dali_imagenet.index import FORMATS, SampleIndex
 from dali_imagenet.jpeg_check import doubt
 from dali_imagenet.plan import EPOCHS, BatchPlan, OnError, Plan
 from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
+from dali_imagenet.state import position_in, state_of
 
 if TYPE_CHECKING:
     from dali_imagenet.pipeline import DaliStage
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("dali_imagenet")
 
 Backend = Literal["auto", "dali", "torchvision"]
-STATE_VERSION = 1
 
 
 def create_loader(
@@ -99,7 +99,7 @@ def create_loader(
         hw_decoder_load: share of the JPEGs for the GPU's hardware decoder; None is DALI's default.
 
     Returns:
-        A `Loader` of (images [B, 3, S, S], targets): targets int64 [B], or float32 [B, num_classes] where the recipe
+        A `Loader` of (images [B, 3, H, W], targets): targets int64 [B], or float32 [B, num_classes] where the recipe
         mixes or smooths labels; both on `device`.
 
     Raises:
@@ -453,7 +453,7 @@ class DaliEngine:
 
     def _zeros(self, plan: BatchPlan) -> Tensor:
         options = {name: self._options[name] for name in ("dtype", "device", "memory_format")}
-        return torch.empty((len(plan), 3, plan.size, plan.size), **options).zero_()
+        return torch.empty((len(plan), 3, *plan.size), **options).zero_()
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         """What the graph would have made of the fallback's pixels."""
@@ -667,34 +667,24 @@ class Loader:
         return explain(self.plan, at[0] if epoch is None else epoch, step, self._failed)
 
     def render(self, row: dict[str, Any]) -> Tensor:
-        """The image [3, S, S] of a row of `explain`, made again: that of the batch before mixing, bit for bit."""
+        """The image [3, H, W] of a row of `explain`, made again: that of the batch before mixing, bit for bit."""
         from dali_imagenet.explain import render
 
         return render(self, row)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, as plain JSON: what it depends on, the epoch, and the steps handed out in it."""
-        epoch, step = self._at if self._active or self._next is None else self._next
-        return {"version": STATE_VERSION, **self.plan.fingerprint, "epoch": epoch, "step": step}
+        return state_of(self.plan, *(self._at if self._active or self._next is None else self._next))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; decodes nothing of what was seen. Another world size with the same global
         batch is fine.
 
         Raises:
-            ValueError: for a state of other data, recipe, seed or global batch; prints both values.
+            ValueError: for a state of other data, recipe, seed or global batch; prints both values of each field.
         """
-        expected: dict[str, Any] = {"version": STATE_VERSION, **self.plan.fingerprint}
-        wrong = [f"{k}: saved {state.get(k)!r}, here {v!r}" for k, v in expected.items() if state.get(k) != v]
-        epoch, step = state.get("epoch"), state.get("step")
-        whole = isinstance(epoch, int) and isinstance(step, int) and 0 <= epoch < EPOCHS and 0 <= step <= len(self)
-        if not whole:
-            wrong.append(f"epoch {epoch!r}, step {step!r}: must be whole numbers, the step in [0, {len(self)}]")
-        if wrong:
-            raise ValueError("this state belongs to another run: " + "; ".join(wrong))
+        epoch, step = position_in(self.plan, state)
         self._stop()
-        assert isinstance(epoch, int)
-        assert isinstance(step, int)
         self._at = self._restored = (epoch, step)
         self._fresh = False
         self._next = None if step == len(self) else self._at  # a finished epoch: the next iteration is the next epoch

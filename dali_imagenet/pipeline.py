@@ -287,7 +287,7 @@ class DaliStage:
         self._schedule()
 
     def collect(self) -> torch.Tensor:
-        """The next batch [B, 3, S, S] on `device`, in the order of submission; padding rows are zeros.
+        """The next batch [B, 3, H, W] on `device`, in the order of submission; padding rows are zeros.
 
         The tensor belongs to the caller: it stays valid and writable. On the GPU it is ordered on the current stream,
         as any result of torch.
@@ -315,7 +315,7 @@ class DaliStage:
         self._scheduled -= 1
         self._in_step = True
         self._schedule()  # before the work below, so that DALI's threads have something to do meanwhile
-        shape = (len(plan.index), 3, plan.size, plan.size)
+        shape = (len(plan.index), 3, *plan.size)
         out = torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=self.memory_format)
         out[rows:].zero_()
         if images is not None and self.in_graph:
@@ -415,7 +415,7 @@ class DaliStage:
             yield "hflip", _array(plan.hflip[:n], np.int32)
         else:
             yield "crop", _array(plan.crop[:n], np.int32)
-            yield "window", np.full((n, 2), plan.size, np.int32)
+            yield "window", np.broadcast_to(np.array(plan.size, np.int32), (n, 2))
         if self.vflip:
             yield "vflip", _array(plan.vflip[:n], np.int32)
         if plan.color is not None and self.color:
@@ -586,7 +586,7 @@ def _probe(device_index: int) -> None:
         plan: Any = SimpleNamespace(
             epoch=0,
             step=0,
-            size=64,
+            size=(64, 64),
             index=np.arange(64),
             source_size=sizes,
             box=box,

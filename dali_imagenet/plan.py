@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,8 +18,8 @@ from dali_imagenet import draws
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.index import SampleIndex
 from dali_imagenet.ops import Op
-from dali_imagenet.policy import AugmentPolicy, AugMixPlan, OpPlan, resolve
-from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
+from dali_imagenet.policy import AugmentPolicy, AugMixPlan, OpPlan
+from dali_imagenet.recipe import EvalRecipe, Recipe, Size, TrainRecipe
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
@@ -58,8 +57,8 @@ class BatchPlan:
 
     epoch: int
     step: int
-    size: int
-    """Side of the square output in pixels."""
+    size: tuple[int, int]
+    """Height and width of the output in pixels."""
     position: I64
     """[B], place in the order of the epoch; -1 for a padding row."""
     drawn: I64
@@ -189,11 +188,11 @@ class Plan:
         return self.steps
 
     @property
-    def fingerprint(self) -> dict[str, str | int]:
+    def fingerprint(self) -> dict[str, Any]:
         """What a saved position depends on; the world size is not in it."""
         return {
             "data": self.index.fingerprint,
-            "recipe": hashlib.sha256(repr(self.recipe).encode()).hexdigest()[:16],
+            "recipe": self.recipe.fingerprint,
             "seed": self.seed,
             "global_batch_size": self.global_batch,
             "drop_last": self.drop_last,
@@ -248,13 +247,13 @@ class Plan:
         }
         if isinstance(self.recipe, EvalRecipe):
             return BatchPlan(**common, **_eval_geometry(self.recipe, source))  # type: ignore[arg-type]  # of many types
-        u = draws.streams(self.seed, epoch, _counts(self.recipe, size), drawn, repeat)
+        u = draws.streams(self.seed, epoch, _counts(self.recipe), drawn, repeat)
         factors = _color_factors(self.recipe, u)
         erases = self.recipe.re_prob > 0
         return BatchPlan(
             **common,  # type: ignore[arg-type]  # of many types
             box=random_resized_crop(source, self.recipe.scale, self.recipe.ratio, u[draws.STREAM_CROP]),
-            resize=np.full((len(index), 2), size, np.int32),
+            resize=np.broadcast_to(np.array(size, np.int32), (len(index), 2)),
             crop=np.zeros((len(index), 2), np.int32),
             hflip=u[draws.STREAM_FLIP][:, 0] < self.recipe.hflip,
             vflip=u[draws.STREAM_FLIP][:, 1] < self.recipe.vflip,
@@ -328,7 +327,7 @@ class Plan:
                 return candidate
         raise RuntimeError(f"all {n} images are broken: there is nothing to replace them with")
 
-    def _mix(self, recipe: TrainRecipe, epoch: int, step: int, size: int, position: I64) -> MixPlan:
+    def _mix(self, recipe: TrainRecipe, epoch: int, step: int, size: Size, position: I64) -> MixPlan:
         """timm's Mixup: parameters a batch, a pair or an element; the last two keyed by the place in the epoch."""
         rows = len(position)
         if recipe.mixup_mode == "batch":
@@ -350,7 +349,7 @@ class Plan:
         cut &= lam < 1
         box, area = _cutmix_box(recipe, size, lam, u[:, 2:6])
         if recipe.correct_lam or recipe.cutmix_minmax is not None:
-            lam = np.where(cut, 1 - area / size**2, lam)
+            lam = np.where(cut, 1 - area / (size[0] * size[1]), lam)
         box[~cut] = 0
         copies = rows // len(keys)  # 1, or the whole batch
         return MixPlan(
@@ -366,9 +365,9 @@ def _permutation(n: int, seed: int, epoch: int) -> draws.Permutation:
 
 
 @functools.lru_cache(maxsize=32)
-def policy_of(recipe: TrainRecipe, size: int) -> AugmentPolicy | None:
-    """The recipe's policy for images of that size (timm's translations are shares of it)."""
-    return resolve(recipe.auto_augment, image_size=size, mean=recipe.mean, interpolation=recipe.interpolation)
+def policy_of(recipe: TrainRecipe) -> AugmentPolicy | None:
+    """The recipe's policy, parsed once."""
+    return recipe.policy
 
 
 def _round(x: F64) -> I64:
@@ -408,13 +407,16 @@ def random_resized_crop(
 
 
 def _eval_geometry(recipe: EvalRecipe, source: I32) -> dict[str, object]:
-    """torchvision's Resize and CenterCrop: the long side truncates, the anchor rounds half to even."""
+    """torchvision's Resize and CenterCrop: the long side truncates, the anchor rounds half to even; timm's for outputs
+    that are not square."""
     rows = len(source)
-    size, short = recipe.input_size, recipe.short_side
+    size, scale = recipe.size_at(0), recipe.scale_size
     if recipe.crop_mode == "squash":
-        resize = np.full((rows, 2), short, np.int32)
-    else:
-        resize = (short * source.astype(np.int64) // source.min(axis=1, keepdims=True)).astype(np.int32)
+        resize = np.broadcast_to(np.array(scale, np.int32), (rows, 2))
+    elif scale[0] == scale[1]:
+        resize = (scale[0] * source.astype(np.int64) // source.min(axis=1, keepdims=True)).astype(np.int32)
+    else:  # timm's ResizeKeepRatio with longest=0
+        resize = _round(source / (source / scale).min(axis=1, keepdims=True)).astype(np.int32)
     return {
         "box": np.concatenate([np.zeros((rows, 2), np.int32), source], axis=1),
         "resize": resize,
@@ -434,12 +436,12 @@ _Uniforms = dict[int, F64]
 """Uniforms [B, count] by stream."""
 
 
-def _counts(recipe: TrainRecipe, size: int) -> dict[int, int]:
+def _counts(recipe: TrainRecipe) -> dict[int, int]:
     """How many uniforms a sample takes from each stream."""
     counts = {draws.STREAM_CROP: 2 * _TRIES + 2, draws.STREAM_FLIP: 2}
     if recipe.color_twist is not None or recipe.color_jitter is not None:
         counts[draws.STREAM_COLOR] = 9
-    if (policy := policy_of(recipe, size)) is not None:
+    if (policy := policy_of(recipe)) is not None:
         counts[draws.STREAM_POLICY] = policy.num_uniforms
     if recipe.grayscale_prob > 0 or recipe.gaussian_blur_prob > 0:
         counts[draws.STREAM_FILTER] = 3
@@ -486,13 +488,13 @@ def _filters(recipe: TrainRecipe, u: F64) -> OpPlan:
     return OpPlan(op, arg, aux)
 
 
-def _program(recipe: TrainRecipe, size: int, u: _Uniforms) -> tuple[OpPlan | AugMixPlan, ...]:
+def _program(recipe: TrainRecipe, size: Size, u: _Uniforms) -> tuple[OpPlan | AugMixPlan, ...]:
     parts: list[OpPlan | AugMixPlan] = []
     if recipe.color_jitter is not None:
         parts.append(_color_jitter(recipe, u[draws.STREAM_COLOR]))
-    policy = policy_of(recipe, size)
+    policy = policy_of(recipe)
     if policy is not None:
-        parts.append(policy.draw(u[draws.STREAM_POLICY], (size, size)))
+        parts.append(policy.draw(u[draws.STREAM_POLICY], size))
     if recipe.grayscale_prob > 0 or recipe.gaussian_blur_prob > 0:
         parts.append(_filters(recipe, u[draws.STREAM_FILTER]))
     if len(parts) > 1 and all(isinstance(part, OpPlan) for part in parts):
@@ -500,7 +502,7 @@ def _program(recipe: TrainRecipe, size: int, u: _Uniforms) -> tuple[OpPlan | Aug
     return tuple(parts)
 
 
-def random_erasing(recipe: TrainRecipe, size: int, u: F64) -> I32:
+def random_erasing(recipe: TrainRecipe, size: Size, u: F64) -> I32:
     """torchvision's and timm's RandomErasing: up to ten tries a box, strictly smaller than the image.
 
     Returns:
@@ -512,15 +514,16 @@ def random_erasing(recipe: TrainRecipe, size: int, u: F64) -> I32:
     count = np.where(u[:, 0] < recipe.re_prob, count, 0)
     v = u[:, 2:].reshape(rows, boxes, -1)
     scale = recipe.re_scale[0] + v[..., :_TRIES] * (recipe.re_scale[1] - recipe.re_scale[0])
-    area = size * size * scale / np.maximum(count, 1)[:, None, None]
+    height, width = size
+    area = height * width * scale / np.maximum(count, 1)[:, None, None]
     low, high = np.log(recipe.re_ratio[0]), np.log(recipe.re_ratio[1])
     aspect = np.exp(low + v[..., _TRIES : 2 * _TRIES] * (high - low))
     h, w = _round(np.sqrt(area * aspect)), _round(np.sqrt(area / aspect))
-    fits = (h < size) & (w < size)
+    fits = (h < height) & (w < width)
     first = fits.argmax(2)[..., None]
     h, w = np.take_along_axis(h, first, 2)[..., 0], np.take_along_axis(w, first, 2)[..., 0]
-    top = np.floor(v[..., -2] * (size - h + 1))
-    left = np.floor(v[..., -1] * (size - w + 1))
+    top = np.floor(v[..., -2] * (height - h + 1))
+    left = np.floor(v[..., -1] * (width - w + 1))
     result = np.stack([top, left, h, w], axis=2).astype(np.int32)
     result[~fits.any(2) | (np.arange(boxes) >= count[:, None])] = 0
     return result
@@ -531,17 +534,18 @@ def _noise_key(u: F64) -> U64:
     return words[:, 0] << np.uint64(32) | words[:, 1]
 
 
-def _cutmix_box(recipe: TrainRecipe, size: int, lam: F64, u: F64) -> tuple[I32, F64]:
+def _cutmix_box(recipe: TrainRecipe, size: Size, lam: F64, u: F64) -> tuple[I32, F64]:
     """timm's rand_bbox, or rand_bbox_minmax: boxes [K, 4] (top, bottom, left, right) and their areas."""
+    whole = np.array(size)
     if recipe.cutmix_minmax is None:
-        side = (size * np.sqrt(1 - lam)).astype(np.int64)
-        center = np.floor(u[:, :2] * size).astype(np.int64)
-        low = np.clip(center - (side // 2)[:, None], 0, size)
-        high = np.clip(center + ((side + 1) // 2)[:, None], 0, size)
+        sides = (whole * np.sqrt(1 - lam)[:, None]).astype(np.int64)
+        center = np.floor(u[:, :2] * whole).astype(np.int64)
+        low = np.clip(center - sides // 2, 0, whole)
+        high = np.clip(center + (sides + 1) // 2, 0, whole)
     else:
-        least, most = (int(size * share) for share in recipe.cutmix_minmax)
-        sides = least + np.floor(u[:, 2:4] * max(1, most - least)).astype(np.int64)
-        low = np.floor(u[:, :2] * (size - sides + 1)).astype(np.int64)
+        least, most = ((whole * share).astype(np.int64) for share in recipe.cutmix_minmax)
+        sides = least + np.floor(u[:, 2:4] * np.maximum(1, most - least)).astype(np.int64)
+        low = np.floor(u[:, :2] * (whole - sides + 1)).astype(np.int64)
         high = low + sides
     box = np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1).astype(np.int32)
     area = np.prod((high - low).astype(np.float64), axis=1)

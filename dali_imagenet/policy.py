@@ -26,16 +26,18 @@ a run of equally likely rows (operation, sign, filter) and a probability. So one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from enum import Enum
 from functools import lru_cache
 from itertools import permutations
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .ops import Op
+from dali_imagenet.ops import Op
+from dali_imagenet.validation import boolean, choice, probability, real, sequence, whole, wrong
 
 Size = tuple[int, int]
 Color = tuple[int, int, int]
@@ -178,17 +180,31 @@ def _normals(u: Float, n: int) -> Float:
 class AugmentPolicy:
     """What every policy offers. Policies are values: frozen, equal by content, picklable, with a stable repr.
 
-    ``fill`` is the colour (0..255) of what lies outside a moved image.
+    ``fill`` is the colour (0..255) of what lies outside a moved image. A policy of one's own derives from this class
+    and gives itself a `name`.
     """
+
+    name: ClassVar[str] = ""
+    """Under which saved states know the policy; it never changes, whatever the class is called."""
 
     fill: Color = (0, 0, 0)
 
     def __post_init__(self) -> None:
-        fill = tuple(self.fill)
-        if len(fill) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in fill):
-            raise ValueError(f"fill is {self.fill!r}: give three integers in 0..255")
-        object.__setattr__(self, "fill", fill)
+        if not type(self).__dict__.get("name"):
+            raise TypeError(f"{type(self).__name__}: give the class a `name`, under which saved states know it")
+        self._set("fill", _color)
         self._check()
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The policy as JSON takes it and gives it back: its name, and the fields that are not their defaults."""
+        own = {f.name: as_json(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {"policy": self.name, "fields": dict(sorted(own.items()))}
+
+    def _set(self, field: str, validate: Callable[..., Any], *bounds: Any) -> None:
+        """Replace a field by what its validator makes of it."""
+        value = validate(f"{type(self).__name__}: {field}", getattr(self, field), *bounds)
+        object.__setattr__(self, field, value)
 
     @property
     def num_slots(self) -> int:
@@ -205,7 +221,7 @@ class AugmentPolicy:
         return _table(self, size).draw(_uniforms(self, u))
 
     def _check(self) -> None:
-        """Raise ValueError for a field out of range."""
+        """Bring each field into its normal type, or raise ValueError."""
 
     def _build(self, size: Size) -> _Table:
         raise NotImplementedError(f"{type(self).__name__} has no table")
@@ -222,18 +238,23 @@ def _uniforms(policy: AugmentPolicy, u: Float) -> Float:
     return u
 
 
-def _range(policy: AugmentPolicy, name: str, low: float, high: float, kind: type = int) -> None:
-    value = getattr(policy, name)
-    allowed = isinstance(value, int) if kind is int else isinstance(value, int | float)
-    if not allowed or isinstance(value, bool) or not low <= value <= high:
-        what = "an integer" if kind is int else "a number"
-        raise ValueError(f"{type(policy).__name__}: {name} is {value!r}: give {what} in {low}..{high}")
+def _color(name: str, value: Any) -> Color:
+    items = sequence(value) or ()
+    if len(items) != 3:
+        raise wrong(name, value, "three whole numbers in [0, 255]")
+    r, g, b = (whole(name, v, 0, 255) for v in items)
+    return r, g, b
 
 
-def _choice(policy: AugmentPolicy, name: str, allowed: Iterable[str | None]) -> None:
-    value = getattr(policy, name)
-    if value not in allowed:
-        raise ValueError(f"{type(policy).__name__}: {name} is {value!r}: give one of {list(allowed)}")
+def as_json(value: Any) -> Any:
+    """The value of a field in JSON's types: tuples as lists, an `Op` by its name, infinity as "inf"."""
+    if isinstance(value, tuple):
+        return [as_json(v) for v in value]
+    if isinstance(value, dict):
+        return {k: as_json(v) for k, v in value.items()}
+    if isinstance(value, Enum):
+        return value.name
+    return "inf" if value == math.inf else value
 
 
 # ---------------------------------------------------------------------------------------------------- torchvision
@@ -324,16 +345,17 @@ def _one_of(rows: Iterable[list[_Row]], probability: float = 1.0) -> _Entry:
 class RandAugment(AugmentPolicy):
     """torchvision's ``v2.RandAugment``: num_ops of 14 operations with replacement, at one magnitude, random signs."""
 
+    name: ClassVar[str] = "randaugment"
     num_ops: int = 2
     magnitude: int = 9
     num_magnitude_bins: int = 31
     interpolation: str = "nearest"
 
     def _check(self) -> None:
-        _range(self, "num_ops", 1, 100)
-        _range(self, "num_magnitude_bins", 2, 1000)
-        _range(self, "magnitude", 0, self.num_magnitude_bins - 1)
-        _choice(self, "interpolation", ("nearest", "bilinear"))
+        self._set("num_ops", whole, 1, 100)
+        self._set("num_magnitude_bins", whole, 2, 1000)
+        self._set("magnitude", whole, 0, self.num_magnitude_bins - 1)
+        self._set("interpolation", choice, ("nearest", "bilinear"))
 
     def _build(self, size: Size) -> _Table:
         limits = _Limits(0.3, _relative(size, 150.0 / 331.0), 30.0, 0.9, 8, 4)
@@ -346,12 +368,13 @@ class RandAugment(AugmentPolicy):
 class TrivialAugmentWide(AugmentPolicy):
     """torchvision's ``v2.TrivialAugmentWide``: one of 14 operations at a magnitude drawn from all bins."""
 
+    name: ClassVar[str] = "trivialaugment"
     num_magnitude_bins: int = 31
     interpolation: str = "nearest"
 
     def _check(self) -> None:
-        _range(self, "num_magnitude_bins", 2, 1000)
-        _choice(self, "interpolation", ("nearest", "bilinear"))
+        self._set("num_magnitude_bins", whole, 2, 1000)
+        self._set("interpolation", choice, ("nearest", "bilinear"))
 
     def _build(self, size: Size) -> _Table:
         limits = _Limits(0.99, (32.0, 32.0), 135.0, 0.99, 8, 6)
@@ -413,12 +436,13 @@ class AutoAugment(AugmentPolicy):
     policy: "imagenet", "cifar10" or "svhn".
     """
 
+    name: ClassVar[str] = "autoaugment"
     policy: str = "imagenet"
     interpolation: str = "nearest"
 
     def _check(self) -> None:
-        _choice(self, "policy", _AUTO_AUGMENT)
-        _choice(self, "interpolation", ("nearest", "bilinear"))
+        self._set("policy", choice, _AUTO_AUGMENT)
+        self._set("interpolation", choice, ("nearest", "bilinear"))
 
     def _build(self, size: Size) -> _Table:
         limits = _Limits(0.3, _relative(size, 150.0 / 331.0), 30.0, 0.9, 8, 4)
@@ -517,8 +541,8 @@ class TimmPolicy(AugmentPolicy):
     interpolation: str | None = None
 
     def _check(self) -> None:
-        _range(self, "magnitude_std", 0.0, _INF, float)
-        _choice(self, "interpolation", (None, *_FILTERS))
+        self._set("magnitude_std", real, 0.0, _INF)
+        self._set("interpolation", choice, (None, *_FILTERS))
 
     def _filters(self) -> list[int]:
         return [2, 3] if self.interpolation is None else [_FILTERS[self.interpolation]]
@@ -533,6 +557,7 @@ class TimmRandAugment(TimmPolicy):
     three, or "3aw", "weights", "w0": drawn by weight, without replacement (at most 4 layers).
     """
 
+    name: ClassVar[str] = "timm-randaugment"
     magnitude: int = 10
     num_layers: int = 2
     prob: float = 0.5
@@ -542,13 +567,14 @@ class TimmRandAugment(TimmPolicy):
 
     def _check(self) -> None:
         super()._check()
-        _range(self, "magnitude", 0, 1000)
-        _range(self, "prob", 0.0, 1.0, float)
-        _range(self, "magnitude_max", 1, 1000)
-        _choice(self, "transforms", ("", *_TIMM_SETS))
-        _range(self, "num_layers", 1, 4 if isinstance(_TIMM_SETS.get(self.transforms), dict) else 100)
+        self._set("magnitude", whole, 0, 1000)
+        self._set("prob", real, 0.0, 1.0)
+        self._set("magnitude_max", whole, 1, 1000)
+        self._set("transforms", choice, ("", *_TIMM_SETS))
+        self._set("increasing", boolean)
+        self._set("num_layers", whole, 1, 4 if isinstance(_TIMM_SETS.get(self.transforms), dict) else 100)
         if self.transforms == "w0" and self.increasing:
-            raise ValueError("w0 weighs timm's plain operations: leave inc out, or use tweights instead of w0")
+            raise wrong("increasing", True, "False with transforms='w0', which weighs timm's plain operations")
 
     def _build(self, size: Size) -> _Table:
         chosen = _TIMM_SETS[self.transforms] if self.transforms else _TIMM_RAND_INC if self.increasing else _TIMM_RAND
@@ -591,11 +617,12 @@ _TIMM_AUTO["originalr"] = _AUTO_AUGMENT["imagenet"].replace("Posterize", "Poster
 class TimmAutoAugment(TimmPolicy):
     """timm's AutoAugment: policy "original", "originalr", "v0", "v0r" or "3a" (the 3-Augment of DeiT III)."""
 
+    name: ClassVar[str] = "timm-autoaugment"
     policy: str = "original"
 
     def _check(self) -> None:
         super()._check()
-        _choice(self, "policy", _TIMM_AUTO)
+        self._set("policy", choice, _TIMM_AUTO)
 
     def _build(self, size: Size) -> _Table:
         std, filters = self.magnitude_std, self._filters()
@@ -686,6 +713,7 @@ class AugMix(AugmentPolicy):
     interpolation: torchvision's default for AugMix is bilinear, for its other policies nearest.
     """
 
+    name: ClassVar[str] = "augmix"
     severity: int = 3
     mixture_width: int = 3
     chain_depth: int = -1
@@ -694,11 +722,12 @@ class AugMix(AugmentPolicy):
     interpolation: str = "bilinear"
 
     def _check(self) -> None:
-        _range(self, "severity", 1, 10)
-        _range(self, "mixture_width", 1, 100)
-        _range(self, "chain_depth", -1, 100)
-        _range(self, "alpha", 0.01, 1000.0, float)
-        _choice(self, "interpolation", ("nearest", "bilinear"))
+        self._set("severity", whole, 1, 10)
+        self._set("mixture_width", whole, 1, 100)
+        self._set("chain_depth", whole, -1, 100)
+        self._set("alpha", real, 0.01, 1000.0)
+        self._set("all_ops", boolean)
+        self._set("interpolation", choice, ("nearest", "bilinear"))
 
     @property
     def num_uniforms(self) -> int:
@@ -724,6 +753,7 @@ class TimmAugMix(TimmPolicy):
     blended: blend each chain into the result, with timm's weights, instead of summing the chains first.
     """
 
+    name: ClassVar[str] = "timm-augmix"
     magnitude_std: float = _INF
     magnitude: int = 3
     width: int = 3
@@ -733,10 +763,11 @@ class TimmAugMix(TimmPolicy):
 
     def _check(self) -> None:
         super()._check()
-        _range(self, "magnitude", 0, 1000)
-        _range(self, "width", 1, 100)
-        _range(self, "depth", -1, 100)
-        _range(self, "alpha", 0.01, 1000.0, float)
+        self._set("magnitude", whole, 0, 1000)
+        self._set("width", whole, 1, 100)
+        self._set("depth", whole, -1, 100)
+        self._set("alpha", real, 0.01, 1000.0)
+        self._set("blended", boolean)
 
     @property
     def num_uniforms(self) -> int:
@@ -791,28 +822,28 @@ _DOMAIN: dict[Op, tuple[float, float]] = {
 
 def _step(given: Any) -> Step:
     step = Step(*given)
-    ends = step.magnitude if isinstance(step.magnitude, Sequence) else (step.magnitude, step.magnitude)
     op = Op(step.op)
+    what = f"{op.name}: magnitude"
+    ends = sequence(step.magnitude) or (step.magnitude, step.magnitude)
     if len(ends) != 2 or not all(math.isfinite(x) for x in ends) or ends[0] > ends[1]:
-        raise ValueError(f"{op.name}: magnitude is {step.magnitude!r}: give a number or (low, high) with low <= high")
-    if not 0 <= step.probability <= 1:
-        raise ValueError(f"{op.name}: probability is {step.probability!r}: give a number in 0..1")
+        raise wrong(what, step.magnitude, "a number or (low, high) with low <= high")
+    chance = probability(f"{op.name}: probability", step.probability)
     if step.sign and op not in (*_ALL_FACTORS, *_ALL_MOVES, Op.HUE):
-        raise ValueError(f"{op.name} has no sign: only moving operations, factors and hue do")
+        raise wrong(f"{op.name}: sign", step.sign, "False: only moving operations, factors and hue have one")
     low, high = _DOMAIN.get(op, (-_INF, _INF))
     mirror = 2.0 if op in _ALL_FACTORS else 0.0
     reached = [*ends, *(mirror - x for x in ends)] if step.sign else ends
     if min(reached) < low or max(reached) > high:
-        raise ValueError(f"{op.name}: magnitude {step.magnitude!r} reaches {min(reached)}..{max(reached)}: "
-                         f"give one that stays in {low}..{high}")  # fmt: skip
+        raise wrong(what, step.magnitude, f"one that stays in [{low:g}, {high:g}]; with its sign it reaches "
+                    f"{min(reached):g} to {max(reached):g}")  # fmt: skip
     if op in _WHOLE and any(x != int(x) for x in ends):
-        raise ValueError(f"{op.name}: magnitude is {step.magnitude!r}: give whole numbers")
+        raise wrong(what, step.magnitude, "whole numbers")
     aux = step.aux if step.aux is not None else 3 if op in _PIL_MOVES else 0
     if op == Op.GAUSSIAN_BLUR and aux % 2 == 0:
-        raise ValueError(f"GAUSSIAN_BLUR: aux is {step.aux!r}: give the kernel size, an odd number such as 23")
+        raise wrong(f"{op.name}: aux", step.aux, "the kernel size, an odd number such as 23")
     if op in _ALL_MOVES and aux not in _FILTERS.values():
-        raise ValueError(f"{op.name}: aux is {step.aux!r}: give 0 (nearest), 2 (bilinear) or 3 (bicubic)")
-    return Step(op, float(step.probability), (float(ends[0]), float(ends[1])), bool(step.sign), int(aux))
+        raise wrong(f"{op.name}: aux", step.aux, "0 (nearest), 2 (bilinear) or 3 (bicubic)")
+    return Step(op, chance, (float(ends[0]), float(ends[1])), bool(step.sign), int(aux))
 
 
 def _step_entry(step: Step) -> _Entry:
@@ -834,18 +865,19 @@ class TablePolicy(AugmentPolicy):
     weights: of the sub-policies, not negative; None draws each alike.
     """
 
+    name: ClassVar[str] = "table"
     sub_policies: Sequence[Sequence[Any]] = ()
     weights: Sequence[float] | None = None
 
     def _check(self) -> None:
         steps = tuple(tuple(_step(step) for step in sub) for sub in self.sub_policies)
         if not steps or not any(steps):
-            raise ValueError("sub_policies is empty: give at least one sub-policy with one step")
+            raise wrong("sub_policies", self.sub_policies, "not empty: at least one sub-policy with one step")
         object.__setattr__(self, "sub_policies", steps)
         if self.weights is not None:
             weights = tuple(float(w) for w in self.weights)
             if len(weights) != len(steps) or min(weights) < 0 or not 0 < sum(weights) < _INF:
-                raise ValueError(f"weights is {self.weights!r}: give {len(steps)} numbers >= 0 with a positive sum")
+                raise wrong("weights", self.weights, f"{len(steps)} numbers >= 0 with a positive sum")
             object.__setattr__(self, "weights", weights)
 
     def _build(self, size: Size) -> _Table:
@@ -864,25 +896,27 @@ def _options(name: str, parts: Sequence[str], kinds: Mapping[str, type | Sequenc
         key = next((k for k in sorted(kinds, key=len, reverse=True) if part.startswith(k)), None)
         if key is None or key in found:
             what = "is given twice" if key else "is unknown"
-            raise ValueError(f"auto_augment {name!r}: {part!r} {what}; known: {', '.join(kinds) or 'no options'}")
+            raise ValueError(
+                f"auto_augment={name!r}: {part!r} {what}; options must be among: {', '.join(kinds) or 'none'}"
+            )
         kind, text = kinds[key], part[len(key) :]
         if isinstance(kind, type):
             try:
                 found[key] = kind(text)
             except ValueError:
                 want = "a whole number" if kind is int else "a number"
-                raise ValueError(f"auto_augment {name!r}: {part!r} needs {want} after {key!r}") from None
+                raise ValueError(f"auto_augment={name!r}: {part!r} must be {key!r} and {want}") from None
         elif text in kind:
             found[key] = text
         else:
-            raise ValueError(f"auto_augment {name!r}: {part!r} is unknown; after {key!r} give one of {list(kind)}")
+            raise ValueError(f"auto_augment={name!r}: {part!r} must be {key!r} and one of {', '.join(kind)}")
     return found
 
 
 def _flag(name: str, options: dict[str, Any], key: str) -> bool:
     value = options.get(key, 0)
     if value not in (0, 1):
-        raise ValueError(f"auto_augment {name!r}: {key} is {value}: give 0 or 1")
+        raise ValueError(f"auto_augment={name!r}: {key} must be 0 or 1")
     return bool(value)
 
 
@@ -898,7 +932,7 @@ def _timm_rand(name: str, parts: Sequence[str], common: dict[str, Any]) -> TimmR
         o["mstd"] = _INF  # timm: uniform
     if "w" in o:
         if o["w"] != 0 or "t" in o:
-            raise ValueError(f"auto_augment {name!r}: give w0, timm's only set of weights, and no t beside it")
+            raise ValueError(f"auto_augment={name!r}: w must be 0, timm's only set of weights, without t beside it")
         o["t"] = "w0"
     keys = {"magnitude": "m", "num_layers": "n", "prob": "p", "magnitude_std": "mstd", "magnitude_max": "mmax"}
     return TimmRandAugment(increasing=_flag(name, o, "inc"), **_named(o, transforms="t", **keys), **common)
@@ -940,7 +974,7 @@ def _policy(
     if auto_augment is None or isinstance(auto_augment, AugmentPolicy):
         return auto_augment
     if not isinstance(auto_augment, str):
-        raise ValueError(f"auto_augment is {auto_augment!r}: give a name, a AugmentPolicy or None")
+        raise wrong("auto_augment", auto_augment, "a name, a policy or None")
     if not auto_augment:
         return None
     return _parse(auto_augment, mean, interpolation)
@@ -969,8 +1003,9 @@ def _parse(name: str, mean: Sequence[float], interpolation: str | None) -> Augme
     if head in _TIMM_AUTO:
         o = _options(name, parts, {"mstd": float})
         return TimmAutoAugment(policy=head, **_named(o, magnitude_std="mstd"), **timm)
-    raise ValueError(
-        f"auto_augment {name!r} is unknown: give randaugment, trivialaugment, autoaugment, autoaugment-cifar10, "
-        "autoaugment-svhn, augmix, 3-augment, or one of timm's: rand-m9-mstd0.5-inc1, original, originalr, v0, v0r, "
-        "3a, augmix-m3-w3"
+    raise wrong(
+        "auto_augment",
+        name,
+        "randaugment, trivialaugment, autoaugment, autoaugment-cifar10, autoaugment-svhn, augmix, 3-augment, or one of "
+        "timm's: rand-m9-mstd0.5-inc1, original, originalr, v0, v0r, 3a, augmix-m3-w3",
     )

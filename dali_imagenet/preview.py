@@ -40,7 +40,7 @@ def save_preview(loader: Loader, path: str | os.PathLike[str], *, count: int = 8
 
 
 def _pixels(loader: Loader, images: Tensor) -> Tensor:
-    """Normalized images back to uint8 [B, S, S, 3] on the CPU."""
+    """Normalized images back to uint8 [B, H, W, 3] on the CPU."""
     recipe = loader.plan.recipe
     mean, std = (torch.tensor(v)[:, None, None] for v in (recipe.mean, recipe.std))
     floats = images.detach().to("cpu", torch.float32) * std + mean
@@ -62,9 +62,9 @@ def _labels(loader: Loader, targets: Tensor) -> list[str]:
 
 
 def _grid(rows: list[tuple[str, Tensor, list[str]]]) -> Image.Image:
-    count, size = rows[0][1].shape[:2]
-    tile = max(size, 150) + _EDGE
-    per_row = size + 3 * _TEXT + 2 * _EDGE
+    count, height, width = rows[0][1].shape[:3]
+    tile = max(width, 150) + _EDGE
+    per_row = height + 3 * _TEXT + 2 * _EDGE
     canvas = Image.new("RGB", (count * tile + _EDGE, len(rows) * per_row + _EDGE), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
     for r, (title, images, labels) in enumerate(rows):
@@ -75,7 +75,7 @@ def _grid(rows: list[tuple[str, Tensor, list[str]]]) -> Image.Image:
             canvas.paste(Image.fromarray(images[c].numpy()), (left, top + _TEXT))
             for line, text in enumerate(labels[c].split(" + ")):
                 fitted = _fit(draw, text, font, tile - _EDGE)
-                draw.text((left, top + _TEXT + size + line * _TEXT * 0.8), fitted, fill="black", font=font)
+                draw.text((left, top + _TEXT + height + line * _TEXT * 0.8), fitted, fill="black", font=font)
     return canvas
 
 

@@ -1,16 +1,19 @@
-"""What to do with each image: frozen recipes, validated when they are made.
+"""What to do with each image: frozen recipes, validated and brought into one form when they are made.
 
-Field names are timm's. A recipe holds distributions, never draws: :class:`dali_imagenet.Plan` draws from it.
+Field names are timm's. A recipe holds distributions, never draws: a `Plan` draws from it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from dali_imagenet.policy import AugmentPolicy, TrivialAugmentWide, resolve
+from dali_imagenet.policy import AugmentPolicy, as_json, resolve
+from dali_imagenet.presets import PRESETS
+from dali_imagenet.validation import boolean, choice, pair, probability, real, reals, sequence, whole, wrong
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # per channel, of pixels in 0..1; torchvision's reference scripts
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -19,41 +22,16 @@ Interpolation = Literal["bilinear", "bicubic"]
 Range = tuple[float, float]
 Triple = tuple[float, float, float]
 Quad = tuple[float, float, float, float]
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
-
-def _bad(name: str, given: object, allowed: str) -> ValueError:
-    return ValueError(f"{name}={given!r}: must be {allowed}")
-
-
-def _numbers(name: str, value: Any, count: int, low: float, high: float) -> None:
-    ok = isinstance(value, tuple) and len(value) == count
-    if not ok or not all(isinstance(v, int | float) and not isinstance(v, bool) and low <= v <= high for v in value):
-        raise _bad(name, value, f"a tuple of {count} numbers in [{low:g}, {high:g}]")
-
-
-def _ordered(name: str, value: Any, low: float, high: float) -> None:
-    _numbers(name, value, 2, low, high)
-    if value[0] > value[1]:
-        raise _bad(name, value, "(low, high) with low <= high")
-
-
-def _probability(name: str, value: Any) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-        raise _bad(name, value, "a probability in [0, 1]")
-
-
-def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise _bad(name, value, "one of " + ", ".join(repr(a) for a in allowed))
-
-
-def _integer(name: str, value: Any, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise _bad(name, value, f"a whole number in [{low}, {high}]")
+_LARGEST = 4096  # side of an output in pixels
 
 
 class _Recipe:
     """What both kinds of recipe share."""
+
+    kind: ClassVar[str]
 
     def replace(self, **changes: Any) -> Self:
         """The same recipe with some fields changed; validated again.
@@ -68,16 +46,95 @@ class _Recipe:
                 raise TypeError(f"{type(self).__name__} has no field {name!r}; it has {', '.join(names)}")
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # as above
 
-    def _freeze(self) -> None:
-        """Lists become tuples, so that recipes written as JSON or YAML come back equal and hashable."""
-        for f in dataclasses.fields(self):  # type: ignore[arg-type]  # its heirs are dataclasses
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The recipe as JSON takes it and gives it back: its kind, and the fields that are not their defaults, by name.
+
+        Equal recipes have equal fingerprints, and a new field with a default changes none. Neither do names of classes
+        and modules: a policy is its registered name and its own fields.
+        """
+        found = {"kind": self.kind}
+        for f in sorted(dataclasses.fields(self), key=lambda f: f.name):  # type: ignore[arg-type]  # as above
             value = getattr(self, f.name)
-            if isinstance(value, list):
-                object.__setattr__(self, f.name, tuple(tuple(v) if isinstance(v, list) else v for v in value))
+            if value != f.default:
+                found[f.name] = as_json(self._meaning(f.name, value))
+        return found
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What `fingerprint` leaves out: the default of every field, in the same form."""
+        return {f.name: as_json(f.default) for f in dataclasses.fields(self)}  # type: ignore[arg-type]  # as above
+
+    def _meaning(self, name: str, value: Any) -> Any:
+        return value
+
+    def _set(self, name: str, validate: Callable[..., Any], *bounds: Any) -> None:
+        """Replace a field by what its validator makes of it; None stays where it is the default."""
+        value = getattr(self, name)
+        if value is not None or getattr(type(self), name) is not None:
+            object.__setattr__(self, name, validate(name, value, *bounds))
+
+
+def _size(name: str, value: Any) -> int | Size:
+    """One side, or (height, width); equal ones become one."""
+    items = sequence(value)
+    if items is None:
+        return whole(name, value, 1, _LARGEST)
+    if len(items) != 2:
+        raise wrong(name, value, "a side in pixels or (height, width)")
+    height, width = (whole(name, v, 1, _LARGEST) for v in items)
+    return height if height == width else (height, width)
+
+
+def _sizes(name: str, value: Any) -> int | Size | tuple[tuple[int, int | Size], ...]:
+    """A size, or a schedule ((first epoch, size), ...). A pair of numbers is a size."""
+    items = sequence(value)
+    if items is None or not any(sequence(item) is not None for item in items):
+        return _size(name, value)
+    entries = [sequence(item) or () for item in items]
+    if any(len(entry) != 2 for entry in entries):
+        raise wrong(name, value, "a size or a schedule ((first epoch, size), ...)")
+    schedule = tuple((whole(f"{name}: first epoch", e, 0, 2**31), _size(name, size)) for e, size in entries)
+    firsts = [first for first, _ in schedule]
+    if firsts[0] != 0 or firsts != sorted(set(firsts)):
+        raise wrong(name, value, "a schedule that starts at epoch 0 and rises")
+    return schedule if len(schedule) > 1 else schedule[0][1]
+
+
+def _strengths(name: str, value: Any) -> Quad:
+    """Brightness, contrast, saturation and hue."""
+    b, c, s, hue = reals(name, value, 4, 0, 1)
+    if hue > 0.5:
+        raise wrong(f"{name}: hue", hue, "a share of a turn in [0, 0.5]")
+    return b, c, s, hue
+
+
+def _odd(name: str, value: Any, low: int, high: int) -> int:
+    number = whole(name, value, low, high)
+    if number % 2 == 0:
+        raise wrong(name, value, "odd")
+    return number
+
+
+def _counts(name: str, value: Any, low: int, high: int) -> tuple[int, int]:
+    least, most = pair(name, value, low, high)
+    return whole(name, least, low, high), whole(name, most, low, high)
+
+
+def _pair_of_sides(size: int | Size) -> Size:
+    return (size, size) if isinstance(size, int) else size
+
+
+class _Presets(type):
+    """Type checkers see the classmethods that `presets.PRESETS` becomes."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(cls, name: str) -> Callable[..., TrainRecipe]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainRecipe(_Recipe):
+class TrainRecipe(_Recipe, metaclass=_Presets):
     """A training recipe. Order: crop, resize, flip, color_twist | color_jitter, auto_augment, grayscale, blur,
     normalize, erase, mix.
 
@@ -85,8 +142,11 @@ class TrainRecipe(_Recipe):
         ValueError: at construction, for a value out of its range; the message names the field and what is allowed.
     """
 
-    input_size: int | tuple[tuple[int, int], ...] = 224
-    """Side of the square output in pixels, 1..4096; or a schedule ((first epoch, size), ...) starting at epoch 0."""
+    kind: ClassVar[str] = "train"
+
+    input_size: int | Size | tuple[tuple[int, int | Size], ...] = 224
+    """Side of the square output in pixels, or (height, width), each 1..4096; or a schedule ((first epoch, size), ...)
+    starting at epoch 0."""
     scale: Range = (0.08, 1.0)
     """Share of the image's area that RandomResizedCrop takes (Inception, Szegedy et al. 2014)."""
     ratio: Range = (3 / 4, 4 / 3)
@@ -106,7 +166,7 @@ class TrainRecipe(_Recipe):
     """Probability that color_jitter is applied to an image."""
     auto_augment: str | AugmentPolicy | None = None
     """A policy: "randaugment", "autoaugment", "trivialaugment", "augmix", a timm string such as
-    "rand-m9-mstd0.5-inc1", or a policy object of :mod:`dali_imagenet.policy`."""
+    "rand-m9-mstd0.5-inc1", or a policy object of `dali_imagenet.policy`."""
     grayscale_prob: float = 0.0
     gaussian_blur_prob: float = 0.0
     gaussian_blur_kernel: int = 23
@@ -144,192 +204,62 @@ class TrainRecipe(_Recipe):
     """Copies of each sample in a row, with independent draws (repeated augmentation, Hoffer et al. 2019)."""
 
     def __post_init__(self) -> None:
-        self._freeze()
-        sizes = self.input_size if isinstance(self.input_size, tuple) else ((0, self.input_size),)
-        for entry in sizes:
-            if not isinstance(entry, tuple) or len(entry) != 2:
-                raise _bad("input_size", self.input_size, "a size or a schedule ((first epoch, size), ...)")
-            _integer("input_size: first epoch", entry[0], 0, 2**31)
-            _integer("input_size", entry[1], 1, 4096)
-        firsts = [entry[0] for entry in sizes]
-        if not firsts or firsts[0] != 0 or firsts != sorted(set(firsts)):
-            raise _bad("input_size", self.input_size, "a schedule that starts at epoch 0 and rises")
-        _ordered("scale", self.scale, 1e-6, 1)
-        _ordered("ratio", self.ratio, 1e-3, 1e3)
-        _choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
-        for name in ("hflip", "vflip", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob", "re_prob"):
-            _probability(name, getattr(self, name))
-        for name in ("color_twist", "color_jitter"):
-            strengths = getattr(self, name)
-            if strengths is not None:
-                _numbers(name, strengths, 4, 0, 1)
-                if strengths[3] > 0.5:
-                    raise _bad(f"{name}: hue", strengths[3], "a share of a turn in [0, 0.5]")
+        self._set("input_size", _sizes)
+        self._set("scale", pair, 1e-6, 1)
+        self._set("ratio", pair, 1e-3, 1e3)
+        self._set("interpolation", choice, ("bilinear", "bicubic"))
+        for name in (
+            *("hflip", "vflip", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob", "re_prob"),
+            *("mixup_prob", "mixup_switch_prob"),
+        ):
+            self._set(name, probability)
+        self._set("color_twist", _strengths)
+        self._set("color_jitter", _strengths)
         if self.color_twist is not None and self.color_jitter is not None:
             raise ValueError("color_twist and color_jitter are both set: they are two forms of one stage, choose one")
-        policy = resolve(self.auto_augment, image_size=self.size_at(0), mean=self.mean)
-        if policy is not None and not isinstance(self.auto_augment, str | AugmentPolicy):
-            raise _bad("auto_augment", self.auto_augment, "a name or a policy")
-        _integer("gaussian_blur_kernel", self.gaussian_blur_kernel, 1, 255)
-        if self.gaussian_blur_kernel % 2 == 0:
-            raise _bad("gaussian_blur_kernel", self.gaussian_blur_kernel, "odd")
-        _ordered("gaussian_blur_sigma", self.gaussian_blur_sigma, 1e-3, 100)
-        _numbers("mean", self.mean, 3, 0, 1)
-        _numbers("std", self.std, 3, 1e-6, 10)
-        _choice("re_mode", self.re_mode, ("const", "rand", "pixel"))
-        _ordered("re_count", self.re_count, 1, 16)
-        _integer("re_count", self.re_count[0], 1, 16)
-        _integer("re_count", self.re_count[1], 1, 16)
-        _ordered("re_scale", self.re_scale, 0, 1)
-        _ordered("re_ratio", self.re_ratio, 1e-3, 1e3)
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            _numbers(name, (getattr(self, name),), 1, 0, 1000)
-        if self.cutmix_minmax is not None:
-            _ordered("cutmix_minmax", self.cutmix_minmax, 1e-6, 1)
-        _probability("mixup_prob", self.mixup_prob)
-        _probability("mixup_switch_prob", self.mixup_switch_prob)
-        _choice("mixup_mode", self.mixup_mode, ("batch", "pair", "elem"))
-        _numbers("label_smoothing", (self.label_smoothing,), 1, 0, 1)
-        if self.num_classes is not None:
-            _integer("num_classes", self.num_classes, 1, 2**24)
-        _integer("num_aug_repeats", self.num_aug_repeats, 1, 255)
-
-    @classmethod
-    def classic(cls, **changes: Any) -> TrainRecipe:
-        """RandomResizedCrop, flip, normalize: torchvision's first reference recipe. ResNet-50: 76.1% top-1."""
-        return cls().replace(**changes)
-
-    @classmethod
-    def strong(cls, **changes: Any) -> TrainRecipe:
-        """`classic` with bicubic resizing, color_twist, RandAugment(2, 9), RandomErasing, Mixup, CutMix, smoothing."""
-        recipe = cls(
-            interpolation="bicubic",
-            color_twist=(0.4, 0.4, 0.4, 0.1),
-            auto_augment="randaugment",
-            re_prob=0.25,
-            re_scale=(0.02, 0.33),
-            mixup_alpha=0.2,
-            cutmix_alpha=1.0,
-            label_smoothing=0.1,
-        )
-        return recipe.replace(**changes)
-
-    @classmethod
-    def advanced(cls, **changes: Any) -> TrainRecipe:
-        """timm's RandAugment with magnitude noise, blur, erasing with noise, and the mixing of `strong`.
-
-        ``auto_augment="autoaugment"`` in its place gives torchvision's AutoAugment.
-        """
-        recipe = cls.strong(
-            color_twist=None,
-            auto_augment="rand-m9-mstd0.5-inc1",
-            gaussian_blur_prob=0.5,
-            re_mode="pixel",
-        )
-        return recipe.replace(**changes)
-
-    @classmethod
-    def torchvision_v2(cls, **changes: Any) -> TrainRecipe:
-        """torchvision's second ResNet-50 recipe (80.86% top-1 in 600 epochs).
-
-        Source: "How to Train State-Of-The-Art Models Using TorchVision's Latest Primitives" (2021) and
-        references/classification of torchvision: TrivialAugmentWide, erasing 0.1, smoothing 0.1, Mixup 0.2 or CutMix
-        1.0, crops of 176, four repeats. Evaluate with ``EvalRecipe(resize_size=232)``. torchvision mixes a row with its
-        neighbour, this library with its mirror.
-        """
-        recipe = cls(
-            input_size=176,
-            auto_augment=TrivialAugmentWide(interpolation="bilinear"),
-            re_prob=0.1,
-            re_scale=(0.02, 0.33),
-            re_ratio=(0.3, 3.3),
-            mixup_alpha=0.2,
-            cutmix_alpha=1.0,
-            label_smoothing=0.1,
-            num_aug_repeats=4,
-        )
-        return recipe.replace(**changes)
-
-    @classmethod
-    def rsb_a1(cls, **changes: Any) -> TrainRecipe:
-        """ResNet strikes back, A1 (600 epochs, 80.4%); Wightman et al. 2021, table 2. Evaluate at crop_pct 0.95.
-
-        The loss is binary cross-entropy. timm's script draws the interpolation (bilinear or bicubic); here it is
-        bicubic.
-        """
-        recipe = cls(
-            interpolation="bicubic",
-            auto_augment="rand-m7-mstd0.5-inc1",
-            mixup_alpha=0.2,
-            cutmix_alpha=1.0,
-            label_smoothing=0.1,
-            num_aug_repeats=3,
-        )
-        return recipe.replace(**changes)
-
-    @classmethod
-    def rsb_a2(cls, **changes: Any) -> TrainRecipe:
-        """ResNet strikes back, A2 (300 epochs, 79.8%): A1 with Mixup 0.1 and no smoothing."""
-        return cls.rsb_a1(mixup_alpha=0.1, label_smoothing=0.0).replace(**changes)
-
-    @classmethod
-    def rsb_a3(cls, **changes: Any) -> TrainRecipe:
-        """ResNet strikes back, A3 (100 epochs at 160 px, 78.1%): A2 at magnitude 6 without repeats."""
-        recipe = cls.rsb_a2(input_size=160, auto_augment="rand-m6-mstd0.5-inc1", num_aug_repeats=1)
-        return recipe.replace(**changes)
-
-    @classmethod
-    def deit(cls, **changes: Any) -> TrainRecipe:
-        """DeiT. Touvron et al. 2020, table 9, and the defaults of its main.py; three repeats."""
-        recipe = cls(
-            interpolation="bicubic",
-            auto_augment="rand-m9-mstd0.5-inc1",
-            re_prob=0.25,
-            re_mode="pixel",
-            mixup_alpha=0.8,
-            cutmix_alpha=1.0,
-            label_smoothing=0.1,
-            num_aug_repeats=3,
-        )
-        return recipe.replace(**changes)
-
-    @classmethod
-    def deit3(cls, **changes: Any) -> TrainRecipe:
-        """DeiT III on ImageNet-1k. Touvron, Cord, Jégou 2022, table 1 and augment.py: 3-Augment, colour jitter 0.3, no
-        erasing, no smoothing, three repeats; loss binary cross-entropy; evaluate at crop_pct 1.0.
-
-        The original jitters after 3-Augment, this library before.
-        """
-        recipe = cls(
-            interpolation="bicubic",
-            color_jitter=(0.3, 0.3, 0.3, 0.0),
-            auto_augment="3-augment",
-            mixup_alpha=0.8,
-            cutmix_alpha=1.0,
-            num_aug_repeats=3,
-        )
-        return recipe.replace(**changes)
-
-    @classmethod
-    def convnext(cls, **changes: Any) -> TrainRecipe:
-        """ConvNeXt. Liu et al. 2022, table 5, and the defaults of its main.py: DeiT's without repeats."""
-        return cls.deit(num_aug_repeats=1).replace(**changes)
-
-    @classmethod
-    def swin(cls, **changes: Any) -> TrainRecipe:
-        """Swin Transformer. Liu et al. 2021, A2.1, and its config.py: DeiT's without repeats."""
-        return cls.deit(num_aug_repeats=1).replace(**changes)
-
-    def size_at(self, epoch: int) -> int:
-        """Side of the square output in pixels in that epoch."""
-        if isinstance(self.input_size, int):
-            return self.input_size
-        return next(size for first, size in reversed(self.input_size) if first <= epoch)
+        self._set("gaussian_blur_kernel", _odd, 1, 255)
+        self._set("gaussian_blur_sigma", pair, 1e-3, 100)
+        self._set("mean", reals, 3, 0, 1)
+        self._set("std", reals, 3, 1e-6, 10)
+        self._set("re_mode", choice, ("const", "rand", "pixel"))
+        self._set("re_count", _counts, 1, 16)
+        self._set("re_scale", pair, 0, 1)
+        self._set("re_ratio", pair, 1e-3, 1e3)
+        self._set("mixup_alpha", real, 0, 1000)
+        self._set("cutmix_alpha", real, 0, 1000)
+        self._set("cutmix_minmax", pair, 1e-6, 1)
+        self._set("mixup_mode", choice, ("batch", "pair", "elem"))
+        self._set("correct_lam", boolean)
+        self._set("label_smoothing", real, 0, 1)
+        self._set("num_classes", whole, 1, 2**24)
+        self._set("num_aug_repeats", whole, 1, 255)
+        if self.auto_augment == "":
+            object.__setattr__(self, "auto_augment", None)
+        _ = self.policy  # refuses a name that is unknown
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Every output side that the recipe has, in pixels."""
-        return (self.input_size,) if isinstance(self.input_size, int) else tuple(size for _, size in self.input_size)
+    def policy(self) -> AugmentPolicy | None:
+        """The policy that `auto_augment` names; timm's are given the recipe's mean and filter, as timm does it."""
+        return resolve(self.auto_augment, mean=self.mean, interpolation=self.interpolation)
+
+    def _meaning(self, name: str, value: Any) -> Any:
+        return value if name != "auto_augment" or self.policy is None else self.policy.fingerprint
+
+    def size_at(self, epoch: int) -> Size:
+        """Height and width of the output in pixels in that epoch."""
+        return next(size for first, size in reversed(self._schedule) if first <= epoch)
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Height and width of every output that the recipe has, in pixels."""
+        return tuple(size for _, size in self._schedule)
+
+    @property
+    def _schedule(self) -> tuple[tuple[int, Size], ...]:
+        size: Any = self.input_size
+        if isinstance(size, int) or isinstance(size[0], int):
+            return ((0, _pair_of_sides(size)),)
+        return tuple((first, _pair_of_sides(each)) for first, each in size)
 
     @property
     def mixing(self) -> bool:
@@ -352,50 +282,66 @@ class TrainRecipe(_Recipe):
         )
 
 
+def _add_preset(name: str) -> None:
+    def make(cls: type[TrainRecipe], /, **changes: Any) -> TrainRecipe:
+        return cls(**PRESETS[name].fields).replace(**changes)
+
+    make.__name__, make.__qualname__, make.__doc__ = name, f"TrainRecipe.{name}", PRESETS[name].about
+    setattr(TrainRecipe, name, classmethod(make))
+
+
+for _name in PRESETS:
+    _add_preset(_name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalRecipe(_Recipe):
-    """Resize the short side, centre crop, normalize: torchvision's reference evaluation, to the rounding.
+    """Resize, centre crop, normalize: torchvision's reference evaluation and timm's, to the rounding.
 
-    The short side goes to ``resize_size``, by default ``floor(input_size / crop_pct)`` as in timm.
+    The short side goes to `resize_size`, by default to `floor(input_size / crop_pct)` as in timm. For an output that is
+    not square the image is resized, its shape kept, until it covers `floor(height / crop_pct)` by
+    `floor(width / crop_pct)` (timm's ResizeKeepRatio).
 
     Raises:
         ValueError: at construction, for a value out of its range.
     """
 
-    input_size: int = 224
+    kind: ClassVar[str] = "eval"
+
+    input_size: int | Size = 224
+    """Side of the square output in pixels, or (height, width), each 1..4096."""
     crop_pct: float = 0.875
     """Share of the resized image that the crop takes, in (0, 1]; ignored where resize_size is given."""
     resize_size: int | None = None
+    """Pixels of the short side, at least the smaller side of the output."""
     interpolation: Interpolation = "bilinear"
     crop_mode: Literal["center", "squash"] = "center"
-    """ "squash" resizes both sides to resize_size, whatever the aspect ratio (timm)."""
+    """ "squash" resizes both sides on their own, whatever the shape of the image (timm)."""
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        self._freeze()
-        _integer("input_size", self.input_size, 1, 4096)
-        _numbers("crop_pct", (self.crop_pct,), 1, 1e-3, 1)
-        if self.resize_size is not None:
-            _integer("resize_size", self.resize_size, self.input_size, 2**15)
-        _choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
-        _choice("crop_mode", self.crop_mode, ("center", "squash"))
-        _numbers("mean", self.mean, 3, 0, 1)
-        _numbers("std", self.std, 3, 1e-6, 10)
+        self._set("input_size", _size)
+        self._set("crop_pct", real, 1e-3, 1)
+        self._set("resize_size", whole, min(self.size_at(0)), 2**15)
+        self._set("interpolation", choice, ("bilinear", "bicubic"))
+        self._set("crop_mode", choice, ("center", "squash"))
+        self._set("mean", reals, 3, 0, 1)
+        self._set("std", reals, 3, 1e-6, 10)
 
     @classmethod
     def from_pretrained_cfg(cls, cfg: Any, **changes: Any) -> EvalRecipe:
-        """From a timm model's ``pretrained_cfg`` (dict or object): input_size, crop_pct, interpolation, mean, std.
+        """From a timm model's `pretrained_cfg` (dict or object): input_size, crop_pct, interpolation, mean, std.
 
         Raises:
-            ValueError: for a non-square input or a crop_mode or interpolation that this recipe does not have.
+            ValueError: for a crop_mode or interpolation that this recipe does not have, or not three channels.
         """
         get = cfg.get if hasattr(cfg, "get") else lambda key, default=None: getattr(cfg, key, default)
         channels, height, width = get("test_input_size", None) or get("input_size", None) or (3, 224, 224)
-        if channels != 3 or height != width:
-            raise _bad("pretrained_cfg: input_size", (channels, height, width), "(3, S, S)")
+        if channels != 3:
+            raise wrong("pretrained_cfg: input_size", (channels, height, width), "(3, height, width)")
         recipe = cls(
-            input_size=height,
+            input_size=(height, width),
             crop_pct=get("test_crop_pct", None) or get("crop_pct", None) or 0.875,
             interpolation=get("interpolation", None) or "bilinear",
             crop_mode=get("crop_mode", None) or "center",
@@ -405,18 +351,21 @@ class EvalRecipe(_Recipe):
         return recipe.replace(**changes)
 
     @property
-    def short_side(self) -> int:
-        """Pixels that the short side is resized to (timm floors)."""
-        return self.resize_size if self.resize_size is not None else math.floor(self.input_size / self.crop_pct)
+    def scale_size(self) -> Size:
+        """Height and width that the output is cut from, before the shape of the image is kept (timm's scale_size)."""
+        if self.resize_size is not None:
+            return self.resize_size, self.resize_size
+        height, width = self.size_at(0)
+        return math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
 
-    def size_at(self, epoch: int) -> int:
-        """Side of the square output in pixels, the same in every epoch."""
-        return self.input_size
+    def size_at(self, epoch: int) -> Size:
+        """Height and width of the output in pixels, the same in every epoch."""
+        return _pair_of_sides(self.input_size)
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Every output side that the recipe has, in pixels."""
-        return (self.input_size,)
+    def sizes(self) -> tuple[Size, ...]:
+        """Height and width of every output that the recipe has, in pixels."""
+        return (self.size_at(0),)
 
     mixing = False
     soft_targets = False

@@ -355,7 +355,7 @@ def test_programs(name: str, size: tuple[int, int], way: str) -> None:
     result = stage.finish_batch(images, plan)
     assert torch.equal(images, before)
     assert result.data_ptr() != images.data_ptr()
-    expected = torch.stack([alone(image, plan, row, stage._fill(plan.size)) for row, image in enumerate(images)])
+    expected = torch.stack([alone(image, plan, row, stage._fill()) for row, image in enumerate(images)])
     difference = (result.mul(255) - expected).abs()
     if way == "one by one" or "timm" not in name:
         # the order of AugMix's sums moves values on a whole number

@@ -99,7 +99,7 @@ def with_pil(plan: Any, paths: list[Path], interpolation: str, *, vflip: bool = 
         image = Image.open(path).convert("RGB").crop((left, top, left + width, top + height))
         image = image.resize(tuple(plan.resize[n].tolist()[::-1]), RESAMPLE[interpolation])
         top, left = plan.crop[n].tolist()
-        pixels = np.asarray(image)[top : top + plan.size, left : left + plan.size]
+        pixels = np.asarray(image)[top : top + plan.size[0], left : left + plan.size[1]]
         pixels = pixels[:, ::-1] if plan.hflip[n] else pixels
         pixels = pixels[::-1] if vflip and plan.vflip[n] else pixels
         out.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1))

@@ -208,7 +208,7 @@ def test_evaluation_geometry_is_torchvisions(recipe: EvalRecipe) -> None:
 def _resized(shape: tuple[int, int], recipe: EvalRecipe) -> list[int]:
     from torchvision.transforms.functional import _compute_resized_output_size
 
-    return list(_compute_resized_output_size(shape, [recipe.short_side]))
+    return list(_compute_resized_output_size(shape, [recipe.scale_size[0]]))
 
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
@@ -383,7 +383,7 @@ def test_color_matrix_is_dalis_formula() -> None:
 
 def test_progressive_size() -> None:
     plan = Plan(index_of(8), TrainRecipe(input_size=((0, 128), (3, 160), (6, 224))), batch_size=4)
-    assert [plan.batch(epoch, 0).size for epoch in (0, 2, 3, 5, 6, 90)] == [128, 128, 160, 160, 224, 224]
+    assert [plan.batch(epoch, 0).size[0] for epoch in (0, 2, 3, 5, 6, 90)] == [128, 128, 160, 160, 224, 224]
 
 
 @pytest.mark.parametrize(

@@ -532,11 +532,11 @@ def test_table_policy_draws_what_it_says() -> None:
     ("step", "message"),
     [
         ((Op.ROTATE, 1.5, 10), "probability"),
-        ((Op.POSTERIZE, 1.0, 9), r"0\.\.8|0..8"),
+        ((Op.POSTERIZE, 1.0, 9), r"in \[0, 8\]"),
         ((Op.POSTERIZE, 1.0, 2.5), "whole"),
         ((Op.ROTATE, 1.0, (30, 10)), "low <= high"),
         ((Op.ROTATE, 1.0, math.nan), "low <= high"),
-        ((Op.EQUALIZE, 1.0, 0, True), "no sign"),
+        ((Op.EQUALIZE, 1.0, 0, True), "sign=True: must be False"),
         ((Op.COLOR, 1.0, 2.5, True), "stays in"),
         ((Op.HUE, 1.0, 0.7), "stays in"),
         ((Op.GAUSSIAN_BLUR, 1.0, 1.0), "odd"),
@@ -590,18 +590,18 @@ def test_names() -> None:
      "3-augment-m3", "augmix-d-1", "augmix-w0", "augmix-a0", "augmix-z1", "RandAugment", 7],
 )  # fmt: skip
 def test_bad_names_are_refused(bad: Any) -> None:
-    with pytest.raises(ValueError, match=r"give|known|needs|leave|twice"):
+    with pytest.raises(ValueError, match=r"auto_augment=.*must be|must be"):
         resolve(bad)
 
 
 def test_bad_fields_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"magnitude is 31.*0\.\.30"):
+    with pytest.raises(ValueError, match=r"RandAugment: magnitude=31: must be a whole number in \[0, 30\]"):
         RandAugment(magnitude=31)
     with pytest.raises(ValueError, match="fill"):
         RandAugment(fill=(0, 0, 256))
     with pytest.raises(ValueError, match="nearest"):
         RandAugment(interpolation="bicubic")
-    with pytest.raises(ValueError, match="num_ops is True"):
+    with pytest.raises(ValueError, match="num_ops=True"):
         RandAugment(num_ops=True)
 
 

@@ -106,9 +106,9 @@ def test_presets_have_their_sources_numbers(name: str) -> None:
 
 
 def test_evaluation_presets() -> None:
-    assert EvalRecipe().short_side == 256
-    assert EvalRecipe(resize_size=232).short_side == 232
-    assert EvalRecipe(crop_pct=0.95).short_side == 235  # timm floors
+    assert EvalRecipe().scale_size == (256, 256)
+    assert EvalRecipe(resize_size=232).scale_size == (232, 232)
+    assert EvalRecipe(crop_pct=0.95).scale_size == (235, 235)  # timm floors
 
     cfg = timm.get_pretrained_cfg("resnet50.a1_in1k")
     recipe = EvalRecipe.from_pretrained_cfg(cfg)
@@ -119,14 +119,18 @@ def test_evaluation_presets() -> None:
     with pytest.raises(ValueError, match="crop_mode"):
         EvalRecipe.from_pretrained_cfg({"crop_mode": "border"})
     with pytest.raises(ValueError, match="input_size"):
-        EvalRecipe.from_pretrained_cfg({"input_size": (3, 224, 200)})
+        EvalRecipe.from_pretrained_cfg({"input_size": (1, 224, 224)})
+    assert EvalRecipe.from_pretrained_cfg({"input_size": (3, 224, 200)}).input_size == (224, 200)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("input_size", 0),
-        ("input_size", 224.0),
+        ("input_size", 224.5),
+        ("input_size", (224, 0)),
+        ("input_size", (1, 2, 3)),
+        ("input_size", ()),
         ("input_size", ((1, 128),)),
         ("input_size", ((0, 128), (0, 160))),
         ("scale", (0.5, 0.1)),
@@ -185,4 +189,4 @@ def test_other_refusals() -> None:
 
 def test_lists_become_tuples() -> None:
     assert TrainRecipe(scale=[0.1, 1.0]) == TrainRecipe(scale=(0.1, 1.0))  # type: ignore[arg-type]
-    assert TrainRecipe(input_size=[[0, 128], [5, 224]]).size_at(7) == 224  # type: ignore[arg-type]
+    assert TrainRecipe(input_size=[[0, 128], [5, 224]]).size_at(7) == (224, 224)  # type: ignore[arg-type]

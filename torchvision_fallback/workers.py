@@ -61,7 +61,7 @@ class _Batches(Dataset[Done]):
 
     def __getitem__(self, task: Task) -> Done:
         plan = self.plan.batch(task.epoch, task.step)
-        shape = (len(plan), 3, plan.size, plan.size)
+        shape = (len(plan), 3, *plan.size)
         if task.slot == _NO_SLOT:
             images = _empty(shape, self.stage)
         else:
@@ -191,8 +191,8 @@ class WorkerStage:
         self.mixing = False
         self._ring: list[Tensor] = []
         if stage is not None:
-            largest = max(plan.recipe.sizes)
-            nbytes = plan.batch_size * 3 * largest * largest * stage.dtype.itemsize
+            largest = max(height * width for height, width in plan.recipe.sizes)
+            nbytes = plan.batch_size * 3 * largest * stage.dtype.itemsize
             slots = num_workers * prefetch + 2  # in flight, one in the user's hands and one that is exchanged for it
             self._ring = _ring(slots, nbytes, num_workers, multiprocessing_context)
         self._tasks = _Tasks(plan, len(self._ring))
@@ -251,7 +251,7 @@ class WorkerStage:
         # The tensor's memory keeps `lent` alive, views included; with the last of them the slot is free again.
         lent = self._ring[done.slot].numpy()[:]
         weakref.finalize(lent, self._tasks.free.append, done.slot).atexit = False
-        shape = (len(done.plan), 3, done.plan.size, done.plan.size)
+        shape = (len(done.plan), 3, *done.plan.size)
         return _shaped(torch.from_numpy(lent), shape, self._stage)
 
     def close(self) -> None:
