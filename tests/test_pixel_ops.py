@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from dali_imagenet import augment
 from dali_imagenet.augment import erase_, erase_image_, noise, normalize, normalize_constants
 from dali_imagenet.ops import Op
-from dali_imagenet.pixel_ops import Scratch, apply_ops_image
+from dali_imagenet.pixel_ops import Scratch, affine_theta, apply_ops_image
 from dali_imagenet.pixel_ops_batched import apply_ops_batch
 
 SIZES = [(224, 224), (17, 31), (64, 48), (1, 1), (2, 5)]
@@ -159,6 +159,18 @@ def blas_rounds_each_step() -> bool:
 EXACT_WARPS = blas_rounds_each_step()
 
 
+def near_a_border(op: Op, arg: float, height: int, width: int) -> Tensor:
+    """bool [H, W]: where a nearest sample lies so close to the border between two pixels that fusing may move it.
+
+    Round numbers put many there: a shear by 3.0 one in a hundred.
+    """
+    theta = torch.from_numpy(affine_theta(op, arg, height, width)).double()
+    x = torch.arange(width, dtype=torch.float64)[None] - (width - 1) * 0.5
+    y = torch.arange(height, dtype=torch.float64)[:, None] - (height - 1) * 0.5
+    at = [(x * a + y * b + c + 1) * size * 0.5 for (a, b, c), size in zip(theta.tolist(), (width, height), strict=True)]
+    return torch.stack([(g - g.round()).abs() < 1e-3 for g in at]).any(0)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("op", TORCH_OPS, ids=lambda o: o.name)
 def test_one_image_equals_torchvision(op: Op, size: tuple[int, int]) -> None:
@@ -169,9 +181,13 @@ def test_one_image_equals_torchvision(op: Op, size: tuple[int, int]) -> None:
                 for fill in (None, FILL) if op <= Op.ROTATE else (None,):
                     expected = torchvision_reference(image, op, arg, aux, fill and [float(f) for f in fill])
                     result = apply_ops_image(image, [op], [arg], [aux], fill, SCRATCH)
-                    differs = int((result != expected).sum())
-                    fused = op in (Op.SHEAR_X, Op.SHEAR_Y, Op.ROTATE) and not EXACT_WARPS
-                    assert differs <= (2e-4 * image.numel() if fused else 0), (arg, aux, fill)
+                    differs = result != expected
+                    if op in (Op.SHEAR_X, Op.SHEAR_Y, Op.ROTATE) and not EXACT_WARPS:
+                        if aux == 0:
+                            differs &= ~near_a_border(op, arg, *image.shape[1:])
+                        assert int(differs.sum()) <= (2e-4 * image.numel() if aux else 0), (arg, aux, fill)
+                    else:
+                        assert not differs.any(), (arg, aux, fill)
         assert torch.equal(image, before)
 
 
