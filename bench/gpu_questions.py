@@ -175,7 +175,7 @@ def hardware(s: Settings, say: Say) -> None:
 
 def _all_in_graph(loader: Any) -> Any:
     """A loader whose DALI does on the CPU what it does on the GPU, resizing and all."""
-    from dali_imagenet.pipeline import DaliStage
+    from dali_imagenet.dali.stage import DaliStage
 
     engine = loader._engine
     engine._dali.close()
@@ -212,7 +212,7 @@ def agree(s: Settings, say: Say) -> None:
 
 def probe(s: Settings, say: Say) -> None:
     """What the loader itself asks before it decodes regions."""
-    from dali_imagenet.pipeline import probe_roi_decode
+    from dali_imagenet.dali.stage import probe_roi_decode
 
     start = time.perf_counter()
     passed = probe_roi_decode(0) if s.cuda else True
@@ -320,7 +320,7 @@ def nvjpeg(s: Settings, say: Say) -> None:
 
 def _finished(batch_stage: Any, plans: Iterable[Any], pixels: torch.Tensor, host: deque[float]) -> Iterator[int]:
     """The batch stage again and again; `host` gets the seconds until the host may go on."""
-    from dali_imagenet.batch_stage import mix_
+    from dali_imagenet.transforms.postprocess import mix_
 
     for plan in itertools.cycle(plans):
         begun = time.perf_counter()
@@ -335,7 +335,7 @@ def stage(s: Settings, say: Say) -> None:
     """Drawing a plan, and the batch stage alone on pixels that are already there: milliseconds a batch."""
     from bench.contestants.ours import recipe as recipe_of
     from dali_imagenet import Plan, SampleIndex
-    from dali_imagenet.batch_stage import BatchStage
+    from dali_imagenet.transforms.postprocess import BatchStage
 
     index = SampleIndex.from_folder(s.root)
     shape = (s.batch_size, 3, s.size, s.size)

@@ -13,10 +13,12 @@ PACKAGES = (
     "webdataset", "ffcv", "dali-imagenet",
 )  # fmt: skip
 
+COMPILED = ("decode._jpeg", "transforms._image_kernels", "transforms._pixel_ops")
+
 
 def versions() -> dict[str, str]:
-    from dali_imagenet.compiled import compiled
-    from torchvision_fallback.decode import decoder_name
+    from dali_imagenet._compiled import compiled
+    from dali_imagenet.decode.decode import decoder_name
 
     found = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -24,7 +26,9 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    modules = ("torchvision_fallback._jpeg", "dali_imagenet._kernels", "dali_imagenet._warp")
+    modules = [
+        f"dali_imagenet.{name}" for name in ("decode._jpeg", "transforms._image_kernels", "transforms._pixel_ops")
+    ]
     found["compiled modules"] = ", ".join(m.partition("._")[2] for m in modules if compiled(m)) or "none"
     found["our JPEG decoder"] = decoder_name()
     return found

@@ -25,11 +25,12 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from bench import images, machine, stats
-from dali_imagenet import draws, pixel_ops
-from dali_imagenet.batch_stage import run_batch, run_image
+from dali_imagenet import rng
 from dali_imagenet.ops import Op
-from dali_imagenet.pixel_ops import Scratch
 from dali_imagenet.policy import AugmentPolicy, OpPlan, resolve
+from dali_imagenet.transforms import pixel_ops
+from dali_imagenet.transforms.pixel_ops import Scratch
+from dali_imagenet.transforms.postprocess import run_batch, run_image
 
 SCHEMA = "dali-imagenet-ops/1"
 SIZE = 224
@@ -84,9 +85,9 @@ def _draw(policy: AugmentPolicy | None, rows: int, step: int) -> Any:
     """A new draw for a batch, as the plan makes it."""
     samples = np.arange(step * rows, (step + 1) * rows)
     if policy is not None:
-        u = draws.uniforms(0, 0, draws.STREAM_POLICY, samples, policy.num_uniforms)
+        u = rng.uniforms(0, 0, rng.STREAM_POLICY, samples, policy.num_uniforms)
         return policy.draw(u, (SIZE, SIZE))
-    u = draws.uniforms(0, 0, draws.STREAM_COLOR, samples, 8)
+    u = rng.uniforms(0, 0, rng.STREAM_COLOR, samples, 8)
     strengths = np.array(JITTER)
     low = np.append(1 - strengths[:3], -strengths[3])
     arg = low + u[:, :4] * (np.append(1 + strengths[:3], strengths[3]) - low)
@@ -366,7 +367,7 @@ def markdown(results: Results) -> str:
             f"- {__doc__.split(chr(10) * 2)[1].replace(chr(10), ' ').strip()}" if __doc__ else "",
             f"- {s['rounds']} rounds of {s['batches']} batches after one dropped, {s['clock']}; a new draw for every "
             "batch, ours from the plan's own. timm's posterize to 0 bits, which Pillow refuses, leaves the image. "
-            f"dali_imagenet._warp was {'' if s['compiled'] else 'not '}built.",
+            f"dali_imagenet.transforms._pixel_ops was {'' if s['compiled'] else 'not '}built.",
             f"- {m['processor']}, {m['cores']} cores, {', '.join(m['gpus']) or 'no GPU'}, {m['system']}; load "
             f"{results['load']['before']} before, {results['load']['after']} after",
             "- " + ", ".join(f"{k} {v}" for k, v in results["versions"].items()),

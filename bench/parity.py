@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as F
 from bench import images as bench_images
 from bench import machine
 from dali_imagenet import EvalRecipe, SampleIndex, TrainRecipe, create_loader
-from dali_imagenet.plan import color_matrix, policy_of
+from dali_imagenet.plan.plan import color_matrix, policy_of
 
 Backend = Literal["auto", "dali", "torchvision"]
 CROP = TrainRecipe.classic(interpolation="bicubic")
@@ -41,7 +41,7 @@ FILTERS = {0: v2.InterpolationMode.NEAREST, 2: v2.InterpolationMode.BILINEAR, 3:
 
 
 def backends() -> list[Backend]:
-    from dali_imagenet.pipeline import dali_available
+    from dali_imagenet.dali.stage import dali_available
 
     return ["torchvision", "dali"] if dali_available()[0] else ["torchvision"]
 

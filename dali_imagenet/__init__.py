@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dali_imagenet.data.index import SampleIndex
     from dali_imagenet.errors import BadImageError
-    from dali_imagenet.index import SampleIndex
     from dali_imagenet.loader import Loader, create_loader
     from dali_imagenet.ops import Op
-    from dali_imagenet.plan import BatchPlan, Plan
+    from dali_imagenet.plan.plan import BatchPlan, Plan
     from dali_imagenet.recipe import EvalRecipe, TrainRecipe
 
 __version__ = "0.1.0"
@@ -31,12 +31,12 @@ __all__ = [
 
 _HOMES = {
     "BadImageError": "errors",
-    "BatchPlan": "plan",
+    "BatchPlan": "plan.plan",
     "EvalRecipe": "recipe",
     "Loader": "loader",
     "Op": "ops",
-    "Plan": "plan",
-    "SampleIndex": "index",
+    "Plan": "plan.plan",
+    "SampleIndex": "data.index",
     "TrainRecipe": "recipe",
     "create_loader": "loader",
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dali_imagenet.loader import DaliEngine, FallbackEngine, Loader
 from dali_imagenet.ops import Op
-from dali_imagenet.plan import BatchPlan, MixPlan, Plan, color_matrix
+from dali_imagenet.plan.plan import BatchPlan, MixPlan, Plan, color_matrix
 from dali_imagenet.policy import AugMixPlan, OpPlan
 
 _COLOR = ("brightness", "contrast", "saturation", "hue_degrees")

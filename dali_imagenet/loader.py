@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dali_imagenet.batch_stage import BatchStage, soft_targets, to_device
+from dali_imagenet.data.index import FORMATS, SampleIndex
 from dali_imagenet.errors import BadImageError
-from dali_imagenet.index import FORMATS, SampleIndex
-from dali_imagenet.jpeg_check import doubt
-from dali_imagenet.plan import EPOCHS, BatchPlan, OnError, Plan
+from dali_imagenet.jpeg_markers import doubt
+from dali_imagenet.plan.plan import EPOCHS, BatchPlan, OnError, Plan
 from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
 from dali_imagenet.state import position_in, state_of
+from dali_imagenet.transforms.postprocess import BatchStage, soft_targets, to_device
 
 if TYPE_CHECKING:
-    from dali_imagenet.pipeline import DaliStage
+    from dali_imagenet.dali.stage import DaliStage
 
 log = logging.getLogger("dali_imagenet")
 
@@ -146,7 +146,7 @@ def create_loader(
                 plan, stage, target, num_workers, prefetch, context=multiprocessing_context, timeout=timeout
             )
     if chosen == "torchvision":
-        from torchvision_fallback.decode import decoder_name
+        from dali_imagenet.decode.decode import decoder_name
 
         why += f"; {decoder_name()} decodes JPEGs"
     log.info("backend %s on %s: %s", chosen, target, why)
@@ -181,7 +181,7 @@ def _choose(backend: str, device: torch.device) -> tuple[str, str]:
         return "torchvision", "asked for"
     if backend == "auto" and device.type == "cpu":
         return "torchvision", "auto takes it on the CPU, where it is faster than DALI (python -m bench shows it)"
-    from dali_imagenet.pipeline import dali_available
+    from dali_imagenet.dali.stage import dali_available
 
     available, reason = dali_available()
     if backend == "dali":
@@ -314,7 +314,7 @@ class DaliEngine:
         roi_decode: bool | None,
         hw_decoder_load: float | None,
     ) -> None:
-        from dali_imagenet.pipeline import DaliStage, one_torch_thread_each, probe_roi_decode
+        from dali_imagenet.dali.stage import DaliStage, one_torch_thread_each, probe_roi_decode
 
         recipe = plan.recipe
         if roi_decode is None:
@@ -347,7 +347,7 @@ class DaliEngine:
         self._upcoming: Iterator[tuple[int, int]] = iter(())  # what comes behind it
 
     def batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        from dali_imagenet.pipeline import DaliBatchError
+        from dali_imagenet.dali.stage import DaliBatchError
 
         coming, _ = next(iter(self._waiting), (None, None))
         if coming is None or (coming.epoch, coming.step) != (epoch, start):
@@ -417,7 +417,7 @@ class DaliEngine:
 
         What DALI cannot decode and Pillow can is rendered by the fallback; what neither can is replaced or raised.
         """
-        from dali_imagenet.pipeline import DaliStage
+        from dali_imagenet.dali.stage import DaliStage
 
         images = self._zeros(plan)
         with contextlib.closing(DaliStage(batch_size=1, num_threads=1, prefetch=1, **self._options)) as alone:
@@ -429,7 +429,7 @@ class DaliEngine:
         return plan, images, failures
 
     def _one(self, alone: DaliStage, plan: BatchPlan, row: int) -> Tensor:
-        from dali_imagenet.pipeline import DaliBatchError
+        from dali_imagenet.dali.stage import DaliBatchError
 
         image = self._normalized(self._render(plan, row))  # first: what neither can decode costs DALI a new pipeline
         sample = int(plan.index[row])
@@ -447,7 +447,7 @@ class DaliEngine:
         return image
 
     def _render(self, plan: BatchPlan, row: int) -> Tensor:
-        from torchvision_fallback.stage import render
+        from dali_imagenet.image import render
 
         return render(self._plan.index, plan, row, self._plan.recipe.interpolation)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from dali_imagenet.plan import EPOCHS, Plan
+from dali_imagenet.plan.plan import EPOCHS, Plan
 from dali_imagenet.recipe import Recipe
 
 log = logging.getLogger("dali_imagenet")

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dali_imagenet import EvalRecipe, TrainRecipe, create_loader
-from dali_imagenet.distributed import Accuracy
+from dali_imagenet.metrics import Accuracy
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)  # of CIFAR-10's training images, in 0..1
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dali_imagenet import EvalRecipe, TrainRecipe, create_loader
-from dali_imagenet.distributed import Accuracy
+from dali_imagenet.metrics import Accuracy
 
 
 def build(name: str, classes: int) -> nn.Module:

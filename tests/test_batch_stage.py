@@ -22,13 +22,14 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from dali_imagenet import Plan, SampleIndex, TrainRecipe, augment, create_loader
-from dali_imagenet.batch_stage import BatchStage, mix_, soft_targets
+from dali_imagenet import Plan, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.ops import Op
-from dali_imagenet.pixel_ops import Scratch, apply_ops_image
-from dali_imagenet.pixel_ops_batched import apply_ops_batch
-from dali_imagenet.plan import BatchPlan, MixPlan
+from dali_imagenet.plan.plan import BatchPlan, MixPlan
 from dali_imagenet.policy import AugMix, AugMixPlan, OpPlan, TimmAugMix
+from dali_imagenet.transforms import normalize_erase
+from dali_imagenet.transforms.pixel_ops import Scratch, apply_ops_image
+from dali_imagenet.transforms.pixel_ops_batched import apply_ops_batch
+from dali_imagenet.transforms.postprocess import BatchStage, mix_, soft_targets
 
 CLASSES = 7
 UNSCALED = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -38,7 +39,7 @@ UNSCALED = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of working on a batch; the batched one, which GPUs take, runs on CPU tensors here."""
     if request.param == "batched":
-        monkeypatch.setattr(augment, "one_by_one", lambda images: False)
+        monkeypatch.setattr(normalize_erase, "one_by_one", lambda images: False)
     return str(request.param)
 
 
@@ -383,7 +384,7 @@ def test_finished_values(mode: Any, dtype: torch.dtype, monkeypatch: pytest.Monk
             stage.finish_image(images[row], plan, row, single[row])
         single[5] = 0
         with monkeypatch.context() as patch:
-            patch.setattr(augment, "one_by_one", lambda images: False)
+            patch.setattr(normalize_erase, "one_by_one", lambda images: False)
             batched = stage.finish_batch(images, plan)
         for result in (first, batched):
             assert result.dtype == dtype
@@ -425,7 +426,7 @@ def test_a_batch_of_one(way: str) -> None:
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_batched_stage_never_waits(name: str, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(augment, "one_by_one", lambda images: False)
+    monkeypatch.setattr(normalize_erase, "one_by_one", lambda images: False)
     recipe = TrainRecipe(input_size=24, **RECIPES[name], re_prob=0.5, re_mode=mode, mixup_alpha=0.8, cutmix_alpha=1.0,
                          mixup_mode="elem")  # fmt: skip
     plan = plan_of(recipe, 16)

@@ -362,9 +362,12 @@ from bench.contestants import BY_NAME
 import bench.worker
 os.environ.update(BY_NAME["ours-pure"].environment)
 BY_NAME["ours-pure"].load()
-from dali_imagenet import augment, image_stage, jpeg_check, pixel_ops
-from torchvision_fallback.decode import decoder_name
-modules = (augment._kernels, image_stage._kernels, jpeg_check._kernels, pixel_ops._warp)
+from dali_imagenet.transforms import normalize_erase
+from dali_imagenet.transforms import resize
+from dali_imagenet import jpeg_markers
+from dali_imagenet.transforms import pixel_ops
+from dali_imagenet.decode.decode import decoder_name
+modules = (normalize_erase._kernels, resize._kernels, jpeg_markers._kernels, pixel_ops._warp)
 print([m is None for m in modules], decoder_name())
 """
     assert BY_NAME["ours-pure"].environment

@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from bench.broken_table import Input, file_name, inputs
 from dali_imagenet import BadImageError, EvalRecipe, SampleIndex, TrainRecipe, create_loader
-from dali_imagenet.pipeline import dali_available
+from dali_imagenet.dali.stage import dali_available
 from tests.conftest import make_folder
 
 needs_dali = pytest.mark.skipif(not dali_available()[0], reason=dali_available()[1])

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from dali_imagenet.distributed import Accuracy
-from dali_imagenet.pipeline import dali_available
+from dali_imagenet.dali.stage import dali_available
+from dali_imagenet.metrics import Accuracy
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = str(ROOT / "examples" / "train_ddp.py")
@@ -69,7 +69,7 @@ _EVALUATE = """
 import sys, torch
 import torch.distributed as dist
 from dali_imagenet import EvalRecipe, create_loader
-from dali_imagenet.distributed import Accuracy
+from dali_imagenet.metrics import Accuracy
 dist.init_process_group("gloo")
 accuracy = Accuracy((1, 2))
 with create_loader(sys.argv[1], EvalRecipe(input_size=32), batch_size=5, device="cpu", backend="torchvision",

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from dali_imagenet import EvalRecipe, Loader, SampleIndex, TrainRecipe, create_loader
-from dali_imagenet.pipeline import dali_available
+from dali_imagenet.dali.stage import dali_available
 from tests.conftest import make_folder
 
 BACKENDS = [

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dali_imagenet import EvalRecipe, TrainRecipe, create_loader
-from dali_imagenet.pipeline import dali_available
+from dali_imagenet.dali.stage import dali_available
 
 BACKENDS = [
     "torchvision",

@@ -27,10 +27,10 @@ import pytest
 import torch
 
 from dali_imagenet import BadImageError, EvalRecipe, Plan, SampleIndex, TrainRecipe, create_loader
-from dali_imagenet import index as index_module
-from dali_imagenet.pipeline import dali_available
+from dali_imagenet import image as stage_module
+from dali_imagenet.dali.stage import dali_available
+from dali_imagenet.data import index as index_module
 from tests.conftest import make_folder
-from torchvision_fallback import stage as stage_module
 from torchvision_fallback import workers as workers_module
 
 pytestmark = [
@@ -122,7 +122,7 @@ def test_an_error_that_is_held_holds_no_worker(index: SampleIndex, monkeypatch: 
             raise BadImageError("17")
         return real(samples, sample, *rest)
 
-    monkeypatch.setattr("torchvision_fallback.stage.read_pixels", broken)
+    monkeypatch.setattr("dali_imagenet.image.read_pixels", broken)
     before = set(workers_of())
     with loader(index, multiprocessing_context="fork") as ours:
         with pytest.raises(BadImageError) as held:
@@ -156,7 +156,7 @@ def test_a_read_that_blocks_runs_into_the_timeout(index: SampleIndex, monkeypatc
             time.sleep(1000)
         return real(samples, sample, *rest)
 
-    monkeypatch.setattr("torchvision_fallback.stage.read_pixels", slow)
+    monkeypatch.setattr("dali_imagenet.image.read_pixels", slow)
     start = time.monotonic()
     with loader(index, timeout=2, multiprocessing_context="fork") as ours:
         with pytest.raises(RuntimeError, match="timed out after 2 seconds"):
@@ -363,7 +363,7 @@ def test_an_exception_in_the_training_loop(index: SampleIndex, backend: str, wor
 
 def interrupted(call: Callable[[], Any], line: int) -> int:
     """Presses Ctrl-C at that line which the loader runs in this thread; without, how many lines there are."""
-    names = ("dali_imagenet/loader.py", "dali_imagenet/pipeline.py", "torchvision_fallback/workers.py")
+    names = ("dali_imagenet/loader.py", "dali_imagenet/dali/stage.py", "torchvision_fallback/workers.py")
     count, process, files = 0, os.getpid(), {str(ROOT / name) for name in names}
 
     def at_call(frame: Any, event: str, argument: Any) -> Any:

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from bench import gpu
-from dali_imagenet import EvalRecipe, Loader, Plan, SampleIndex, TrainRecipe, augment, batch_stage, create_loader
-from dali_imagenet import pixel_ops_batched as batched
-from dali_imagenet.batch_stage import BatchStage, mix_
-from dali_imagenet.pipeline import dali_available
+from dali_imagenet import EvalRecipe, Loader, Plan, SampleIndex, TrainRecipe, create_loader
+from dali_imagenet.dali.stage import dali_available
+from dali_imagenet.transforms import normalize_erase, postprocess
+from dali_imagenet.transforms import pixel_ops_batched as batched
+from dali_imagenet.transforms.postprocess import BatchStage, mix_
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES: dict[str, Any] = {
@@ -79,10 +80,10 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return call
 
     monkeypatch.setattr(batched, "send", send)
-    monkeypatch.setattr(augment, "send", send)
-    monkeypatch.setattr(batch_stage, "to_device", lambda array, device: send([array], device)[0])
+    monkeypatch.setattr(normalize_erase, "send", send)
+    monkeypatch.setattr(postprocess, "to_device", lambda array, device: send([array], device)[0])
     monkeypatch.setattr(batched, "_groups", real(batched._groups))
-    monkeypatch.setattr(augment, "_value", real(augment._value))
+    monkeypatch.setattr(normalize_erase, "_value", real(normalize_erase._value))
     with FakeTensorMode(allow_non_fake_inputs=True):
         try:
             torch.empty(2, device="cuda")[:1]

@@ -18,13 +18,15 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from bench.broken_table import segment
-from dali_imagenet import augment, image_stage
-from dali_imagenet.jpeg_check import doubt
-from torchvision_fallback import decode as decoding
-from torchvision_fallback.decode import decode, decoder_name
+from dali_imagenet.decode import decode as decoding
+from dali_imagenet.decode.decode import decode, decoder_name
+from dali_imagenet.jpeg_markers import doubt
+from dali_imagenet.transforms import normalize_erase, resize
 
-built = pytest.mark.skipif(decoding._jpeg is None, reason="torchvision_fallback._jpeg was not built")
-kernels_built = pytest.mark.skipif(image_stage._kernels is None, reason="dali_imagenet._kernels was not built")
+built = pytest.mark.skipif(decoding._jpeg is None, reason="dali_imagenet.decode._jpeg was not built")
+kernels_built = pytest.mark.skipif(
+    resize._kernels is None, reason="dali_imagenet.transforms._image_kernels was not built"
+)
 
 FORMS: list[dict[str, Any]] = [
     {"subsampling": 0},
@@ -315,7 +317,7 @@ def evaluation(height: int, width: int, short: int, size: int) -> Any:
     crop = np.round((resize - size) / 2).astype(int)
     whole = np.array([[0, 0, height, width]])
     no = np.array([False])
-    return SimpleNamespace(size=size, box=whole, resize=resize, crop=crop, hflip=no, vflip=no, color=None)
+    return SimpleNamespace(size=(size, size), box=whole, resize=resize, crop=crop, hflip=no, vflip=no, color=None)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -329,9 +331,9 @@ def test_what_the_window_does_not_need_changes_nothing(interpolation: str) -> No
         size = int(rng.choice([32, 96, 112]))
         plan = evaluation(height, width, int(rng.choice([size, size + 1, size * 8 // 7, size * 2])), size)
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        part = image_stage.needed(plan, 0, interpolation)
+        part = resize.needed(plan, 0, interpolation)
         smaller += part.box[2:] != (height, width)
-        got = image_stage.render(pixels[: part.box[2], : part.box[3]], part, plan, 0, interpolation)
+        got = resize.render(pixels[: part.box[2], : part.box[3]], part, plan, 0, interpolation)
         whole = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         resized = interpolate(whole, size=plan.resize[0].tolist(), mode=interpolation, antialias=True)[0]
         top, left = plan.crop[0].tolist()
@@ -349,29 +351,29 @@ def strided(rng: np.random.Generator, height: int, width: int) -> list[torch.Ten
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5), (32, 256), (7, 257), (2, 700), (224, 224)])
 def test_compiled_kernels_equal_python(height: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(height * width)
-    constants = augment.normalize_constants((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    constants = normalize_erase.normalize_constants((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     for image in strided(rng, height, width):
         matrix = (np.eye(3, 4) + rng.normal(size=(3, 4)) * [0.5, 0.5, 0.5, 60]).astype(np.float32)
         out = torch.empty(image.shape)
-        compiled = image_stage.recolor(image, matrix), augment.normalize(image, constants, out.clone())
+        compiled = resize.recolor(image, matrix), normalize_erase.normalize(image, constants, out.clone())
         with monkeypatch.context() as patch:
-            patch.setattr(image_stage, "_kernels", None)
-            patch.setattr(augment, "_kernels", None)
-            python = image_stage.recolor(image, matrix), augment.normalize(image, constants, out.clone())
+            patch.setattr(resize, "_kernels", None)
+            patch.setattr(normalize_erase, "_kernels", None)
+            python = resize.recolor(image, matrix), normalize_erase.normalize(image, constants, out.clone())
         assert all(map(torch.equal, compiled, python))
 
 
 def test_recolor_rounds_half_to_even_and_clamps() -> None:
     image = torch.tensor([1, 3, 200], dtype=torch.uint8)[:, None, None].expand(3, 2, 2)
     matrix = np.array([[0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 2, 0]], np.float32)
-    assert image_stage.recolor(image, matrix)[:, 0, 0].tolist() == [0, 2, 255]
-    assert image_stage.recolor(image, -matrix)[:, 1, 1].tolist() == [0, 0, 0]
+    assert resize.recolor(image, matrix)[:, 0, 0].tolist() == [0, 2, 255]
+    assert resize.recolor(image, -matrix)[:, 1, 1].tolist() == [0, 0, 0]
 
 
 @kernels_built
 def test_kernels_refuse_wrong_memory() -> None:
     pixels, matrix = np.zeros((3, 4, 5), np.uint8), np.zeros((3, 4), np.float32)
-    kernels = image_stage._kernels
+    kernels = resize._kernels
     assert kernels is not None
     for bad in (
         (pixels[0], matrix, np.zeros((3, 4, 5), np.uint8)),

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image, ImageFile
 from torchvision.datasets import ImageFolder
 
-from dali_imagenet import index as index_module
-from dali_imagenet.index import FORMATS, IMG_EXTENSIONS, MAX_PIXELS, SampleIndex
+from dali_imagenet.data import index as index_module
+from dali_imagenet.data.index import FORMATS, IMG_EXTENSIONS, MAX_PIXELS, SampleIndex
 
 REPOSITORY = Path(__file__).parents[1]
 posix = pytest.mark.skipif(os.name == "nt", reason="links, pipes and raw names of POSIX")
@@ -502,7 +502,7 @@ def test_interrupted_reading_keeps_what_was_read(tree: Path, monkeypatch: pytest
 
 
 def test_processes_at_once(tree: Path, tmp_path: Path) -> None:
-    code = "import sys; from dali_imagenet.index import SampleIndex as S; print(S.from_folder(sys.argv[1]).fingerprint)"
+    code = "import sys; from dali_imagenet import SampleIndex as S; print(S.from_folder(sys.argv[1]).fingerprint)"
     environment = {**os.environ, "DALI_IMAGENET_CACHE": str(tmp_path / "cache")}
     ranks = [
         subprocess.Popen(

@@ -13,8 +13,8 @@ from PIL import Image
 
 from bench.broken_table import arithmetic, encoded, exif, patched, restarts, scribbled, segment
 from bench.fuzz import mutate
-from dali_imagenet import jpeg_check
-from dali_imagenet.jpeg_check import doubt
+from dali_imagenet import jpeg_markers
+from dali_imagenet.jpeg_markers import doubt
 
 USUAL = {
     "4:2:0": encoded(),
@@ -115,10 +115,10 @@ def test_millions_of_markers_take_no_memory() -> None:
 @pytest.mark.parametrize("block", [1, 2, 3, 100])
 def test_markers_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     data = memoryview(USUAL["restarts"])
-    expected = list(jpeg_check._markers(data, 100))
+    expected = list(jpeg_markers._markers(data, 100))
     assert len(expected) > 10
-    monkeypatch.setattr(jpeg_check, "_BLOCK", block)
-    assert list(jpeg_check._markers(data, 100)) == expected
+    monkeypatch.setattr(jpeg_markers, "_BLOCK", block)
+    assert list(jpeg_markers._markers(data, 100)) == expected
 
 
 @pytest.mark.skipif(not os.environ.get("DALI_IMAGENET_SAMPLE"), reason="needs real images")
@@ -128,12 +128,12 @@ def test_real_images_pass() -> None:
     assert [reason for file in files if (reason := doubt(file.read_bytes()))] == []
 
 
-@pytest.mark.skipif(jpeg_check._kernels is None, reason="dali_imagenet._kernels was not built")
+@pytest.mark.skipif(jpeg_markers._kernels is None, reason="dali_imagenet.transforms._image_kernels was not built")
 def test_compiled_search_equals_python(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
     files = [rng.choice([0, 1, 255], int(n)).astype(np.uint8).tobytes() for n in rng.integers(0, 40, 300)]
     starts = [int(rng.integers(0, len(data) + 2)) for data in files]
-    compiled = [list(jpeg_check._markers(memoryview(d), s)) for d, s in zip(files, starts, strict=True)]
-    monkeypatch.setattr(jpeg_check, "_kernels", None)
-    assert compiled == [list(jpeg_check._markers(memoryview(d), s)) for d, s in zip(files, starts, strict=True)]
+    compiled = [list(jpeg_markers._markers(memoryview(d), s)) for d, s in zip(files, starts, strict=True)]
+    monkeypatch.setattr(jpeg_markers, "_kernels", None)
+    assert compiled == [list(jpeg_markers._markers(memoryview(d), s)) for d, s in zip(files, starts, strict=True)]
     assert any(compiled)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from dali_imagenet import BadImageError, EvalRecipe, Loader, SampleIndex, TrainRecipe, create_loader
-from dali_imagenet.pipeline import dali_available
-from dali_imagenet.plan import BatchPlan, Plan
+from dali_imagenet.dali.stage import dali_available
+from dali_imagenet.plan.plan import BatchPlan, Plan
 
 STRONG = TrainRecipe.strong(input_size=32)
 CLASSIC = TrainRecipe.classic(input_size=32)

@@ -19,8 +19,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
-from dali_imagenet import pipeline
-from dali_imagenet.pipeline import DaliBatchError, DaliStage, dali_available, probe_roi_decode
+from dali_imagenet.dali import stage
+from dali_imagenet.dali.stage import DaliBatchError, DaliStage, dali_available, probe_roi_decode
 
 needs_dali = pytest.mark.skipif(not dali_available()[0], reason=dali_available()[1])
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -71,7 +71,7 @@ def make_plan(paths: list[Path], *, train: bool, rows: int | None = None, seed: 
     return SimpleNamespace(
         epoch=2,
         step=seed,
-        size=size,
+        size=(size, size),
         index=np.where(np.arange(rows) < len(paths), np.arange(rows), -1),
         source_size=source,
         box=box,
@@ -394,7 +394,7 @@ def test_without_dali(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_importing_the_module_does_not_import_dali() -> None:
-    code = "import sys, dali_imagenet.pipeline; assert not any(m.startswith('nvidia.dali') for m in sys.modules)"
+    code = "import sys, dali_imagenet.dali.stage; assert not any(m.startswith('nvidia.dali') for m in sys.modules)"
     root = str(Path(__file__).resolve().parent.parent)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=300)
 
@@ -411,7 +411,7 @@ def test_probe_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
-    monkeypatch.setattr(pipeline, "_probe_in_subprocess", lambda *args: asked.append(args) or answer)
+    monkeypatch.setattr(stage, "_probe_in_subprocess", lambda *args: asked.append(args) or answer)
     cache = tmp_path / "deep" / "roi_decode.json"
     for _ in range(2):
         assert probe_roi_decode(0, cache_dir=cache.parent) is bool(answer)
@@ -427,15 +427,15 @@ def test_probe_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer
 @needs_dali
 def test_probe_survives_what_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU the subprocess fails before it decodes; with one it answers."""
-    answer = pipeline._probe_in_subprocess(0, 120)
+    answer = stage._probe_in_subprocess(0, 120)
     assert (answer is None) != torch.cuda.is_available()
-    assert pipeline._probe_in_subprocess(0, 0.01) is None
+    assert stage._probe_in_subprocess(0, 0.01) is None
 
 
 def test_probe_pictures_are_what_they_should_be() -> None:
     rng = np.random.default_rng(0)
     for kind in range(6):
-        image = Image.open(io.BytesIO(pipeline._jpeg(rng, 33, 57, kind)))
+        image = Image.open(io.BytesIO(stage._jpeg(rng, 33, 57, kind)))
         assert (image.size, image.mode) == ((57, 33), "L" if kind == 4 else "RGB")
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import functional as F
 
-from dali_imagenet import augment
-from dali_imagenet.augment import erase_, erase_image_, noise, normalize, normalize_constants
 from dali_imagenet.ops import Op
-from dali_imagenet.pixel_ops import Scratch, affine_theta, apply_ops_image
-from dali_imagenet.pixel_ops_batched import apply_ops_batch
+from dali_imagenet.transforms import normalize_erase
+from dali_imagenet.transforms.normalize_erase import erase_, erase_image_, noise, normalize, normalize_constants
+from dali_imagenet.transforms.pixel_ops import Scratch, affine_theta, apply_ops_image
+from dali_imagenet.transforms.pixel_ops_batched import apply_ops_batch
 
 SIZES = [(224, 224), (17, 31), (64, 48), (1, 1), (2, 5)]
 FILL = (124, 116, 104)
@@ -352,7 +352,7 @@ def test_batch_never_waits() -> None:
         for case in smooth:
             apply_ops_batch(*case, FILL)
         for mode in ("const", "rand", "pixel"):
-            augment._erase_batch(images, np.arange(6), boxes(), KEYS, mode, 0.0)
+            normalize_erase._erase_batch(images, np.arange(6), boxes(), KEYS, mode, 0.0)
     with NoHostReads(), pytest.raises(AssertionError, match="wait"):
         torch.ones(1).item()
 
@@ -405,7 +405,7 @@ def test_normalize_refusals() -> None:
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_erase(mode: augment.EraseMode, dtype: torch.dtype) -> None:
+def test_erase(mode: normalize_erase.EraseMode, dtype: torch.dtype) -> None:
     original = torch.full((6, 3, 40, 30), 9.0, dtype=dtype)
     images = original.clone()
     assert erase_(images, boxes(), KEYS, mode) is images
@@ -423,7 +423,7 @@ def test_erase(mode: augment.EraseMode, dtype: torch.dtype) -> None:
         assert not torch.equal(first[:, 5:25, 5:25], second)
     device_way = original.clone()
     rows = np.array([1, 3, 4])
-    augment._erase_batch(device_way, rows, boxes()[rows], KEYS[rows], mode, 0.0)
+    normalize_erase._erase_batch(device_way, rows, boxes()[rows], KEYS[rows], mode, 0.0)
     assert torch.equal(device_way, images)
     single = original[1].clone()
     erase_image_(single, boxes()[1], int(KEYS[1]), mode)

@@ -13,8 +13,8 @@ from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2
 
-from dali_imagenet import BadImageError, EvalRecipe, Plan, SampleIndex, TrainRecipe, draws
-from dali_imagenet.plan import color_matrix, random_resized_crop
+from dali_imagenet import BadImageError, EvalRecipe, Plan, SampleIndex, TrainRecipe, rng
+from dali_imagenet.plan.plan import color_matrix, random_resized_crop
 
 STRONG = TrainRecipe.strong()
 
@@ -42,7 +42,7 @@ def index_of(count: int, classes: int = 10, seed: int = 0, height: Any = None, w
     ],
 )
 def test_philox_gives_the_published_answers(counter: tuple[int, ...], key: int, expected: str) -> None:
-    assert " ".join(f"{int(w):08x}" for w in draws.philox(key, *counter)) == expected
+    assert " ".join(f"{int(w):08x}" for w in rng.philox(key, *counter)) == expected
 
 
 def test_what_a_seed_means_does_not_change() -> None:
@@ -71,17 +71,17 @@ EXPECTED: dict[str, Any] = {
 
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 97, 1000, 65536, 100_003])
 def test_the_permutation_is_one(n: int) -> None:
-    order = draws.Permutation(n, seed=1, epoch=2)(np.arange(n))
+    order = rng.Permutation(n, seed=1, epoch=2)(np.arange(n))
     assert np.array_equal(np.sort(order), np.arange(n))
     if n > 50:
-        other = draws.Permutation(n, seed=1, epoch=3)(np.arange(n))
+        other = rng.Permutation(n, seed=1, epoch=3)(np.arange(n))
         assert (order == other).mean() < 0.1
         assert abs(np.corrcoef(order, np.arange(n))[0, 1]) < 5 / np.sqrt(n)
         assert abs(np.corrcoef(order, other)[0, 1]) < 5 / np.sqrt(n)
 
 
 def test_small_permutations_are_uniform() -> None:
-    seen = [tuple(draws.Permutation(4, seed=9, epoch=e)(np.arange(4)).tolist()) for e in range(4800)]
+    seen = [tuple(rng.Permutation(4, seed=9, epoch=e)(np.arange(4)).tolist()) for e in range(4800)]
     counts = np.unique(seen, axis=0, return_counts=True)[1]
     assert len(counts) == 24
     assert stats.chisquare(counts).pvalue > 1e-4
@@ -89,14 +89,14 @@ def test_small_permutations_are_uniform() -> None:
 
 def test_streams_samples_and_epochs_are_uncorrelated() -> None:
     n = 50_000
-    base = draws.uniforms(1, 0, 1, np.arange(n), 8)
+    base = rng.uniforms(1, 0, 1, np.arange(n), 8)
     assert stats.kstest(base.ravel(), "uniform").pvalue > 1e-4
     others = {
-        "epoch": draws.uniforms(1, 1, 1, np.arange(n), 8),
-        "seed": draws.uniforms(2, 0, 1, np.arange(n), 8),
-        "stream": draws.uniforms(1, 0, 2, np.arange(n), 8),
-        "sample": draws.uniforms(1, 0, 1, np.arange(1, n + 1), 8),
-        "repeat": draws.uniforms(1, 0, 1, np.arange(n), 8, repeat=1),
+        "epoch": rng.uniforms(1, 1, 1, np.arange(n), 8),
+        "seed": rng.uniforms(2, 0, 1, np.arange(n), 8),
+        "stream": rng.uniforms(1, 0, 2, np.arange(n), 8),
+        "sample": rng.uniforms(1, 0, 1, np.arange(1, n + 1), 8),
+        "repeat": rng.uniforms(1, 0, 1, np.arange(n), 8, repeat=1),
     }
     for name, other in others.items():
         assert abs(np.corrcoef(base.ravel(), other.ravel())[0, 1]) < 5 / np.sqrt(base.size), name
@@ -106,7 +106,7 @@ def test_streams_samples_and_epochs_are_uncorrelated() -> None:
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.8, 1.0, 2.0, 8.0])
 def test_beta_draws(alpha: float) -> None:
-    values = draws.betas(draws.uniforms(0, 0, draws.STREAM_MIX, np.arange(100_000), 32), alpha)
+    values = rng.betas(rng.uniforms(0, 0, rng.STREAM_MIX, np.arange(100_000), 32), alpha)
     theirs = np.random.default_rng(0).beta(alpha, alpha, 100_000)  # not the exact CDF: doubles round to 1 as well
     assert stats.ks_2samp(values, theirs).pvalue > 1e-4
 
@@ -118,7 +118,7 @@ def test_random_resized_crop_has_torchvisions_distribution() -> None:
     image = torch.zeros(1, height, width)
     theirs = np.array([tuple(reference.make_params([image]).values()) for _ in range(6000)])
     n = 100_000
-    u = draws.uniforms(0, 0, draws.STREAM_CROP, np.arange(n), 22)
+    u = rng.uniforms(0, 0, rng.STREAM_CROP, np.arange(n), 22)
     ours = random_resized_crop(np.tile(np.int32([height, width]), (n, 1)), (0.08, 1.0), (3 / 4, 4 / 3), u)
     for column in range(4):
         assert stats.ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-4

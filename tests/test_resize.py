@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from dali_imagenet import image_stage
+from dali_imagenet.transforms import resize
 
-kernels: Any = image_stage._kernels
+kernels: Any = resize._kernels
 if not hasattr(kernels, "resize"):
-    pytest.skip("dali_imagenet._kernels was not built, or not for x86-64", allow_module_level=True)
+    pytest.skip("dali_imagenet.transforms._image_kernels was not built, or not for x86-64", allow_module_level=True)
 
 Pixels = npt.NDArray[np.uint8]
 CUBIC = {"bilinear": False, "bicubic": True}
@@ -23,9 +23,9 @@ NARROWEST = 1 if "AVX" in torch.backends.cpu.get_cpu_capability() else 2
 
 
 def reference(pixels: Pixels, size: tuple[int, int], factors: tuple[float, float], interpolation: str) -> Pixels:
-    resize, _ = image_stage._RESIZE[interpolation]
+    kernel, _ = resize._RESIZE[interpolation]
     view = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    result: Pixels = resize(view, size, False, *(f or None for f in factors))[0].numpy()
+    result: Pixels = kernel(view, size, False, *(f or None for f in factors))[0].numpy()
     return result
 
 
@@ -156,14 +156,14 @@ def test_weights_that_integers_cannot_hold_are_refused() -> None:
 def plans(rng: np.random.Generator, train: bool) -> Any:
     """A plan's row with an image's size: random boxes, or evaluation, where images may be smaller than the window."""
     height, width = (int(n) for n in rng.integers(1, 300, 2))
-    size = int(rng.choice([2, 31, 32, 96, 224]))
+    size = tuple(rng.choice([2, 31, 32, 96, 224], 2).tolist())
     if train:
         h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
         box = [int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w]
-        resize, crop = np.array([[size, size]]), np.zeros((1, 2), int)
+        resize, crop = np.array([size]), np.zeros((1, 2), int)
     else:
         box, source = [0, 0, height, width], np.array([[height, width]])
-        resize = np.maximum(1, int(rng.integers(size // 2 + 1, 2 * size)) * source // source.min())
+        resize = np.maximum(1, int(rng.integers(min(size) // 2 + 1, 2 * min(size))) * source // source.min())
         crop = np.round((resize - size) / 2).astype(int)
     hflip, vflip = rng.integers(0, 2, (2, 1), dtype=bool)
     color = (np.eye(3, 4) + rng.normal(size=(1, 3, 4)) * 0.3).astype(np.float32) if rng.integers(2) else None
@@ -180,16 +180,16 @@ def test_the_image_stage_is_the_same_without_it(
     rng = np.random.default_rng(4)
     for _ in range(150):
         plan, whole = plans(rng, train)
-        part = image_stage.needed(plan, 0, interpolation)
+        part = resize.needed(plan, 0, interpolation)
         top, left, height, width = part.box
         pixels = whole[top : top + height, left : left + width]
         kept = pixels.copy()
-        got = image_stage.render(pixels, part, plan, 0, interpolation)
+        got = resize.render(pixels, part, plan, 0, interpolation)
         held = got.clone()
         with monkeypatch.context() as patch:
-            patch.setattr(image_stage, "_kernels", None)
-            expected = image_stage.render(pixels, part, plan, 0, interpolation)
+            patch.setattr(resize, "_kernels", None)
+            expected = resize.render(pixels, part, plan, 0, interpolation)
         assert torch.equal(got, expected), (plan, part)
-        image_stage.render(255 - pixels, part, plan, 0, interpolation)  # nothing that was handed out is used again
+        resize.render(255 - pixels, part, plan, 0, interpolation)  # nothing that was handed out is used again
         assert torch.equal(got, held)
         assert np.array_equal(pixels, kept)

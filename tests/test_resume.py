@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dali_imagenet import Loader, SampleIndex, TrainRecipe, create_loader
-from dali_imagenet.pipeline import dali_available
+from dali_imagenet.dali.stage import dali_available
 from tests.conftest import make_folder
 
 BACKENDS = [

@@ -13,14 +13,14 @@ from test_pixel_ops import FILL, auxes, every_case, one_by_one
 from torch.nn.functional import conv2d
 from torchvision.transforms.v2.functional import adjust_contrast
 
-from dali_imagenet import pixel_ops
-from dali_imagenet.batch_stage import run_image
 from dali_imagenet.ops import Op
-from dali_imagenet.pixel_ops import Scratch, apply_ops_image, pil_matrix
 from dali_imagenet.policy import AugMixPlan
+from dali_imagenet.transforms import pixel_ops
+from dali_imagenet.transforms.pixel_ops import Scratch, apply_ops_image, pil_matrix
+from dali_imagenet.transforms.postprocess import run_image
 
 warp = pixel_ops._warp
-pytestmark = pytest.mark.skipif(warp is None, reason="dali_imagenet._warp was not built")
+pytestmark = pytest.mark.skipif(warp is None, reason="dali_imagenet.transforms._pixel_ops was not built")
 
 SIZES = [(1, 1), (1, 9), (9, 1), (2, 5), (8, 8), (17, 31), (40, 300), (224, 224)]
 Matrix = tuple[float, ...]

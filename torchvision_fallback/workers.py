@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dali_imagenet.batch_stage import BatchStage, mix_pair_
-from dali_imagenet.plan import BatchPlan, Plan
-from torchvision_fallback.stage import Memory, render
+from dali_imagenet.image import Memory, render
+from dali_imagenet.plan.plan import BatchPlan, Plan
+from dali_imagenet.transforms.postprocess import BatchStage, mix_pair_
 
 _NO_SLOT = -1
 _SPARE = 2  # slots for batches that the user holds beyond that, where they cost nothing until they are used

@@ -19,8 +19,8 @@ from bench import images
 from bench.contestants import torchvision_peers
 from bench.job import MEAN, STD, Job
 from dali_imagenet import SampleIndex, TrainRecipe
-from dali_imagenet.plan import Plan
-from torchvision_fallback.stage import Memory, read_pixels
+from dali_imagenet.image import Memory, read_pixels
+from dali_imagenet.plan.plan import Plan
 
 
 class Threads:

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dali_imagenet.compiled import compiled
+from dali_imagenet._compiled import compiled
 
-_kernels = compiled("dali_imagenet._kernels")
+_kernels = compiled("dali_imagenet.transforms._image_kernels")
 
 # ITU-T T.81, table B.1
 _DHT, _EOI, _SOS, _DRI = 0xC4, 0xD9, 0xDA, 0xDD

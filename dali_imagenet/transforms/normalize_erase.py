@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dali_imagenet.compiled import compiled
-from dali_imagenet.pixel_ops_batched import send
+from dali_imagenet._compiled import compiled
+from dali_imagenet.transforms.pixel_ops_batched import send
 
-_kernels = compiled("dali_imagenet._kernels")
+_kernels = compiled("dali_imagenet.transforms._image_kernels")
 
 EraseMode = Literal["const", "rand", "pixel"]
 

@@ -32,11 +32,11 @@ import numpy.typing as npt
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from dali_imagenet.augment import normalize, normalize_constants
-from dali_imagenet.image_stage import needed, render
+from dali_imagenet.transforms.normalize_erase import normalize, normalize_constants
+from dali_imagenet.transforms.resize import needed, render
 
 if TYPE_CHECKING:
-    from dali_imagenet.plan import BatchPlan
+    from dali_imagenet.plan.plan import BatchPlan
 
 Interpolation = Literal["bilinear", "bicubic"]
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -415,7 +415,7 @@ class DaliStage:
             yield "hflip", _array(plan.hflip[:n], np.int32)
         else:
             yield "crop", _array(plan.crop[:n], np.int32)
-            yield "window", np.broadcast_to(np.array(plan.size, np.int32), (n, 2))
+            yield "window", np.full((n, 2), plan.size, np.int32)
         if self.vflip:
             yield "vflip", _array(plan.vflip[:n], np.int32)
         if plan.color is not None and self.color:
@@ -549,7 +549,7 @@ def _write_answers(path: Path, answers: dict[str, bool]) -> None:
 
 def _probe_in_subprocess(device_index: int, seconds: float) -> bool | None:
     """True: decoded well. False: crashed or decoded wrongly. None: it did not get that far, or no answer in time."""
-    code = f"from dali_imagenet.pipeline import _probe; _probe({device_index})"
+    code = f"from dali_imagenet.dali.stage import _probe; _probe({device_index})"
     package_parent = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
     try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dali_imagenet.plan import PADDING
+from dali_imagenet.plan.plan import PADDING
 
 
 class Accuracy:

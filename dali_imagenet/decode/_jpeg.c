@@ -638,7 +638,7 @@ static int restart(struct image *m)
     return 0;
 }
 
-/* That the rest of the data holds restart markers in order, and then the end: what `dali_imagenet.jpeg_check` asks. */
+/* That the rest of the data holds restart markers in order, and then the end: what `dali_imagenet.jpeg_markers` asks. */
 static int check_rest(struct image *m)
 {
     const uint8_t *at = m->at;

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from dali_imagenet.ops import Op
-from dali_imagenet.pixel_ops import (
+from dali_imagenet.transforms.pixel_ops import (
     GRAY,
     PIL_POINT_OPS,
     POINT_OPS,

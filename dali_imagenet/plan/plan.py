@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from dali_imagenet import draws
+from dali_imagenet import rng
+from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.errors import BadImageError
-from dali_imagenet.index import SampleIndex
 from dali_imagenet.ops import Op
 from dali_imagenet.policy import AugmentPolicy, AugMixPlan, OpPlan
 from dali_imagenet.recipe import EvalRecipe, Recipe, Size, TrainRecipe
@@ -247,21 +247,21 @@ class Plan:
         }
         if isinstance(self.recipe, EvalRecipe):
             return BatchPlan(**common, **_eval_geometry(self.recipe, source))  # type: ignore[arg-type]  # of many types
-        u = draws.streams(self.seed, epoch, _counts(self.recipe), drawn, repeat)
+        u = rng.streams(self.seed, epoch, _counts(self.recipe), drawn, repeat)
         factors = _color_factors(self.recipe, u)
         erases = self.recipe.re_prob > 0
         return BatchPlan(
             **common,  # type: ignore[arg-type]  # of many types
-            box=random_resized_crop(source, self.recipe.scale, self.recipe.ratio, u[draws.STREAM_CROP]),
+            box=random_resized_crop(source, self.recipe.scale, self.recipe.ratio, u[rng.STREAM_CROP]),
             resize=np.broadcast_to(np.array(size, np.int32), (len(index), 2)),
             crop=np.zeros((len(index), 2), np.int32),
-            hflip=u[draws.STREAM_FLIP][:, 0] < self.recipe.hflip,
-            vflip=u[draws.STREAM_FLIP][:, 1] < self.recipe.vflip,
+            hflip=u[rng.STREAM_FLIP][:, 0] < self.recipe.hflip,
+            vflip=u[rng.STREAM_FLIP][:, 1] < self.recipe.vflip,
             color_factors=factors,
             color=None if factors is None else color_matrix(factors),
             program=_program(self.recipe, size, u),
-            erase=random_erasing(self.recipe, size, u[draws.STREAM_ERASE]) if erases else None,
-            noise_key=_noise_key(u[draws.STREAM_NOISE]) if erases else None,
+            erase=random_erasing(self.recipe, size, u[rng.STREAM_ERASE]) if erases else None,
+            noise_key=_noise_key(u[rng.STREAM_NOISE]) if erases else None,
             mix=self._mix(self.recipe, epoch, step, size, position) if self.recipe.mixing else None,
         )
 
@@ -336,15 +336,15 @@ class Plan:
             keys = np.minimum(position, position[::-1])
         else:
             keys = position
-        u = draws.uniforms(self.seed, epoch, draws.STREAM_MIX, keys, 40)
+        u = rng.uniforms(self.seed, epoch, rng.STREAM_MIX, keys, 40)
         mixup, cutmix = recipe.mixup_alpha > 0, recipe.cutmix_alpha > 0 or recipe.cutmix_minmax is not None
         # timm: an alpha of 1 where cutmix_minmax is given; lambda then follows from the box
         cutmix_alpha = 1.0 if recipe.cutmix_minmax is not None else recipe.cutmix_alpha
         cut = np.full(len(keys), cutmix)
-        lam = draws.betas(u[:, 8:], cutmix_alpha) if cutmix else draws.betas(u[:, 8:], recipe.mixup_alpha)
+        lam = rng.betas(u[:, 8:], cutmix_alpha) if cutmix else rng.betas(u[:, 8:], recipe.mixup_alpha)
         if mixup and cutmix:
             cut = u[:, 1] < recipe.mixup_switch_prob
-            lam = np.where(cut, lam, draws.betas(u[:, 8:], recipe.mixup_alpha))
+            lam = np.where(cut, lam, rng.betas(u[:, 8:], recipe.mixup_alpha))
         lam = np.where(u[:, 0] < recipe.mixup_prob, lam, 1.0)
         cut &= lam < 1
         box, area = _cutmix_box(recipe, size, lam, u[:, 2:6])
@@ -360,8 +360,8 @@ class Plan:
 
 
 @functools.lru_cache(maxsize=8)
-def _permutation(n: int, seed: int, epoch: int) -> draws.Permutation:
-    return draws.Permutation(n, seed, epoch)
+def _permutation(n: int, seed: int, epoch: int) -> rng.Permutation:
+    return rng.Permutation(n, seed, epoch)
 
 
 @functools.lru_cache(maxsize=32)
@@ -438,16 +438,16 @@ _Uniforms = dict[int, F64]
 
 def _counts(recipe: TrainRecipe) -> dict[int, int]:
     """How many uniforms a sample takes from each stream."""
-    counts = {draws.STREAM_CROP: 2 * _TRIES + 2, draws.STREAM_FLIP: 2}
+    counts = {rng.STREAM_CROP: 2 * _TRIES + 2, rng.STREAM_FLIP: 2}
     if recipe.color_twist is not None or recipe.color_jitter is not None:
-        counts[draws.STREAM_COLOR] = 9
+        counts[rng.STREAM_COLOR] = 9
     if (policy := policy_of(recipe)) is not None:
-        counts[draws.STREAM_POLICY] = policy.num_uniforms
+        counts[rng.STREAM_POLICY] = policy.num_uniforms
     if recipe.grayscale_prob > 0 or recipe.gaussian_blur_prob > 0:
-        counts[draws.STREAM_FILTER] = 3
+        counts[rng.STREAM_FILTER] = 3
     if recipe.re_prob > 0:
-        counts[draws.STREAM_ERASE] = 2 + recipe.re_count[1] * (2 * _TRIES + 2)
-        counts[draws.STREAM_NOISE] = 2
+        counts[rng.STREAM_ERASE] = 2 + recipe.re_count[1] * (2 * _TRIES + 2)
+        counts[rng.STREAM_NOISE] = 2
     return counts
 
 
@@ -462,7 +462,7 @@ def _factors(strengths: tuple[float, float, float, float], u: F64) -> F64:
 def _color_factors(recipe: TrainRecipe, u: _Uniforms) -> F32 | None:
     if recipe.color_twist is None:
         return None
-    factors = _factors(recipe.color_twist, u[draws.STREAM_COLOR][:, :4])
+    factors = _factors(recipe.color_twist, u[rng.STREAM_COLOR][:, :4])
     return (factors * (1, 1, 1, 360)).astype(np.float32)
 
 
@@ -491,12 +491,12 @@ def _filters(recipe: TrainRecipe, u: F64) -> OpPlan:
 def _program(recipe: TrainRecipe, size: Size, u: _Uniforms) -> tuple[OpPlan | AugMixPlan, ...]:
     parts: list[OpPlan | AugMixPlan] = []
     if recipe.color_jitter is not None:
-        parts.append(_color_jitter(recipe, u[draws.STREAM_COLOR]))
+        parts.append(_color_jitter(recipe, u[rng.STREAM_COLOR]))
     policy = policy_of(recipe)
     if policy is not None:
-        parts.append(policy.draw(u[draws.STREAM_POLICY], size))
+        parts.append(policy.draw(u[rng.STREAM_POLICY], size))
     if recipe.grayscale_prob > 0 or recipe.gaussian_blur_prob > 0:
-        parts.append(_filters(recipe, u[draws.STREAM_FILTER]))
+        parts.append(_filters(recipe, u[rng.STREAM_FILTER]))
     if len(parts) > 1 and all(isinstance(part, OpPlan) for part in parts):
         return (OpPlan(*(np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))),)
     return tuple(parts)

@@ -21,10 +21,10 @@ from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 from torch.nn.functional import conv2d, grid_sample, pad
 
-from dali_imagenet.compiled import compiled
+from dali_imagenet._compiled import compiled
 from dali_imagenet.ops import Op
 
-_warp = compiled("dali_imagenet._warp")
+_warp = compiled("dali_imagenet.transforms._pixel_ops")
 
 Fill = float | Sequence[float] | None
 

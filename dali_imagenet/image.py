@@ -7,11 +7,11 @@ import os
 import numpy as np
 from torch import Tensor
 
-from dali_imagenet import image_stage
+from dali_imagenet.data.index import SampleIndex
+from dali_imagenet.decode.decode import Box, Pixels, decode
 from dali_imagenet.errors import BadImageError
-from dali_imagenet.index import SampleIndex
-from dali_imagenet.plan import BatchPlan
-from torchvision_fallback.decode import Box, Pixels, decode
+from dali_imagenet.plan.plan import BatchPlan
+from dali_imagenet.transforms import resize
 
 
 class Memory:
@@ -33,9 +33,9 @@ def render(index: SampleIndex, plan: BatchPlan, row: int, interpolation: str, me
     Raises:
         BadImageError: as `read_pixels`.
     """
-    part = image_stage.needed(plan, row, interpolation)
+    part = resize.needed(plan, row, interpolation)
     pixels = read_pixels(index, int(plan.index[row]), part.box, memory)
-    return image_stage.render(pixels, part, plan, row, interpolation)
+    return resize.render(pixels, part, plan, row, interpolation)
 
 
 def read_pixels(index: SampleIndex, sample: int, box: Box, memory: Memory | None = None) -> Pixels:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dali_imagenet.compiled import compiled
-from dali_imagenet.plan import BatchPlan
+from dali_imagenet._compiled import compiled
+from dali_imagenet.plan.plan import BatchPlan
 
-_kernels = compiled("dali_imagenet._kernels")
+_kernels = compiled("dali_imagenet.transforms._image_kernels")
 
 # torchvision's antialiased resize of tensors, without its checks, and how far it looks; uint8 in and out
 _RESIZE = {

@@ -780,6 +780,6 @@ static PyMethodDef methods[] = {
     {"mix", run_mix, METH_VARARGS, "(image, chains, weights, scale, share, out): AugMix"},
     {NULL, NULL, 0, NULL}};
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_warp", NULL, 0, methods, NULL, NULL, NULL, NULL};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_pixel_ops", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__warp(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__pixel_ops(void) { return PyModule_Create(&module); }

@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dali_imagenet.compiled import compiled
-from dali_imagenet.index import FORMATS
-from dali_imagenet.jpeg_check import doubt
+from dali_imagenet._compiled import compiled
+from dali_imagenet.data.index import FORMATS
+from dali_imagenet.jpeg_markers import doubt
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # top, left, height, width
 
-_jpeg = compiled("torchvision_fallback._jpeg")
+_jpeg = compiled("dali_imagenet.decode._jpeg")
 
 # The filters of warnings are the process's: two threads that change them and put them back mix them up.
 _QUIET = threading.Lock()

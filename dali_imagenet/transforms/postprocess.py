@@ -16,13 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dali_imagenet import augment, pixel_ops
-from dali_imagenet.augment import EraseMode, erase_, erase_image_, normalize, normalize_constants
-from dali_imagenet.pixel_ops import Scratch, apply_ops_image
-from dali_imagenet.pixel_ops_batched import apply_ops_batch
-from dali_imagenet.plan import PADDING, BatchPlan, MixPlan, policy_of
+from dali_imagenet.plan.plan import PADDING, BatchPlan, MixPlan, policy_of
 from dali_imagenet.policy import AugMixPlan, OpPlan
 from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
+from dali_imagenet.transforms import normalize_erase, pixel_ops
+from dali_imagenet.transforms.normalize_erase import EraseMode, erase_, erase_image_, normalize, normalize_constants
+from dali_imagenet.transforms.pixel_ops import Scratch, apply_ops_image
+from dali_imagenet.transforms.pixel_ops_batched import apply_ops_batch
 
 
 def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
@@ -99,7 +99,7 @@ class BatchStage:
         return images
 
     def _finished(self, images: Tensor, plan: BatchPlan, pool: Executor | None) -> Tensor:
-        if images.dtype == torch.uint8 and augment.one_by_one(images):
+        if images.dtype == torch.uint8 and normalize_erase.one_by_one(images):
             out = torch.empty(images.shape, dtype=self.dtype, memory_format=self.memory_format)
 
             def finish(row: int) -> None:
@@ -220,7 +220,7 @@ def mix_(images: Tensor, mix: MixPlan, pool: Executor | None = None) -> None:
     Args:
         pool: threads that share the pairs on the CPU.
     """
-    if augment.one_by_one(images):
+    if normalize_erase.one_by_one(images):
         list((pool.map if pool else map)(lambda i: mix_pair_(images, mix, i), range(len(images) // 2)))
         return
     lam, cut, box = mix.lam, mix.cut, mix.box.astype(np.float32)

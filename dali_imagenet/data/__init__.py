@@ -1,0 +1,1 @@
+"""Where the encoded images are, their labels, sizes and health."""

@@ -1,0 +1,1 @@
+"""Encoded bytes -> RGB pixels, exactly as torchvision's ImageFolder loader decodes them."""

@@ -1,0 +1,1 @@
+"""Everything random about a batch, drawn before a pixel is touched. numpy only."""

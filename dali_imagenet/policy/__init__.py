@@ -1,0 +1,3 @@
+"""Augmentation policies."""
+
+from dali_imagenet.policy.base import *  # noqa: F403
