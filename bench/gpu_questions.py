@@ -212,7 +212,7 @@ def agree(s: Settings, say: Say) -> None:
 
 def probe(s: Settings, say: Say) -> None:
     """What the loader itself asks before it decodes regions."""
-    from dali_imagenet.dali.stage import probe_roi_decode
+    from dali_imagenet.dali.roi_probe import probe_roi_decode
 
     start = time.perf_counter()
     passed = probe_roi_decode(0) if s.cuda else True

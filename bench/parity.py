@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as F
 from bench import images as bench_images
 from bench import machine
 from dali_imagenet import EvalRecipe, SampleIndex, TrainRecipe, create_loader
-from dali_imagenet.plan.plan import color_matrix, policy_of
+from dali_imagenet.plan.program import color_matrix, policy_of
 
 Backend = Literal["auto", "dali", "torchvision"]
 CROP = TrainRecipe.classic(interpolation="bicubic")

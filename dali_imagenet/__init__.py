@@ -1,6 +1,6 @@
 """An ImageNet loader for PyTorch: DALI or pure torchvision, per-sample augmentation, exact epochs.
 
-``for images, targets in create_loader(folder, TrainRecipe.strong(), batch_size=256): ...``
+`for images, targets in create_loader(folder, TrainRecipe.strong(), batch_size=256): ...`
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from dali_imagenet.errors import BadImageError
     from dali_imagenet.loader import Loader, create_loader
     from dali_imagenet.ops import Op
-    from dali_imagenet.plan.plan import BatchPlan, Plan
+    from dali_imagenet.plan.batch_plan import BatchPlan
+    from dali_imagenet.plan.plan import Plan
     from dali_imagenet.recipe import EvalRecipe, TrainRecipe
 
 __version__ = "0.1.0"
@@ -31,7 +32,7 @@ __all__ = [
 
 _HOMES = {
     "BadImageError": "errors",
-    "BatchPlan": "plan.plan",
+    "BatchPlan": "plan.batch_plan",
     "EvalRecipe": "recipe",
     "Loader": "loader",
     "Op": "ops",

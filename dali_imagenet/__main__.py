@@ -1,4 +1,4 @@
-"""``python -m dali_imagenet``: look at a data folder, and at what a recipe makes of it."""
+"""`python -m dali_imagenet`: look at a data folder, and at what a recipe makes of it."""
 
 from __future__ import annotations
 

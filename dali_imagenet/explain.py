@@ -11,11 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dali_imagenet.loader import DaliEngine, FallbackEngine, Loader
-from dali_imagenet.ops import Op
-from dali_imagenet.plan.plan import BatchPlan, MixPlan, Plan, color_matrix
+from dali_imagenet.engine import Engine
+from dali_imagenet.ops import FILTERS, Op
+from dali_imagenet.plan.batch_plan import BatchPlan, MixPlan
+from dali_imagenet.plan.plan import Plan
+from dali_imagenet.plan.program import color_matrix
 from dali_imagenet.policy import AugMixPlan, OpPlan
 
+FILTER_NAMES = {number: name for name, number in FILTERS.items()}
 _COLOR = ("brightness", "contrast", "saturation", "hue_degrees")
 
 
@@ -24,11 +27,12 @@ def explain(plan: Plan, epoch: int, step: int, failed: Collection[int] = ()) -> 
 
     Each holds: epoch, step, row, size (height and width of the output); position in the order of the epoch; index (the
     sample that is read), drawn (the one that the order named; another one only where that is broken), repeat, path,
-    label, class; source_size, box (top, left, height, width of the region of the stored image), resize (height, width),
-    crop (top, left); hflip, vflip; color (factors and degrees of color_twist) or None; program: operations in order,
-    each {"op", "arg", "aux"} (see `Op`), or an AugMix {"chains", "weights", "m", "mode"}; erase: boxes (top, left,
-    height, width) and noise_key; mix: {"kind", "lam", "box" (top, bottom, left, right) or None, "partner": {row, index,
-    label}} or None. All in pixels of what they apply to. A padding row has index -1 and label -100.
+    label, class; source_size, box (top, left, height, width of the region of the stored image), resize (height, width)
+    and interpolation, crop (top, left); hflip, vflip; color (factors and degrees of color_twist) or None; program:
+    operations in order, each {"op", "arg", "aux"} (see `Op`), or an AugMix {"chains", "weights", "m", "mode"}; fill;
+    mean and std; erase: boxes (top, left, height, width), erase_mode and noise_key; mix: {"kind", "lam", "box" (top,
+    bottom, left, right) or None, "partner": {row, index, label}} or None. All in pixels of what they apply to. A
+    padding row has index -1 and label -100.
 
     Args:
         failed: samples that turned out to be unreadable.
@@ -38,7 +42,7 @@ def explain(plan: Plan, epoch: int, step: int, failed: Collection[int] = ()) -> 
 
 
 def _row(plan: Plan, batch: BatchPlan, row: int) -> dict[str, Any]:
-    index, label = int(batch.index[row]), int(batch.label[row])
+    index, label = int(batch.source_index[row]), int(batch.label[row])
     real = index >= 0
     return {
         "epoch": batch.epoch,
@@ -47,22 +51,27 @@ def _row(plan: Plan, batch: BatchPlan, row: int) -> dict[str, Any]:
         "size": list(batch.size),
         "position": int(batch.position[row]),
         "index": index,
-        "drawn": int(batch.drawn[row]),
+        "drawn": int(batch.sampled_index[row]),
         "repeat": int(batch.repeat[row]),
         "path": plan.index.path(index) if real else None,
         "label": label,
         "class": plan.index.classes[label] if real else None,
         "source_size": batch.source_size[row].tolist(),
-        "box": batch.box[row].tolist(),
+        "box": batch.crop_box[row].tolist(),
         "resize": batch.resize[row].tolist(),
-        "crop": batch.crop[row].tolist(),
+        "interpolation": FILTER_NAMES[int(batch.interpolation[row])],
+        "crop": batch.window[row].tolist(),
         "hflip": bool(batch.hflip[row]),
         "vflip": bool(batch.vflip[row]),
         "color": None
         if batch.color_factors is None
         else dict(zip(_COLOR, batch.color_factors[row].tolist(), strict=True)),
-        "program": [_part(part, row) for part in batch.program],
+        "program": [_part(part, row) for part in batch.ops],
+        "fill": None if batch.fill is None else list(batch.fill),
+        "mean": list(batch.mean),
+        "std": list(batch.std),
         "erase": [] if batch.erase is None else [box for box in batch.erase[row].tolist() if box[2] > 0],
+        "erase_mode": batch.erase_mode,
         "noise_key": None if batch.noise_key is None else int(batch.noise_key[row]),
         "mix": None if batch.mix is None or batch.mix.lam[row] == 1 else _mix(batch, batch.mix, row),
     }
@@ -83,10 +92,10 @@ def _operations(op: npt.NDArray[Any], arg: npt.NDArray[Any], aux: npt.NDArray[An
 def _mix(batch: BatchPlan, mix: MixPlan, row: int) -> dict[str, Any]:
     other = len(batch) - 1 - row
     return {
-        "kind": "cutmix" if mix.cut[row] else "mixup",
+        "kind": "cutmix" if mix.use_cutmix[row] else "mixup",
         "lam": float(mix.lam[row]),
-        "box": mix.box[row].tolist() if mix.cut[row] else None,
-        "partner": {"row": other, "index": int(batch.index[other]), "label": int(batch.label[other])},
+        "box": mix.box[row].tolist() if mix.use_cutmix[row] else None,
+        "partner": {"row": other, "index": int(batch.source_index[other]), "label": int(batch.label[other])},
     }
 
 
@@ -102,19 +111,24 @@ def to_plan(row: dict[str, Any]) -> BatchPlan:
         step=row["step"],
         size=tuple(row["size"]),
         position=one("position", np.int64),
-        drawn=one("drawn", np.int64),
-        index=one("index", np.int64),
+        sampled_index=one("drawn", np.int64),
+        source_index=one("index", np.int64),
         repeat=one("repeat", np.int64),
         label=one("label", np.int64),
         source_size=one("source_size", np.int32),
-        box=one("box", np.int32),
+        crop_box=one("box", np.int32),
         resize=one("resize", np.int32),
-        crop=one("crop", np.int32),
+        interpolation=np.array([FILTERS[row["interpolation"]]], np.uint8),
+        window=one("crop", np.int32),
         hflip=one("hflip", np.bool_),
         vflip=one("vflip", np.bool_),
         color_factors=factors,
         color=None if factors is None else color_matrix(factors),
-        program=tuple(_to_part(part) for part in row["program"]),
+        ops=tuple(_to_part(part) for part in row["program"]),
+        fill=None if row["fill"] is None else tuple(row["fill"]),
+        mean=tuple(row["mean"]),
+        std=tuple(row["std"]),
+        erase_mode=row["erase_mode"],
         erase=None if row["noise_key"] is None else np.array([row["erase"] or [[0] * 4]], np.int32),
         noise_key=None if row["noise_key"] is None else one("noise_key", np.uint64),
         mix=None,
@@ -138,23 +152,27 @@ def _arrays(chains: list[list[dict[str, Any]]]) -> tuple[Any, Any, Any]:
     return op, arg, np.array([[step["aux"] for step in chain] for chain in filled], np.int16)
 
 
-class _Explained(Plan):
+class _OneRow(Plan):
     """A plan of one step with one row."""
 
     def __init__(self, plan: Plan, batch: BatchPlan) -> None:
-        self.__dict__.update(plan.__dict__)
-        self._batch, self.batch_size, self.on_error = batch, 1, "raise"
+        # Not Plan's: the draws are there already, and one row need not fit the data.
+        self.index, self.recipe, self.train, self.on_error = plan.index, plan.recipe, plan.train, "raise"
+        self._batch, self.batch_size = batch, 1
         self.steps = batch.step + 1  # so that executors can start at this one
 
     def batch(self, epoch: int, step: int, failed: Collection[int] = ()) -> BatchPlan:
         return self._batch
 
-    def upcoming(self, epoch: int, step: int) -> Iterator[tuple[int, int]]:
+    def schedule(self, epoch: int, step: int) -> Iterator[tuple[int, int]]:
         yield epoch, step
 
 
-def render(loader: Loader, row: dict[str, Any]) -> Tensor:
-    """Make the image of an explained row again, with the loader's data, recipe, backend, device and dtype.
+def reproduce(plan: Plan, engine: Engine, row: dict[str, Any]) -> Tensor:
+    """Make the image of an explained row again, as that engine makes it.
+
+    Args:
+        plan: of the data and recipe that the row is of.
 
     Returns:
         [3, H, W], bit for bit the row of the batch before mixing (on a GPU as far as its decoder repeats itself).
@@ -162,23 +180,14 @@ def render(loader: Loader, row: dict[str, Any]) -> Tensor:
     Raises:
         ValueError: for a padding row, or a row of other data. BadImageError: the image cannot be read.
     """
-    data = loader.dataset
+    data = plan.index
     if row["index"] < 0:
         raise ValueError(f"row {row['row']} of step {row['step']} is padding: it shows no image")
     size = None if row["index"] >= len(data) else [int(data.height[row["index"]]), int(data.width[row["index"]])]
     if size != row["source_size"]:
         raise ValueError(f"the row is of other data: image {row['index']} is {row['source_size']} there, {size} here")
     batch = to_plan(row)
-    plan = _Explained(loader.plan, batch)
-    running = loader._engine
-    engine: DaliEngine | FallbackEngine
-    if running is None:
-        raise RuntimeError("the loader is closed")
     with torch.inference_mode(False):
-        if isinstance(running, DaliEngine):
-            options = {name: running._options[name] for name in ("roi_decode", "hw_decoder_load")}
-            engine = DaliEngine(plan, loader._stage, loader.device, 1, 1, **options)
-        else:
-            engine = FallbackEngine(plan, loader._stage, loader.device, 0, 1, context=None, timeout=0)
-        with contextlib.closing(engine), contextlib.closing(engine.batches(batch.epoch, batch.step)) as batches:
+        alone = engine.for_plan(_OneRow(plan, batch))
+        with contextlib.closing(alone), contextlib.closing(alone.batches(batch.epoch, batch.step)) as batches:
             return next(batches)[1][0]

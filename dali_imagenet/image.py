@@ -1,8 +1,9 @@
-"""One sample of a plan -> uint8 pixels: read, decode, and what the image stage does after. Draws nothing."""
+"""One row of a plan on the CPU: read, decode, resize, crop, flip, colour. Draws nothing.
+
+Executes the same `BatchPlan` as DALI does. Every engine uses it for the rows that only Pillow decodes.
+"""
 
 from __future__ import annotations
-
-import os
 
 import numpy as np
 from torch import Tensor
@@ -10,11 +11,11 @@ from torch import Tensor
 from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.decode.decode import Box, Pixels, decode
 from dali_imagenet.errors import BadImageError
-from dali_imagenet.plan.plan import BatchPlan
-from dali_imagenet.transforms import resize
+from dali_imagenet.plan.batch_plan import BatchPlan
+from dali_imagenet.transforms.resize import required_region, resize_crop_flip
 
 
-class Memory:
+class DecodeBuffer:
     """Memory for one decoded image at a time, used again: fresh memory costs a page fault for every 4 KiB."""
 
     def __init__(self) -> None:
@@ -27,39 +28,31 @@ class Memory:
         return self._bytes
 
 
-def render(index: SampleIndex, plan: BatchPlan, row: int, interpolation: str, memory: Memory | None = None) -> Tensor:
-    """One row of a plan as the image stage leaves it: uint8 [3, S, S], strides as they fall.
+def decode_and_resize(index: SampleIndex, plan: BatchPlan, row: int, buffer: DecodeBuffer | None = None) -> Tensor:
+    """One row of a plan, up to the pixel operations: uint8 [3, H, W], strides as they fall.
 
     Raises:
         BadImageError: as `read_pixels`.
     """
-    part = resize.needed(plan, row, interpolation)
-    pixels = read_pixels(index, int(plan.index[row]), part.box, memory)
-    return resize.render(pixels, part, plan, row, interpolation)
+    region = required_region(plan, row)
+    pixels = read_pixels(index, int(plan.source_index[row]), region.box, buffer)
+    return resize_crop_flip(pixels, region, plan, row)
 
 
-def read_pixels(index: SampleIndex, sample: int, box: Box, memory: Memory | None = None) -> Pixels:
-    """Decode a box (top, left, height, width) of one sample: uint8 [height, width, 3]; in `memory` where it is given.
+def read_pixels(index: SampleIndex, sample: int, box: Box, buffer: DecodeBuffer | None = None) -> Pixels:
+    """Decode a box (top, left, height, width) of one sample: uint8 [height, width, 3]; in `buffer` where it is given.
 
     Raises:
         BadImageError: it cannot be read, or is not of the size that the index knows; names path and reason.
     """
-    path = index.path(sample)
     height, width = int(index.height[sample]), int(index.width[sample])
-    expected = int(index.file_size[sample])
     try:
-        with open(path, "rb", opener=_open, buffering=0) as file:
-            data = file.read() or b""  # None: a pipe
+        data = index.source.read(sample)
+        expected = int(index.file_size[sample])
         if 0 < expected != len(data):
             raise ValueError(
                 f"{len(data)} bytes, but the index says {expected}: the file has changed since it was indexed"
             )
-        buffer = None if memory is None else memory.of(height * width * 3)
-        return decode(data, (height, width), box, buffer)
+        return decode(data, (height, width), box, None if buffer is None else buffer.of(height * width * 3))
     except Exception as error:  # decoders raise what they like: OSError, ValueError, SyntaxError, struct.error ...
-        raise BadImageError(f"{path}: {type(error).__name__}: {error}") from error
-
-
-def _open(path: str, flags: int) -> int:
-    """Not blocking: a pipe may have taken the file's place."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+        raise BadImageError(f"{index.source.name(sample)}: {type(error).__name__}: {error}") from error

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import itertools
 import json
 import logging
 import os
 import weakref
-from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dali_imagenet.data.index import FORMATS, SampleIndex
+from dali_imagenet.data.index import SampleIndex
+from dali_imagenet.engine import Engine, EngineOptions, choose_backend, make_engine
 from dali_imagenet.errors import BadImageError
-from dali_imagenet.jpeg_markers import doubt
-from dali_imagenet.plan.plan import EPOCHS, BatchPlan, OnError, Plan
+from dali_imagenet.plan.batch_plan import BatchPlan
+from dali_imagenet.plan.plan import EPOCHS, OnError, Plan
 from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
+from dali_imagenet.samplers import BatchSampler, Sampler
 from dali_imagenet.state import position_in, state_of
-from dali_imagenet.transforms.postprocess import BatchStage, soft_targets, to_device
-
-if TYPE_CHECKING:
-    from dali_imagenet.dali.stage import DaliStage
+from dali_imagenet.transforms.postprocess import soft_targets, zero_padding_
+from dali_imagenet.transforms.transfer import to_device
 
 log = logging.getLogger("dali_imagenet")
 
-Backend = Literal["auto", "dali", "torchvision"]
+Backend = Literal["auto", "dali", "torchvision", "reference", "reference-tensor"]
 
 
 def create_loader(
@@ -62,7 +57,7 @@ def create_loader(
     roi_decode: bool | None = None,
     hw_decoder_load: float | None = None,
 ) -> Loader:
-    """Make a loader: ``for images, targets in create_loader(folder, TrainRecipe.strong(), batch_size=256)``.
+    """Make a loader: `for images, targets in create_loader(folder, TrainRecipe.strong(), batch_size=256)`.
 
     ::
 
@@ -119,7 +114,7 @@ def create_loader(
         num_workers = min(16, _cores())
     if num_workers < 0 or prefetch < 1:
         raise ValueError(f"num_workers={num_workers}, prefetch={prefetch}: must be at least 0 and 1")
-    chosen, why = _choose(backend, target)
+    chosen, why = choose_backend(backend, target)
     index = data if isinstance(data, SampleIndex) else _index(data, recipe)
     _check_health(index, on_error, max_broken)
     rank, world_size = _ranks(rank, world_size)
@@ -134,23 +129,23 @@ def create_loader(
         on_error=on_error,
     )
     classes = _num_classes(index, recipe)
-    stage = BatchStage(recipe, dtype=dtype, memory_format=memory_format)
-    engine: DaliEngine | FallbackEngine
-    with torch.inference_mode(False):  # else what the engine keeps could be written in that mode alone
-        if chosen == "dali":
-            engine = DaliEngine(
-                plan, stage, target, num_workers, prefetch, roi_decode=roi_decode, hw_decoder_load=hw_decoder_load
-            )
-        else:
-            engine = FallbackEngine(
-                plan, stage, target, num_workers, prefetch, context=multiprocessing_context, timeout=timeout
-            )
-    if chosen == "torchvision":
-        from dali_imagenet.decode.decode import decoder_name
-
-        why += f"; {decoder_name()} decodes JPEGs"
-    log.info("backend %s on %s: %s", chosen, target, why)
-    return Loader(plan, engine, stage, target, chosen, classes, max_broken)
+    engine = make_engine(
+        chosen,
+        plan,
+        EngineOptions(
+            device=target,
+            dtype=dtype,
+            memory_format=memory_format,
+            num_workers=num_workers,
+            prefetch=prefetch,
+            multiprocessing_context=multiprocessing_context,
+            timeout=timeout,
+            roi_decode=roi_decode,
+            hw_decoder_load=hw_decoder_load,
+        ),
+    )
+    log.info("backend %s on %s: %s; %s decodes JPEGs", chosen, target, why, engine.decoder)
+    return Loader(plan, engine, target, chosen, classes, max_broken)
 
 
 def _device(device: torch.device | str | None) -> torch.device:
@@ -172,25 +167,6 @@ def _device(device: torch.device | str | None) -> torch.device:
 def _cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _choose(backend: str, device: torch.device) -> tuple[str, str]:
-    if backend not in ("auto", "dali", "torchvision"):
-        raise ValueError(f"backend={backend!r}: must be 'auto', 'dali' or 'torchvision'")
-    if backend == "torchvision":
-        return "torchvision", "asked for"
-    if backend == "auto" and device.type == "cpu":
-        return "torchvision", "auto takes it on the CPU, where it is faster than DALI (python -m bench shows it)"
-    from dali_imagenet.dali.stage import dali_available
-
-    available, reason = dali_available()
-    if backend == "dali":
-        if not available:
-            raise RuntimeError(
-                f"backend='dali', but {reason}. Install nvidia-dali-cuda120 (Linux), or use backend='torchvision'"
-            )
-        return "dali", "asked for"
-    return ("dali", f"auto: {reason}") if available else ("torchvision", f"auto: no DALI here ({reason})")
 
 
 def _index(data: str | os.PathLike[str], recipe: Recipe) -> SampleIndex:
@@ -232,288 +208,12 @@ def _num_classes(index: SampleIndex, recipe: Recipe) -> int:
     return asked or found
 
 
-Batch = tuple[BatchPlan, Tensor, dict[int, str]]
-"""The plan as it was executed, the images, mixed if the engine's `mixing` says so, and failures {sample: reason}."""
-
-
-class FallbackEngine:
-    """Pure torchvision: workers render; a GPU target gets uint8 pixels and finishes them itself."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        stage: BatchStage,
-        device: torch.device,
-        num_workers: int,
-        prefetch: int,
-        *,
-        context: str | None,
-        timeout: float,
-    ) -> None:
-        from torchvision_fallback.workers import WorkerStage
-
-        self._mixing = False
-        self._stage, self._device = stage, device
-        self._on_cpu = device.type == "cpu"
-        # copies pass by the model's queued work; torch does not annotate streams
-        self._side = None if self._on_cpu else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._workers = WorkerStage(
-            plan,
-            stage if self._on_cpu else None,
-            num_workers=num_workers,
-            prefetch=prefetch,
-            pin_memory=not self._on_cpu,
-            multiprocessing_context=context,
-            timeout=timeout,
-        )
-
-    @property
-    def mixing(self) -> bool:
-        """Whether the next batch that is handed out is mixed."""
-        return self._mixing
-
-    @mixing.setter
-    def mixing(self, on: bool) -> None:
-        self._mixing = on
-        self._workers.mixing = on and self._on_cpu
-
-    def batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        batches = self._workers.batches(epoch, start)
-        if self._side is None:
-            yield from batches
-            return
-        while True:
-            with torch.cuda.device(self._device):  # else pinning opens a context on the current device
-                batch = next(batches, None)
-            if batch is None:
-                return
-            plan, pixels, failures = batch
-            with torch.cuda.stream(self._side):
-                images = pixels.to(self._device, non_blocking=True)
-            stream = torch.cuda.current_stream(self._device)
-            stream.wait_stream(self._side)
-            images.record_stream(stream)
-            yield plan, self._stage.finish_batch(images, plan, mix=self.mixing), failures
-            del batch, pixels, images
-
-    def close(self) -> None:
-        self._workers.close()
-
-
-class DaliEngine:
-    """DALI renders; the batch stage runs behind it on the device."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        stage: BatchStage,
-        device: torch.device,
-        num_threads: int,
-        prefetch: int,
-        *,
-        roi_decode: bool | None,
-        hw_decoder_load: float | None,
-    ) -> None:
-        from dali_imagenet.dali.stage import DaliStage, one_torch_thread_each, probe_roi_decode
-
-        recipe = plan.recipe
-        if roi_decode is None:
-            roi_decode = device.type == "cpu" or probe_roi_decode(device.index or 0)
-        fused = not recipe.pixel_ops
-        self._options: dict[str, Any] = {
-            "train": plan.train,
-            "interpolation": recipe.interpolation,
-            "color": isinstance(recipe, TrainRecipe) and recipe.color_twist is not None,
-            "vflip": isinstance(recipe, TrainRecipe) and recipe.vflip > 0,
-            "device": device,
-            "normalize": (recipe.mean, recipe.std) if fused else None,
-            "dtype": stage.dtype if fused else torch.uint8,
-            "memory_format": stage.memory_format if fused else torch.contiguous_format,
-            "roi_decode": roi_decode,
-            "hw_decoder_load": hw_decoder_load,
-        }
-        self.mixing = False
-        self._plan, self._stage, self._prefetch = plan, stage, prefetch
-        self.roi_decode = roi_decode
-        # DALI shows 16-bit PNG and CMYK without Adobe's segment otherwise than Pillow, and its GPU decoders know fewer
-        # formats: whatever is no gray or colour JPEG is left to Pillow, and so is what DALI turns out not to decode.
-        index = plan.index
-        self._odd = (index.format != FORMATS.index("JPEG")) | ~np.isin(index.components, (1, 3))
-        self._sound = np.zeros(len(index), bool)  # whose markers have been looked at, and are as they should be
-        # renders what is not DALI's, and on the CPU finishes what is
-        self._pool = one_torch_thread_each(max(1, num_threads))
-        self._dali = DaliStage(batch_size=plan.batch_size, num_threads=num_threads, prefetch=prefetch, **self._options)
-        self._waiting = deque[tuple[BatchPlan, dict[int, Future[Tensor]]]]()  # what is in flight, in order
-        self._upcoming: Iterator[tuple[int, int]] = iter(())  # what comes behind it
-
-    def batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        from dali_imagenet.dali.stage import DaliBatchError
-
-        coming, _ = next(iter(self._waiting), (None, None))
-        if coming is None or (coming.epoch, coming.step) != (epoch, start):
-            self._waiting.clear()  # first: a drain that is interrupted is made up for
-            self._dali.drain()
-            self._upcoming = self._plan.upcoming(epoch, start)
-        for _ in range(start, len(self._plan)):
-            waiting, self._waiting = self._waiting, deque()  # put back below: what fails or is interrupted begins anew
-            self._feed(waiting)
-            (plan, rendered), failures = waiting.popleft(), dict[int, str]()
-            try:
-                images = self._dali.collect()
-                others = {row: future.result() for row, future in rendered.items()}
-                images = self._together(images, others, plan)
-                for row in self._doubtful(plan, rendered):
-                    images[row] = self._normalized(self._render(plan, row))
-            except (DaliBatchError, BadImageError):
-                plan, images, failures = self._one_by_one(plan)
-            self._feed(waiting)
-            done = [self._stage.finish_batch(images, plan, self._pool, mix=self.mixing)]
-            del images
-            self._waiting = waiting
-            yield plan, done.pop(), failures  # not held here while the user has it
-
-    def _feed(self, waiting: deque[tuple[BatchPlan, dict[int, Future[Tensor]]]]) -> None:
-        for epoch, step in itertools.islice(self._upcoming, self._prefetch - len(waiting)):
-            plan = self._plan.batch(epoch, step)
-            waiting.append((plan, self._submit(plan)))
-
-    def _submit(self, plan: BatchPlan) -> dict[int, Future[Tensor]]:
-        """Starts DALI on the rows that are its own, and the fallback on the others, which are returned."""
-        real = plan.index >= 0
-        odd = real & self._odd[plan.index]
-        mine = (real & ~odd).nonzero()[0]
-        index = self._plan.index
-        part = plan if len(mine) == len(plan) else plan.take(mine)
-        paths = [os.fsencode(index.path(int(i))) for i in part.index]
-        self._dali.submit(part, paths, index.file_size[part.index].tolist())
-        return {int(row): self._pool.submit(self._render, plan, int(row)) for row in odd.nonzero()[0]}
-
-    def _together(self, images: Tensor, others: dict[int, Tensor], plan: BatchPlan) -> Tensor:
-        """DALI's images and the fallback's at their rows, zeros for padding."""
-        if len(images) == len(plan):
-            return images
-        mine = plan.index >= 0
-        mine[list(others)] = False
-        full = self._zeros(plan).index_copy_(0, to_device(mine.nonzero()[0], images.device), images)
-        for row, pixels in others.items():
-            full[row] = self._normalized(pixels)
-        return full
-
-    def _doubtful(self, plan: BatchPlan, rendered: dict[int, Any]) -> list[int]:
-        """Rows that DALI has just decoded, but whose files have markers where none belong: they are Pillow's.
-
-        DALI delivers some of them that Pillow refuses, so that the backends would lose different samples.
-        """
-        mine = (plan.index >= 0) & ~np.isin(np.arange(len(plan)), list(rendered))
-        new = [(at, row) for at, row in enumerate(mine.nonzero()[0]) if not self._sound[plan.index[row]]]
-        found = [int(row) for at, row in new if doubt(self._dali.file(at))]
-        self._sound[plan.index[[row for _, row in new]]] = True
-        self._sound[plan.index[found]] = False
-        self._odd[plan.index[found]] = True
-        return found
-
-    def _one_by_one(self, plan: BatchPlan) -> Batch:
-        """A batch that could not be made, sample by sample: a failure costs that sample alone.
-
-        What DALI cannot decode and Pillow can is rendered by the fallback; what neither can is replaced or raised.
-        """
-        from dali_imagenet.dali.stage import DaliStage
-
-        images = self._zeros(plan)
-        with contextlib.closing(DaliStage(batch_size=1, num_threads=1, prefetch=1, **self._options)) as alone:
-
-            def make(plan: BatchPlan, row: int) -> None:
-                images[row] = self._one(alone, plan, row)
-
-            plan, failures = self._plan.carry_out(plan, make)
-        return plan, images, failures
-
-    def _one(self, alone: DaliStage, plan: BatchPlan, row: int) -> Tensor:
-        from dali_imagenet.dali.stage import DaliBatchError
-
-        image = self._normalized(self._render(plan, row))  # first: what neither can decode costs DALI a new pipeline
-        sample = int(plan.index[row])
-        if self._odd[sample]:
-            return image
-        path = self._plan.index.path(sample)
-        try:
-            alone.submit(plan.take([row]), [os.fsencode(path)], [int(self._plan.index.file_size[sample])])
-            found = alone.collect()[0]
-            if self._sound[sample] or not doubt(alone.file(0)):
-                return found
-        except DaliBatchError as error:
-            log.warning("%s is decoded by Pillow from now on: DALI says %r", path, error.reason)
-        self._odd[sample] = True
-        return image
-
-    def _render(self, plan: BatchPlan, row: int) -> Tensor:
-        from dali_imagenet.image import render
-
-        return render(self._plan.index, plan, row, self._plan.recipe.interpolation)
-
-    def _zeros(self, plan: BatchPlan) -> Tensor:
-        options = {name: self._options[name] for name in ("dtype", "device", "memory_format")}
-        return torch.empty((len(plan), 3, *plan.size), **options).zero_()
-
-    def _normalized(self, pixels: Tensor) -> Tensor:
-        """What the graph would have made of the fallback's pixels."""
-        pixels = pixels.contiguous().to(self._options["device"])
-        return pixels if self._options["normalize"] is None else self._stage.normalize(pixels)
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        self._dali.close()
-
-
-def _order(loader: Loader | None, plan: Plan) -> Iterator[list[int]]:
-    """The samples of this rank in the coming epoch, step by step, without padding."""
-    epoch = 0 if loader is None else loader.epoch
-    for step in range(len(plan)):
-        yield [int(i) for i in plan.samples(epoch, step) if i >= 0]
-
-
-class Sampler:
-    """The order of this rank's samples, for code that expects ``loader.sampler.set_epoch(epoch)``."""
-
-    def __init__(self, loader: Loader) -> None:
-        self._loader = weakref.ref(loader)
-        self._plan = loader.plan
-
-    def set_epoch(self, epoch: int) -> None:
-        """As `Loader.set_epoch`."""
-        if (loader := self._loader()) is not None:
-            loader.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        last = len(self._plan) - 1
-        return last * self._plan.batch_size + int((self._plan.positions(last) >= 0).sum())
-
-    def __iter__(self) -> Iterator[int]:
-        for batch in _order(self._loader(), self._plan):
-            yield from batch
-
-
-class BatchSampler:
-    """The samples of each step of the coming epoch, as lists of indices; padding is left out."""
-
-    def __init__(self, loader: Loader) -> None:
-        self._loader = weakref.ref(loader)
-        self._plan = loader.plan
-        self.batch_size, self.drop_last, self.sampler = loader.batch_size, loader.drop_last, loader.sampler
-
-    def __len__(self) -> int:
-        return len(self._plan)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return _order(self._loader(), self._plan)
-
-
 class Loader:
     """An iterable of (images, targets), made by `create_loader`. Usable wherever a DataLoader is iterated.
 
-    Each ``iter()`` goes on to the next epoch unless `set_epoch` said which. One iteration runs at a time: a new one
+    Each `iter()` goes on to the next epoch unless `set_epoch` said which. One iteration runs at a time: a new one
     ends the one before. A yielded batch stays valid and writable as long as this process holds it; one that is forked
-    meanwhile needs a copy (``images.clone()``), for its own references do not count. Cannot be copied or pickled.
+    meanwhile needs a copy (`images.clone()`), for its own references do not count. Cannot be copied or pickled.
 
     Attributes:
         plan: the draws. dataset: the `SampleIndex`. sampler, batch_sampler: the order. backend: "dali" or
@@ -525,8 +225,7 @@ class Loader:
     def __init__(
         self,
         plan: Plan,
-        engine: DaliEngine | FallbackEngine,
-        stage: BatchStage,
+        engine: Engine,
         device: torch.device,
         backend: str,
         num_classes: int,
@@ -535,12 +234,12 @@ class Loader:
         self.plan, self.device, self.backend, self.num_classes = plan, device, backend, num_classes
         self.dataset, self.batch_size, self.drop_last = plan.index, plan.batch_size, plan.drop_last
         self.mixup_enabled = plan.recipe.mixing
-        self.roi_decode = engine.roi_decode if isinstance(engine, DaliEngine) else None
+        self.roi_decode = engine.roi_decode
         self.sampler = Sampler(self)
-        self.batch_sampler = BatchSampler(self)
-        self._engine: DaliEngine | FallbackEngine | None = engine
+        self.batch_sampler = BatchSampler(self, self.sampler)
+        self._engine: Engine | None = engine
         self._owner = os.getpid()
-        self._stage, self._max_broken = stage, max_broken
+        self._max_broken = max_broken
         self._failed: dict[int, str] = {}
         self._at = (0, 0)  # epoch, and steps of it that have been handed out
         self._next: tuple[int, int] | None = (0, 0)  # where the next iteration starts; None: the epoch after this one
@@ -559,13 +258,13 @@ class Loader:
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next ``iter()`` runs."""
+        """The epoch that the next `iter()` runs."""
         if self._next is not None:
             return self._next[0]
         return self._at[0] + (not self._fresh)
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next ``iter()`` runs: from its first step, or, where this very epoch was just restored
+        """Say which epoch the next `iter()` runs: from its first step, or, where this very epoch was just restored
         by `load_state_dict`, from the restored step."""
         if not isinstance(epoch, int) or not 0 <= epoch < EPOCHS:
             raise ValueError(f"epoch={epoch!r}: must be a whole number in [0, {EPOCHS})")
@@ -573,8 +272,7 @@ class Loader:
         self._next = self._restored if restored else (epoch, 0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self._engine is None:
-            raise RuntimeError("the loader is closed")
+        engine = self._open_engine()
         self._stop()
         # Lightning asks for iterators more than once, and says set_epoch after that: what never began does not count.
         if self._next is not None:
@@ -582,11 +280,11 @@ class Loader:
         elif not self._fresh:
             self._at = (self._at[0] + 1, 0)
         self._next, self._fresh = None, True
-        iteration = self._run(self._engine)
+        iteration = self._run(engine)
         self._running = weakref.ref(iteration)  # weak: leaving the loop frees it, and with it what it has in flight
         return iteration
 
-    def _run(self, engine: DaliEngine | FallbackEngine) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def _run(self, engine: Engine) -> Generator[tuple[Tensor, Tensor], None, None]:
         self._at = self._at if self._next is None else self._next
         self._next, self._restored, self._fresh, self._active = None, None, False, True
         epoch, start = self._at
@@ -603,6 +301,7 @@ class Loader:
                         return
                     plan, images, failures = found
                     self._note(failures)
+                    zero_padding_(images, plan)
                     batch = images, self._targets(plan, engine.mixing)
                 self._at = (epoch, plan.step + 1)
                 del found, plan, images
@@ -615,9 +314,9 @@ class Loader:
     def _targets(self, plan: BatchPlan, mixed: bool) -> Tensor:
         recipe = self.plan.recipe
         if not isinstance(recipe, TrainRecipe) or not recipe.soft_targets:
-            return to_device(plan.label, self.device)
+            return to_device([plan.label], self.device)[0]
         lam = plan.mix.lam if mixed and plan.mix is not None else None
-        return to_device(soft_targets(plan.label, lam, self.num_classes, recipe.label_smoothing), self.device)
+        return to_device([soft_targets(plan.label, lam, self.num_classes, recipe.label_smoothing)], self.device)[0]
 
     def _note(self, failures: dict[int, str]) -> None:
         for sample, reason in failures.items():
@@ -668,9 +367,14 @@ class Loader:
 
     def render(self, row: dict[str, Any]) -> Tensor:
         """The image [3, H, W] of a row of `explain`, made again: that of the batch before mixing, bit for bit."""
-        from dali_imagenet.explain import render
+        from dali_imagenet.explain import reproduce
 
-        return render(self, row)
+        return reproduce(self.plan, self._open_engine(), row)
+
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError("the loader is closed")
+        return self._engine
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, as plain JSON: what it depends on, the epoch, and the steps handed out in it."""

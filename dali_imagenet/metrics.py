@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dali_imagenet.plan.plan import PADDING
+from dali_imagenet.plan.batch_plan import PADDING
 
 
 class Accuracy:
     """Top-k accuracy in which every sample counts once, over any number of ranks.
 
-    ``update`` with every batch, ``compute`` at the end, on every rank. Nothing waits for the device before that.
+    `update` with every batch, `compute` at the end, on every rank. Nothing waits for the device before that.
 
     Args:
         topk: the k's, each at least 1; beyond the number of classes counts as all classes.

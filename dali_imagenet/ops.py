@@ -1,7 +1,7 @@
 """The pixel operations by name: what a plan draws and a batch stage executes.
 
 An operation takes a uint8 image and one final argument (a factor, degrees, pixels, bits, a threshold; sign included),
-so that what executes a draw knows nothing of the policy that drew it. Two families: torchvision's ``transforms.v2``
+so that what executes a draw knows nothing of the policy that drew it. Two families: torchvision's `transforms.v2`
 functional on uint8 tensors (nearest sampling), and PIL as timm's auto-augment uses it (ids from 100).
 """
 
@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
+"""Filters of resizing and moving, by the numbers of PIL's Image.Resampling."""
+
 
 class Op(IntEnum):
-    """An operation; the comment gives its argument. ``aux`` is 0 where the comment names none."""
+    """An operation; the comment gives its argument. `aux` is 0 where the comment names none."""
 
     IDENTITY = 0
     SHEAR_X = 1  # tangent of the angle; aux = 0 nearest, 2 bilinear

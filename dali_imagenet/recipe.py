@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from dali_imagenet.policy import AugmentPolicy, as_json, resolve
+from dali_imagenet.policy import AugmentPolicy, resolve
+from dali_imagenet.policy.base import as_json
 from dali_imagenet.presets import PRESETS
 from dali_imagenet.validation import boolean, choice, pair, probability, real, reals, sequence, whole, wrong
 

@@ -6,6 +6,7 @@ Rogaway, "Ciphers with arbitrary finite domains" (CT-RSA 2002) for the generalis
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -73,7 +74,13 @@ def streams(
 
 def normals(u: F64, v: F64) -> F64:
     """Standard normals from two arrays of uniforms in [0, 1) (Box and Muller 1958)."""
-    return np.asarray(np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v), np.float64)
+    return normal_pairs(u, v)[0]
+
+
+def normal_pairs(u: F64, v: F64) -> tuple[F64, F64]:
+    """Two independent standard normals for each pair of uniforms in [0, 1)."""
+    radius = np.sqrt(-2 * np.log1p(-u))
+    return np.asarray(radius * np.cos(2 * np.pi * v)), np.asarray(radius * np.sin(2 * np.pi * v))
 
 
 def betas(u: F64, alpha: float) -> F64:
@@ -111,6 +118,42 @@ def betas(u: F64, alpha: float) -> F64:
         value = (d * v)[np.arange(len(u)), first]
         gammas.append(np.where(accepted.any(1), value, d))
     return np.asarray(gammas[0] / (gammas[0] + gammas[1]), np.float64)
+
+
+_GAMMA_LOW = -40.0  # of log x: below it the gamma distribution function is x^alpha / gamma(alpha + 1) to 17 digits
+
+
+@functools.lru_cache(maxsize=16)
+def _gamma_table(alpha: float) -> tuple[F64, F64]:
+    """(logit of the distribution function, log of the quantile) of the gamma distribution with shape alpha."""
+    t = np.linspace(_GAMMA_LOW, math.log(alpha + 45.0 + 9.0 * math.sqrt(alpha)), 1 << 16)
+    density = np.exp(alpha * t - np.exp(t) - math.lgamma(alpha))  # of log x
+    steps = 0.5 * (density[1:] + density[:-1]) * (t[1] - t[0])
+    below = math.exp(alpha * t[0] - math.lgamma(alpha + 1.0))
+    lower = np.cumsum(np.concatenate([[below], steps]))
+    upper = np.cumsum(np.concatenate([[0.0], steps[::-1]]))[::-1]
+    keep = (lower > 0) & (upper > 0)
+    return np.log(lower[keep]) - np.log(upper[keep]), t[keep]
+
+
+def log_gammas(u: F64, alpha: float) -> F64:
+    """Logarithms of gamma variates of shape alpha, one for each uniform: the quantiles, to 5 digits or better.
+
+    AugMix draws by quantiles and mixing by rejection (`betas`): both are part of what a seed means.
+    """
+    u = np.maximum(u, 2.0**-54)
+    if alpha == 1.0:
+        return np.asarray(np.log(-np.log1p(-u)))
+    logit, t = _gamma_table(alpha)
+    low = (np.log(u) + math.lgamma(alpha + 1.0)) / alpha
+    return np.where(low < _GAMMA_LOW, low, np.interp(np.log(u) - np.log1p(-u), logit, t))
+
+
+def dirichlet(u: F64, alpha: float) -> F64:
+    """Symmetric Dirichlet variates along the last axis, of which the first of two is a Beta(alpha, alpha)."""
+    g = log_gammas(u, alpha)
+    g = np.exp(g - g.max(axis=-1, keepdims=True))
+    return np.asarray(g / g.sum(axis=-1, keepdims=True))
 
 
 def _mix(x: U64) -> U64:

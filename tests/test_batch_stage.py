@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as F
 
 from dali_imagenet import Plan, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.ops import Op
-from dali_imagenet.plan.plan import BatchPlan, MixPlan
+from dali_imagenet.plan.batch_plan import BatchPlan, MixPlan
 from dali_imagenet.policy import AugMix, AugMixPlan, OpPlan, TimmAugMix
 from dali_imagenet.transforms import normalize_erase
 from dali_imagenet.transforms.pixel_ops import Scratch, apply_ops_image

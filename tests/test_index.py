@@ -18,7 +18,8 @@ from PIL import Image, ImageFile
 from torchvision.datasets import ImageFolder
 
 from dali_imagenet.data import index as index_module
-from dali_imagenet.data.index import FORMATS, IMG_EXTENSIONS, MAX_PIXELS, SampleIndex
+from dali_imagenet.data.index import SampleIndex
+from dali_imagenet.formats import FORMATS, IMG_EXTENSIONS, MAX_PIXELS
 
 REPOSITORY = Path(__file__).parents[1]
 posix = pytest.mark.skipif(os.name == "nt", reason="links, pipes and raw names of POSIX")
@@ -580,7 +581,7 @@ def test_a_million_samples_are_small() -> None:
     index = SampleIndex.from_arrays(np.arange(n) % 1000, 400, 500)
     assert index.path(n - 1).endswith("0001281166.JPEG")
     assert index.samples[n - 1][1] == (n - 1) % 1000
-    held = len(index._paths) + sum(
+    held = len(index._names.blob) + sum(
         sys.getsizeof(a)
         for a in (index.labels, index.height, index.width, index.components, index.format, index.broken)
     )

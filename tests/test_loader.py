@@ -21,7 +21,8 @@ from torch import Tensor
 
 from dali_imagenet import BadImageError, EvalRecipe, Loader, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.dali.stage import dali_available
-from dali_imagenet.plan.plan import BatchPlan, Plan
+from dali_imagenet.plan.batch_plan import BatchPlan
+from dali_imagenet.plan.plan import Plan
 
 STRONG = TrainRecipe.strong(input_size=32)
 CLASSIC = TrainRecipe.classic(input_size=32)

@@ -20,7 +20,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from dali_imagenet.dali import stage
-from dali_imagenet.dali.stage import DaliBatchError, DaliStage, dali_available, probe_roi_decode
+from dali_imagenet.dali.roi_probe import probe_roi_decode
+from dali_imagenet.dali.stage import DaliBatchError, DaliStage, dali_available
 
 needs_dali = pytest.mark.skipif(not dali_available()[0], reason=dali_available()[1])
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

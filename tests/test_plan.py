@@ -14,7 +14,8 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2
 
 from dali_imagenet import BadImageError, EvalRecipe, Plan, SampleIndex, TrainRecipe, rng
-from dali_imagenet.plan.plan import color_matrix, random_resized_crop
+from dali_imagenet.plan.geometry import random_resized_crop
+from dali_imagenet.plan.program import color_matrix
 
 STRONG = TrainRecipe.strong()
 

@@ -1,4 +1,4 @@
-"""The image stage without DALI: a region decoder of our own, simplejpeg or Pillow decodes, torch resizes.
+"""Engines without DALI: torch DataLoader workers that decode, resize and augment, and the reference by torchvision.
 
-Executes the same :class:`dali_imagenet.plan.BatchPlan` as DALI does, in torch DataLoader workers or in-process.
+They execute the same `dali_imagenet.plan.batch_plan.BatchPlan` as DALI does.
 """

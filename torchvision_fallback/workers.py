@@ -9,7 +9,6 @@ In training the workers are fed across the ends of epochs: to the DataLoader all
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import signal
 import weakref
@@ -17,20 +16,20 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dali_imagenet.image import Memory, render
-from dali_imagenet.plan.plan import BatchPlan, Plan
-from dali_imagenet.transforms.postprocess import BatchStage, mix_pair_
+from dali_imagenet.image import DecodeBuffer, decode_and_resize
+from dali_imagenet.plan.batch_plan import BatchPlan
+from dali_imagenet.plan.plan import Plan
+from dali_imagenet.transforms.postprocess import Postprocess, mix_pair_
+from torchvision_fallback.ring import batch_on, make_ring, new_batch
 
 _NO_SLOT = -1
-_SPARE = 2  # slots for batches that the user holds beyond that, where they cost nothing until they are used
 
 
-class Task(NamedTuple):
+class WorkerTask(NamedTuple):
     """What a worker is asked for."""
 
     epoch: int
@@ -39,7 +38,7 @@ class Task(NamedTuple):
     mix: bool
 
 
-class Done(NamedTuple):
+class WorkerResult(NamedTuple):
     """What comes back: the plan as it was executed, the images where they are not in a ring slot, and failures."""
 
     plan: BatchPlan
@@ -49,23 +48,23 @@ class Done(NamedTuple):
     mixed: bool
 
 
-_PARENTS: list[DataLoader[Done]] = []  # what a forked child must not end
+_PARENTS: list[DataLoader[WorkerResult]] = []  # what a forked child must not end
 
 
-class _Batches(Dataset[Done]):
+class _Batches(Dataset[WorkerResult]):
     """Executes tasks; lives in the workers."""
 
-    def __init__(self, plan: Plan, stage: BatchStage | None, ring: list[Tensor]) -> None:
-        self.plan, self.stage, self.ring = plan, stage, ring
-        self._memory = Memory()
+    def __init__(self, plan: Plan, postprocess: Postprocess | None, ring: list[Tensor]) -> None:
+        self.plan, self.postprocess, self.ring = plan, postprocess, ring
+        self._buffer = DecodeBuffer()
 
-    def __getitem__(self, task: Task) -> Done:
+    def __getitem__(self, task: WorkerTask) -> WorkerResult:
         plan = self.plan.batch(task.epoch, task.step)
         shape = (len(plan), 3, *plan.size)
         if task.slot == _NO_SLOT:
-            images = _empty(shape, self.stage)
+            images = new_batch(shape, self.postprocess)
         else:
-            images = _shaped(self.ring[task.slot], shape, self.stage)
+            images = batch_on(self.ring[task.slot], shape, self.postprocess)
         mix = plan.mix if task.mix else None
 
         def make(plan: BatchPlan, row: int) -> None:
@@ -73,17 +72,15 @@ class _Batches(Dataset[Done]):
             if mix is not None and row >= (len(plan) + 1) // 2:  # the second of a pair
                 mix_pair_(images, mix, len(plan) - 1 - row)
 
-        plan, failures = self.plan.carry_out(plan, make, None if mix is None else _pairs(len(plan)))
-        for row in (plan.index < 0).nonzero()[0].tolist():
-            images[row].zero_()
-        return Done(plan, task.slot, images if task.slot == _NO_SLOT else None, failures, task.mix)
+        plan, failures = self.plan.execute_rows(plan, make, None if mix is None else _pairs(len(plan)))
+        return WorkerResult(plan, task.slot, images if task.slot == _NO_SLOT else None, failures, task.mix)
 
     def _row(self, plan: BatchPlan, row: int, out: Tensor) -> None:
-        image = render(self.plan.index, plan, row, self.plan.recipe.interpolation, self._memory)
-        if self.stage is None:
+        image = decode_and_resize(self.plan.index, plan, row, self._buffer)
+        if self.postprocess is None:
             out.copy_(image)
         else:
-            self.stage.finish_image(image, plan, row, out)
+            self.postprocess.finish_image(image, plan, row, out)
 
 
 def _pairs(rows: int) -> Iterator[int]:
@@ -93,15 +90,6 @@ def _pairs(rows: int) -> Iterator[int]:
         yield rows - 1 - row
     if rows % 2:
         yield rows // 2
-
-
-def _dtype(stage: BatchStage | None) -> torch.dtype:
-    return torch.uint8 if stage is None else stage.dtype
-
-
-def _empty(shape: tuple[int, ...], stage: BatchStage | None) -> Tensor:
-    memory_format = torch.contiguous_format if stage is None else stage.memory_format
-    return torch.empty(shape, dtype=_dtype(stage), memory_format=memory_format)
 
 
 @contextlib.contextmanager
@@ -118,54 +106,31 @@ def _no_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _ring(slots: int, nbytes: int, num_workers: int, context: str | None) -> list[Tensor]:
-    """Memory for batches that the workers can write to."""
-    if num_workers == 0:
-        return [torch.empty(nbytes, dtype=torch.uint8) for _ in range(slots + _SPARE)]
-    processes = torch.multiprocessing
-    method = context or processes.get_start_method(allow_none=True)  # without deciding on one for the user
-    if (method or processes.get_all_start_methods()[0]) != "fork":
-        ring = [torch.empty(nbytes, dtype=torch.uint8) for _ in range(slots)]
-        return [memory.share_memory_() for memory in ring]  # type: ignore[no-untyped-call]  # torch does not annotate it
-    # Not from /dev/shm, which is small in containers, and taken only when written to.
-    return [torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8) for _ in range(slots + _SPARE)]
-
-
-def _shaped(memory: Tensor, shape: tuple[int, ...], stage: BatchStage | None) -> Tensor:
-    """A batch on the first bytes of a uint8 tensor."""
-    dtype = _dtype(stage)
-    flat = memory[: int(np.prod(shape)) * dtype.itemsize].view(dtype)
-    if stage is not None and stage.memory_format == torch.channels_last:
-        b, c, h, w = shape
-        return flat.view(b, h, w, c).permute(0, 3, 1, 2)
-    return flat.view(shape)
-
-
-class _Tasks(Sampler[Task]):
+class _Tasks(Sampler[WorkerTask]):
     """What is to be done from a position on, each with a free slot; asked only when a worker is to be fed."""
 
     def __init__(self, plan: Plan, slots: int) -> None:
         self.plan, self.epoch, self.start, self.mix = plan, 0, 0, False
         self.free = list(range(slots))
-        self.in_flight = deque[Task]()  # given to workers and not come back, in order
+        self.in_flight = deque[WorkerTask]()  # given to workers and not come back, in order
 
-    def __iter__(self) -> Iterator[Task]:
+    def __iter__(self) -> Iterator[WorkerTask]:
         # What nobody asked for any more has been drained and dropped by now: those slots are free again.
         while self.in_flight:  # one by one: an interrupt may lose a slot, and frees none twice
             slot = self.in_flight.popleft().slot
             if slot != _NO_SLOT:
                 self.free.append(slot)
-        for epoch, step in self.plan.upcoming(self.epoch, self.start):
-            self.in_flight.append(Task(epoch, step, self.free.pop() if self.free else _NO_SLOT, self.mix))
+        for epoch, step in self.plan.schedule(self.epoch, self.start):
+            self.in_flight.append(WorkerTask(epoch, step, self.free.pop() if self.free else _NO_SLOT, self.mix))
             yield self.in_flight[-1]
 
 
-class WorkerStage:
+class Workers:
     """Images of a plan from torch DataLoader workers.
 
     Args:
         plan: what to render.
-        stage: the per-image batch stage for a CPU target; None hands over uint8 pixels (for a GPU).
+        postprocess: what follows the pixels, for a CPU target; None hands over uint8 pixels (for a GPU).
         num_workers: worker processes; 0 renders in-process.
         prefetch: batches a worker has in hand.
         pin_memory: copy batches to pinned memory (for a GPU).
@@ -173,13 +138,13 @@ class WorkerStage:
         timeout: seconds without a batch after which iteration fails with RuntimeError; 0 waits for ever.
 
     Attributes:
-        mixing: whether the next batch that is handed out shall be mixed; for a CPU target, where `stage` is given.
+        mixing: whether the next batch that is handed out shall be mixed; for a CPU target, where `postprocess` is given.
     """
 
     def __init__(
         self,
         plan: Plan,
-        stage: BatchStage | None,
+        postprocess: Postprocess | None,
         *,
         num_workers: int,
         prefetch: int = 2,
@@ -187,18 +152,18 @@ class WorkerStage:
         multiprocessing_context: str | None = None,
         timeout: float = 0,
     ) -> None:
-        self._plan, self._stage = plan, stage
+        self._plan, self._postprocess = plan, postprocess
         self.mixing = False
         self._ring: list[Tensor] = []
-        if stage is not None:
+        if postprocess is not None:
             largest = max(height * width for height, width in plan.recipe.sizes)
-            nbytes = plan.batch_size * 3 * largest * stage.dtype.itemsize
+            nbytes = plan.batch_size * 3 * largest * postprocess.dtype.itemsize
             slots = num_workers * prefetch + 2  # in flight, one in the user's hands and one that is exchanged for it
-            self._ring = _ring(slots, nbytes, num_workers, multiprocessing_context)
+            self._ring = make_ring(slots, nbytes, num_workers, multiprocessing_context)
         self._tasks = _Tasks(plan, len(self._ring))
-        self._results: Iterator[Done] | None = None  # where they come from; None: from a new iteration
-        self._loader: DataLoader[Done] | None = DataLoader(
-            _Batches(plan, stage, self._ring),
+        self._results: Iterator[WorkerResult] | None = None  # where they come from; None: from a new iteration
+        self._loader: DataLoader[WorkerResult] | None = DataLoader(
+            _Batches(plan, postprocess, self._ring),
             batch_size=None,
             sampler=self._tasks,
             num_workers=num_workers,
@@ -245,14 +210,14 @@ class WorkerStage:
             self._results = results
             yield plan, self._images(done.pop()), failures  # not held here while the user has it
 
-    def _images(self, done: Done) -> Tensor:
+    def _images(self, done: WorkerResult) -> Tensor:
         if done.images is not None:
             return done.images
         # The tensor's memory keeps `lent` alive, views included; with the last of them the slot is free again.
         lent = self._ring[done.slot].numpy()[:]
         weakref.finalize(lent, self._tasks.free.append, done.slot).atexit = False
         shape = (len(done.plan), 3, *done.plan.size)
-        return _shaped(torch.from_numpy(lent), shape, self._stage)
+        return batch_on(torch.from_numpy(lent), shape, self._postprocess)
 
     def close(self) -> None:
         """Stop the workers. The batches that the user holds stay valid."""

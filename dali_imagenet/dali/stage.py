@@ -10,35 +10,29 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
-import io
-import json
 import os
 import re
 import stat
-import subprocess
-import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.dlpack import from_dlpack
 
+from dali_imagenet.ops import FILTERS
 from dali_imagenet.transforms.normalize_erase import normalize, normalize_constants
-from dali_imagenet.transforms.resize import needed, render
+from dali_imagenet.transforms.resize import required_region, resize_crop_flip
 
 if TYPE_CHECKING:
-    from dali_imagenet.plan.plan import BatchPlan
+    from dali_imagenet.plan.batch_plan import BatchPlan
 
-Interpolation = Literal["bilinear", "bicubic"]
+_LINEAR, _CUBIC = 1, 2  # of nvidia.dali.types.DALIInterpType
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -89,16 +83,15 @@ class DaliStage:
 
     Args:
         batch_size: the most rows a plan may have.
-        train: True crops `plan.box`, resizes it to `plan.resize` and flips; False resizes the whole image to
-            `plan.resize` and cuts the window of `plan.size` at `plan.crop` (zeros where it leaves the image). The
+        train: True crops `plan.crop_box`, resizes it to `plan.resize` and flips; False resizes the whole image to
+            `plan.resize` and cuts the window of `plan.size` at `plan.window` (zeros where it leaves the image). The
             size may change from plan to plan.
-        interpolation: "bilinear" or "bicubic", both antialiased.
         color: apply `plan.color`, the 3x4 matrices in 0..255 units; rounded and clamped to uint8.
         device: "cpu", or one CUDA device; no other device is touched.
         num_threads: DALI's CPU threads, at least 1.
         prefetch: batches in flight, at least 1.
         in_graph: let DALI do everything, as it always does on the GPU. The default on the CPU lets DALI read and decode
-            and torch do the rest, which is 1.7 times as fast (see `image_stage`).
+            and torch do the rest, which is 1.7 times as fast (see `transforms.resize`).
         vflip: whether plans may flip vertically (a pass over the pixels that most recipes save).
         normalize: (mean, std) per channel in 0..1 units to return (x / 255 - mean) / std, or None for uint8.
         dtype: float32, float16 or bfloat16 with `normalize`; uint8 without.
@@ -115,7 +108,6 @@ class DaliStage:
         *,
         batch_size: int,
         train: bool,
-        interpolation: Interpolation = "bilinear",
         color: bool = False,
         device: torch.device | str = "cpu",
         num_threads: int = 2,
@@ -133,8 +125,6 @@ class DaliStage:
         for name, value in (("batch_size", batch_size), ("prefetch", prefetch)):
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
-        if interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f"interpolation={interpolation!r}: must be 'bilinear' or 'bicubic'")
         if dtype not in (_FLOATS if normalize else (torch.uint8,)):
             raise ValueError(f"dtype={dtype}: must be float32, float16 or bfloat16 with normalize, uint8 without")
         if memory_format not in (torch.contiguous_format, torch.channels_last):
@@ -151,7 +141,6 @@ class DaliStage:
                 self.device = torch.device("cuda", torch.cuda.current_device())
         self.batch_size = batch_size
         self.train = train
-        self.interpolation = interpolation
         self.color = color
         self.num_threads = max(1, num_threads)
         self.prefetch = prefetch
@@ -167,9 +156,11 @@ class DaliStage:
         self.encoded = encoded
         self._queue: deque[_Pending] = deque()
         self._scheduled = 0  # how many of the queue's first entries DALI is working on
-        self._in_step = True  # False where an interrupt may have come between DALI and these two
+        self._in_sync = True  # False where an interrupt may have come between DALI and these two
         self._closed = False
-        self._lent: deque[tuple[torch.cuda.Event, Any]] = deque()  # DALI's batches until the GPU has copied them
+        self._pending_copies: deque[tuple[torch.cuda.Event, Any]] = (
+            deque()
+        )  # DALI's batches until the GPU has copied them
         self._pool = one_torch_thread_each(self.num_threads)
         self._files: Any = None  # of the batch collected last
         self._constants = normalize_constants(*self.normalize) if self.normalize else None
@@ -236,7 +227,7 @@ class DaliStage:
 
     def _pixels(self, image: Any, feed: Callable[[str, Any, int], Any], fn: Any, types: Any) -> Any:
         """The graph from the decoded image on: resize, flip, colour, normalise."""
-        interp = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}[self.interpolation]
+        interp = fn.cast(feed("interp", types.INT32, 0), dtype=types.INTERP_TYPE)
         image = fn.resize(image, size=feed("resize", types.FLOAT, 1), antialias=True, interp_type=interp)
         if not self.train:
             window = {"start": feed("crop", types.INT32, 1), "shape": feed("window", types.INT32, 1)}
@@ -266,20 +257,20 @@ class DaliStage:
         return len(self._queue)
 
     def submit(self, plan: BatchPlan, paths: Sequence[str | bytes], sizes: Sequence[int] | None = None) -> None:
-        """Start one batch. `paths` are those of the plan's real rows (index >= 0, which come first), in order.
+        """Start one batch. `paths` are those of the plan's real rows, which come before its padding, in order.
 
         With `encoded=True` they are the contents of the files. `sizes` are those of the files in bytes, where known (0:
         not known): a file of another size, like an image of another size, fails the batch before it is decoded. Does
         not wait for DALI.
         """
-        rows = len(plan.index)
-        real = int(np.count_nonzero(plan.index >= 0))
+        rows = len(plan)
+        real = int(np.count_nonzero(~plan.is_padding))
         if rows > self.batch_size:
             raise ValueError(f"the plan has {rows} rows, the stage was built for at most {self.batch_size}")
-        if not bool(np.all(plan.index[:real] >= 0)):
-            raise ValueError("padding rows (index -1) must come last in the plan")
+        if plan.is_padding[:real].any():
+            raise ValueError("padding rows must come last in the plan")
         if len(paths) != real:
-            raise ValueError(f"{len(paths)} paths for {real} real rows: one path per row with index >= 0")
+            raise ValueError(f"{len(paths)} paths for {real} real rows: one for each row that is not padding")
         if self.color and plan.color is None:
             raise ValueError("color=True, but the plan has no colour matrices (plan.color is None)")
         self._open()
@@ -287,7 +278,7 @@ class DaliStage:
         self._schedule()
 
     def collect(self) -> torch.Tensor:
-        """The next batch [B, 3, H, W] on `device`, in the order of submission; padding rows are zeros.
+        """The next batch [B, 3, H, W] on `device`, in the order of submission; padding rows hold anything.
 
         The tensor belongs to the caller: it stays valid and writable. On the GPU it is ordered on the current stream,
         as any result of torch.
@@ -299,7 +290,7 @@ class DaliStage:
         if not self._queue:
             raise IndexError("nothing to collect: submit() a batch first")
         self._open()
-        self._in_step = False
+        self._in_sync = False
         entry = self._queue.popleft()
         plan, rows = entry.plan, len(entry.paths)
         images: Any = None
@@ -313,11 +304,10 @@ class DaliStage:
             self._restart()
             raise DaliBatchError(plan, entry.paths, [int(n) for n in re.findall(r"sample #(\d+)", failure)], failure)
         self._scheduled -= 1
-        self._in_step = True
+        self._in_sync = True
         self._schedule()  # before the work below, so that DALI's threads have something to do meanwhile
-        shape = (len(plan.index), 3, *plan.size)
+        shape = (len(plan), 3, *plan.size)
         out = torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=self.memory_format)
-        out[rows:].zero_()
         if images is not None and self.in_graph:
             # Copied, because DALI's memory cannot know when another stream uses it (record_stream does not reach it).
             # 256 uint8 images cost the GPU about 0.02 ms.
@@ -326,9 +316,9 @@ class DaliStage:
                 out[:rows].copy_(ready.permute(0, 3, 1, 2) if self._layout == "HWC" else ready)
                 if out.is_cuda:  # the copy is only queued: DALI must not use its memory again before it has run
                     # torch does not annotate events
-                    while self._lent and self._lent[0][0].query():  # type: ignore[no-untyped-call]
-                        self._lent.popleft()
-                    self._lent.append((torch.cuda.current_stream().record_event(), images))
+                    while self._pending_copies and self._pending_copies[0][0].query():  # type: ignore[no-untyped-call]
+                        self._pending_copies.popleft()
+                    self._pending_copies.append((torch.cuda.current_stream().record_event(), images))
         elif images is not None:
             list(self._pool.map(lambda part: self._finish_rows(images, plan, out, part), _parts(rows, 8)))
         return out
@@ -340,7 +330,7 @@ class DaliStage:
     def drain(self) -> None:
         """Forget all pending batches. The stage stays usable."""
         waiting = [entry for entry in list(self._queue)[: self._scheduled] if entry.paths]
-        broken, self._in_step = not self._in_step, False
+        broken, self._in_sync = not self._in_sync, False
         self._queue.clear()
         self._scheduled = 0
         try:
@@ -350,7 +340,7 @@ class DaliStage:
             broken = True
         if broken and not self._closed:
             self._restart()
-        self._in_step = True
+        self._in_sync = True
 
     def close(self) -> None:
         """Free DALI's threads and memory; batches that were handed out stay valid. Closing twice is fine."""
@@ -365,35 +355,35 @@ class DaliStage:
         self._wait_for_copies()
 
     def _wait_for_copies(self) -> None:
-        for event, _ in getattr(self, "_lent", ()):  # absent where __init__ refused its arguments
+        for event, _ in getattr(self, "_pending_copies", ()):  # absent where __init__ refused its arguments
             event.synchronize()
 
     def _open(self) -> None:
         if self._closed:
             raise RuntimeError("the stage is closed")
-        if not self._in_step:
+        if not self._in_sync:
             self._restart()
 
     def _restart(self) -> None:
         """Build the pipeline anew, and start the pending batches again: after an error DALI calls it invalid, and after
         an interrupt it may hold a batch, or a part of one, that nobody knows of."""
-        self._in_step = False
+        self._in_sync = False
         self._pipe = None
         self._scheduled = 0
         self._pipe = self._build()
-        self._in_step = True
+        self._in_sync = True
         self._schedule()
 
     def _schedule(self) -> None:
         while self._scheduled < min(self.prefetch, len(self._queue)):
             entry = self._queue[self._scheduled]
-            self._in_step = False
+            self._in_sync = False
             if entry.paths:  # DALI knows no empty batch
                 for name, data in self._inputs(entry):
                     self._pipe.feed_input(name, data)
                 self._pipe.schedule_run()
             self._scheduled += 1
-            self._in_step = True
+            self._in_sync = True
 
     def _inputs(self, entry: _Pending) -> Iterable[tuple[str, Any]]:
         """What the graph is fed. Numpy only: torch tensors make DALI look for a CUDA driver."""
@@ -406,15 +396,16 @@ class DaliStage:
         sizes = np.zeros(n) if entry.sizes is None else np.clip(entry.sizes, 0, 2**31 - 1)
         yield "expected", _array(np.column_stack([plan.source_size[:n], sizes]), np.int32)
         if self.train:
-            yield "start", _array(plan.box[:n, :2], np.int32)
-            yield "shape", _array(plan.box[:n, 2:], np.int32)
+            yield "start", _array(plan.crop_box[:n, :2], np.int32)
+            yield "shape", _array(plan.crop_box[:n, 2:], np.int32)
         if not self.in_graph:
             return
         yield "resize", _array(plan.resize[:n], np.float32)
+        yield "interp", np.where(plan.interpolation[:n] == FILTERS["bicubic"], _CUBIC, _LINEAR).astype(np.int32)
         if self.train:
             yield "hflip", _array(plan.hflip[:n], np.int32)
         else:
-            yield "crop", _array(plan.crop[:n], np.int32)
+            yield "crop", _array(plan.window[:n], np.int32)
             yield "window", np.full((n, 2), plan.size, np.int32)
         if self.vflip:
             yield "vflip", _array(plan.vflip[:n], np.int32)
@@ -429,11 +420,11 @@ class DaliStage:
         return outputs
 
     def _finish_rows(self, images: Any, plan: BatchPlan, out: torch.Tensor, rows: Iterable[int]) -> None:
-        """What the graph does after decoding, with torch on the CPU (see `image_stage`)."""
+        """What the graph does after decoding, with torch on the CPU (see `transforms.resize`)."""
         for row in rows:
-            part = needed(plan, row, self.interpolation)
-            pixels = np.asarray(images[row])[: part.box[2], : part.box[3]]
-            image = render(pixels, part, plan, row, self.interpolation, self.color)
+            region = required_region(plan, row)
+            pixels = np.asarray(images[row])[: region.box[2], : region.box[3]]
+            image = resize_crop_flip(pixels, region, plan, row)
             if self._constants is None:
                 out[row].copy_(image)
             else:
@@ -482,132 +473,3 @@ def _reason(error: Exception) -> str:
     if reason.startswith("Slice can't be placed"):
         return "a file or its image has another size than the plan was made for: it has changed since it was indexed"
     return reason
-
-
-# ---- may this GPU decode regions?
-
-_PROBE_SECONDS = 120.0
-_PROBE_STARTED = "decoding"
-_PROBE_PASSED = "passed"
-
-
-def probe_roi_decode(device_index: int = 0, *, cache_dir: str | os.PathLike[str] | None = None) -> bool:
-    """Whether decoding regions (`roi_decode=True`) works on this GPU. Never raises, never crashes the caller.
-
-    nvImageCodec 0.9 is known to crash the whole process on some GPUs there (its issue 55), which nothing can catch. So
-    a subprocess decodes some generated JPEGs with a time limit of 120 s, and the answer is remembered by GPU, DALI and
-    nvImageCodec version in `roi_decode.json` in `cache_dir` (by default $DALI_IMAGENET_CACHE, or the user's cache
-    folder for dali-imagenet). Delete the file to ask again. A probe that could not start (no memory left on the GPU,
-    say) is not remembered.
-    """
-    try:
-        if not torch.cuda.is_available() or not dali_available()[0]:
-            return False
-        key = f"{torch.cuda.get_device_name(device_index)} | {_versions()}"
-    except Exception:  # an index that does not exist, a broken driver
-        return False
-    cache_dir = cache_dir or os.environ.get("DALI_IMAGENET_CACHE")
-    if cache_dir is None:
-        import platformdirs
-
-        cache_dir = platformdirs.user_cache_dir("dali-imagenet")
-    cache = Path(cache_dir) / "roi_decode.json"
-    answers = _read_answers(cache)
-    if key not in answers:
-        passed = _probe_in_subprocess(device_index, _PROBE_SECONDS)
-        if passed is None:
-            return False
-        answers[key] = passed
-        with contextlib.suppress(OSError):  # a read-only home: ask again next time
-            _write_answers(cache, answers)
-    return answers[key]
-
-
-def _versions() -> str:
-    """Versions of the wheels that decode: "nvidia-dali-cuda120 2.4.0 | nvidia-nvimgcodec-cu12 0.9.0.20"."""
-    found = []
-    for name in ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{name} {importlib.metadata.version(name)}")
-    return " | ".join(found)
-
-
-def _read_answers(path: Path) -> dict[str, bool]:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {k: v for k, v in stored.items() if isinstance(v, bool)} if isinstance(stored, dict) else {}
-
-
-def _write_answers(path: Path, answers: dict[str, bool]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        json.dump(answers, file, indent=1)
-    os.replace(file.name, path)  # at once, so that another process reads the old file or the new one
-
-
-def _probe_in_subprocess(device_index: int, seconds: float) -> bool | None:
-    """True: decoded well. False: crashed or decoded wrongly. None: it did not get that far, or no answer in time."""
-    code = f"from dali_imagenet.dali.stage import _probe; _probe({device_index})"
-    package_parent = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONPATH": path},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=seconds,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    said = done.stdout.decode(errors="replace").split()
-    if done.returncode == 0 and _PROBE_PASSED in said:
-        return True
-    return False if _PROBE_STARTED in said else None
-
-
-def _probe(device_index: int) -> None:
-    """Runs in the subprocess: regions of generated JPEGs, decoded on the GPU, must look as those of the CPU."""
-    rng = np.random.default_rng(0)
-    stages = [
-        DaliStage(batch_size=64, train=True, device=device, num_threads=4, encoded=True)
-        for device in (f"cuda:{device_index}", "cpu")
-    ]
-    print(_PROBE_STARTED, flush=True)
-    for _ in range(8):
-        sizes = rng.integers(40, 900, (64, 2))
-        low = rng.integers(1, sizes + 1)
-        box = np.concatenate([rng.integers(0, sizes - low + 1), low], axis=1)
-        files = [_jpeg(rng, height, width, i % 6) for i, (height, width) in enumerate(sizes.tolist())]
-        plan: Any = SimpleNamespace(
-            epoch=0,
-            step=0,
-            size=(64, 64),
-            index=np.arange(64),
-            source_size=sizes,
-            box=box,
-            resize=np.full((64, 2), 64),
-            hflip=np.zeros(64),
-        )
-        for stage in stages:
-            stage.submit(plan, files)
-        gpu, cpu = (stage.collect().cpu().float() for stage in stages)
-        if (gpu - cpu).abs().mean() > 3:  # 0..255: decoders differ by about 1, a wrong region by tens
-            raise SystemExit("the regions decoded on the GPU are not those of the CPU")
-    print(_PROBE_PASSED, flush=True)
-
-
-def _jpeg(rng: np.random.Generator, height: int, width: int, kind: int) -> bytes:
-    """A smooth picture with some noise: 4:4:4, 4:2:2, 4:2:0, 4:2:0 with an odd quality, gray or progressive."""
-    from PIL import Image
-
-    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((width, height))
-    noisy = np.asarray(coarse).astype(np.int16) + rng.integers(-6, 7, (height, width, 1))
-    image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert("L" if kind == 4 else "RGB")
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=71 if kind == 3 else 90, subsampling=min(kind, 2), progressive=kind == 5)
-    return out.getvalue()

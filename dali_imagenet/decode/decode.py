@@ -1,4 +1,7 @@
-"""Encoded bytes -> RGB pixels, exactly as torchvision's ImageFolder loader decodes them (PIL, no EXIF rotation)."""
+"""Encoded bytes -> RGB pixels, exactly as torchvision's ImageFolder loader decodes them (PIL, no EXIF rotation).
+
+`DECODERS` are tried in order; what one leaves alone goes to the next. The last is Pillow, whose word counts.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,21 @@ import io
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from dali_imagenet._compiled import compiled
-from dali_imagenet.data.index import FORMATS
-from dali_imagenet.jpeg_markers import doubt
+from dali_imagenet.formats import pillow_formats
+from dali_imagenet.jpeg_markers import find_marker_anomaly, lower_height
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # top, left, height, width
+Size = tuple[int, int]  # height, width
 
 _jpeg = compiled("dali_imagenet.decode._jpeg")
 
@@ -27,30 +32,22 @@ _QUIET = threading.Lock()
 if hasattr(os, "register_at_fork"):  # else a worker that is forked meanwhile would wait for it for ever
     os.register_at_fork(before=_QUIET.acquire, after_in_parent=_QUIET.release, after_in_child=_QUIET.release)
 
-# Below this share of the rows, decoding stops early: rewriting the header costs some microseconds and a copy.
-_WORTH_CUTTING = 0.9
-_NO_SIZE = frozenset([0x01, *range(0xD0, 0xD8)])  # markers without a segment
-_SOF = frozenset([0xC0, 0xC1])  # baseline and extended; of a progressive file all scans are decoded in any case
+
+class Decoder(NamedTuple):
+    """One way to decode. To add one: an entry of `DECODERS`, before whatever is slower.
+
+    It returns bit for bit the pixels of Pillow, or None for what it does not know or doubts: any file that Pillow would
+    refuse must be left to Pillow, or the backends would lose different samples.
+    """
+
+    name: str
+    available: Callable[[], bool]
+    """Whether it takes part in this process."""
+    decode: Callable[[bytes, Size, Box, Pixels | None], Pixels | None]
+    """The arguments of `decode`."""
 
 
-@cache
-def _simplejpeg() -> Any:
-    return compiled("simplejpeg")
-
-
-@cache
-def _formats() -> list[str]:
-    """What Pillow may decode: the formats of the index. Others start programs (EPS runs Ghostscript)."""
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-def decoder_name() -> str:
-    """What decodes the usual JPEGs here: the "region decoder" that was compiled with us, "simplejpeg" or "Pillow"."""
-    return "region decoder" if _jpeg else "simplejpeg" if _simplejpeg() else "Pillow"
-
-
-def decode(data: bytes, size: tuple[int, int], box: Box, buffer: Pixels | None = None) -> Pixels:
+def decode(data: bytes, size: Size, box: Box, buffer: Pixels | None = None) -> Pixels:
     """Decode a box of an image file to RGB.
 
     Args:
@@ -67,44 +64,69 @@ def decode(data: bytes, size: tuple[int, int], box: Box, buffer: Pixels | None =
     Raises:
         OSError, ValueError, SyntaxError and others of PIL: the file cannot be decoded.
     """
-    pixels = _jpeg_box(data, size, box, buffer) if data[:2] == b"\xff\xd8" else None
-    if pixels is None:  # no JPEG, or one that a stricter decoder refused: PIL's word counts
-        pixels = _pil(data, size, box)
-    return pixels
+    if data[:2] == b"\xff\xd8":
+        for decoder in DECODERS[:-1]:
+            if decoder.available() and (pixels := decoder.decode(data, size, box, buffer)) is not None:
+                return pixels
+    return _pillow(data, size, box)
 
 
-def _jpeg_box(data: bytes, size: tuple[int, int], box: Box, buffer: Pixels | None) -> Pixels | None:
-    """The box of a JPEG, decoded no further than needed; None for whatever is left to Pillow."""
-    top, left, height, width = box
-    if _jpeg is not None:
-        made: Pixels = np.empty(height * width * 3, np.uint8) if buffer is None else buffer[: height * width * 3]
-        try:
-            _jpeg.decode_region(data, size, box, made)  # looks at the markers itself
-            return made.reshape(height, width, 3)
-        except ValueError:  # progressive, of a rarer kind, or damaged
-            pass
-    if doubt(data):  # cut short, or with markers where none belong: decoders disagree on these
+def decoder_name() -> str:
+    """What decodes the usual JPEGs here: the name of the first decoder that is available."""
+    return next(decoder.name for decoder in DECODERS if decoder.available())
+
+
+def _region(data: bytes, size: Size, box: Box, buffer: Pixels | None) -> Pixels | None:
+    """Our own: the box of a baseline JPEG and nothing else. It looks at the markers itself."""
+    assert _jpeg is not None
+    _, _, height, width = box
+    made: Pixels = np.empty(height * width * 3, np.uint8) if buffer is None else buffer[: height * width * 3]
+    try:
+        _jpeg.decode_region(data, size, box, made)
+    except ValueError:  # progressive, of a rarer kind, or damaged
         return None
-    components, found, cut = _cut(data, top + height)
+    return made.reshape(height, width, 3)
+
+
+def _simplejpeg(data: bytes, size: Size, box: Box, buffer: Pixels | None) -> Pixels | None:
+    """The whole file, strictly: otherwise it says nothing of an error after a warning, and the memory that it returns
+    holds another image. Where the header has been lowered there are always warnings."""
+    if find_marker_anomaly(data):  # cut short, or with markers where none belong: decoders disagree on these
+        return None
+    components, found, _ = lower_height(data, size[0])
     if components not in (1, 3) or found != size:
         return None
-    library = _simplejpeg()
+    top, left, height, width = box
     try:
-        if library is not None:
-            # The whole file, strictly: otherwise it says nothing of an error after a warning, and the memory that it
-            # returns holds another image. Where the header has been lowered there are always warnings.
-            pixels = np.asarray(library.decode_jpeg(data, colorspace="RGB", buffer=buffer, strict=True))
-            return pixels[top : top + height, left : left + width]
-        return None if cut is data else _pil(cut, None, box)
+        pixels = np.asarray(_simplejpeg_module().decode_jpeg(data, colorspace="RGB", buffer=buffer, strict=True))
+    except (OSError, ValueError):
+        return None
+    return pixels[top : top + height, left : left + width]
+
+
+@cache
+def _simplejpeg_module() -> Any:
+    return compiled("simplejpeg")
+
+
+def _pillow_rows(data: bytes, size: Size, box: Box, buffer: Pixels | None) -> Pixels | None:
+    """Pillow, down to the last row of the box."""
+    if find_marker_anomaly(data):
+        return None
+    components, found, cut = lower_height(data, box[0] + box[2])
+    if components not in (1, 3) or found != size or cut is data:
+        return None
+    try:
+        return _pillow(cut, None, box)
     except (OSError, ValueError, SyntaxError):
         return None
 
 
-def _pil(data: bytes, size: tuple[int, int] | None, box: Box) -> Pixels:
+def _pillow(data: bytes, size: Size | None, box: Box, buffer: Pixels | None = None) -> Pixels:
     top, left, height, width = box
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about EXIF and palettes: of no use to a training run
-        image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
+        image: Image.Image = Image.open(io.BytesIO(data), formats=pillow_formats())
         if size is not None and (image.height, image.width) != size:
             raise ValueError(
                 f"{image.height}x{image.width} pixels, but the index says {size[0]}x{size[1]}: the file has changed "
@@ -116,29 +138,10 @@ def _pil(data: bytes, size: tuple[int, int] | None, box: Box) -> Pixels:
         return np.array(image.crop((left, top, left + width, top + height)))
 
 
-def _cut(data: bytes, rows: int) -> tuple[int, tuple[int, int], bytes]:
-    """Number of colour components, height and width, and the JPEG with its height lowered to what is needed.
-
-    Decoders stop at the header's height. One block row more is kept below the last row that is needed, because chroma
-    upsampling looks at the next row; so what is left is bit for bit the same.
-    """
-    at, end = 2, len(data)
-    while at + 4 <= end and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF or marker in _NO_SIZE:
-            at += 1 if marker == 0xFF else 2
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            if at + 10 > end:
-                break
-            components = data[at + 9]
-            height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
-            if marker not in _SOF or components not in (1, 3) or height == 0:
-                return components, (height, width), data
-            block = 8 * max((data[i] & 15 for i in range(at + 11, min(end, at + 10 + 3 * components), 3)), default=1)
-            keep = (rows + block - 1) // block * block + block
-            if keep >= height * _WORTH_CUTTING:
-                return components, (height, width), data
-            return components, (height, width), b"".join((data[: at + 5], keep.to_bytes(2, "big"), data[at + 7 :]))
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return 0, (0, 0), data
+DECODERS = (
+    Decoder("region decoder", lambda: _jpeg is not None, _region),
+    Decoder("simplejpeg", lambda: _simplejpeg_module() is not None, _simplejpeg),
+    # not behind simplejpeg: what that refuses is damaged, and Pillow has to see all of it
+    Decoder("Pillow", lambda: _simplejpeg_module() is None, _pillow_rows),
+    Decoder("Pillow", lambda: True, _pillow),
+)

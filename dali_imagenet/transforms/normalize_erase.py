@@ -6,7 +6,7 @@ Both exist for one image on the CPU (in a worker) and for a batch on any device;
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,23 +14,22 @@ import torch
 from torch import Tensor
 
 from dali_imagenet._compiled import compiled
-from dali_imagenet.transforms.pixel_ops_batched import send
+from dali_imagenet.plan.batch_plan import EraseMode
+from dali_imagenet.transforms.transfer import to_device
 
-_kernels = compiled("dali_imagenet.transforms._image_kernels")
-
-EraseMode = Literal["const", "rand", "pixel"]
+_image_kernels = compiled("dali_imagenet.transforms._image_kernels")
 
 # splitmix64 (Steele, Lea, Flood 2014): its increment and its finalizer's two multipliers, as signed 64-bit integers.
 _GOLDEN, _MIX1, _MIX2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def one_by_one(images: Tensor) -> bool:
+def per_image(images: Tensor) -> bool:
     """Whether a batch is worked on image by image: on the CPU, where a whole batch would leave the cache."""
     return images.device.type == "cpu"
 
 
 def normalize_constants(mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu") -> Tensor:
-    """scale and bias, float32 [2, 3, 1, 1], with ``x * scale + bias == (x / 255 - mean) / std`` for x of 0..255.
+    """scale and bias, float32 [2, 3, 1, 1], with `x * scale + bias == (x / 255 - mean) / std` for x of 0..255.
 
     mean, std: three numbers each, of pixels scaled to 0..1, std above 0. Make them once: a copy to a GPU waits.
     """
@@ -42,9 +41,9 @@ def normalize_constants(mean: Sequence[float], std: Sequence[float], device: tor
 
 
 def normalize(images: Tensor, constants: Tensor, out: Tensor) -> Tensor:
-    """Write ``images * scale + bias``, computed in float32, into ``out`` and return it.
+    """Write `images * scale + bias`, computed in float32, into `out` and return it.
 
-    images: uint8 [3, H, W] or [B, 3, H, W]; constants: what ``normalize_constants`` gave on the same device; out:
+    images: uint8 [3, H, W] or [B, 3, H, W]; constants: what `normalize_constants` gave on the same device; out:
     float32, float16 or bfloat16 of the same shape in any memory format.
     """
     if images.dtype != torch.uint8 or images.shape[-3:-2] != (3,) or out.shape != images.shape:
@@ -52,15 +51,15 @@ def normalize(images: Tensor, constants: Tensor, out: Tensor) -> Tensor:
             f"normalize takes uint8 [..., 3, H, W] and an output of that shape; "
             f"got {images.dtype} {list(images.shape)} and {list(out.shape)}"
         )
-    if images.dim() == 4 and one_by_one(images):
+    if images.dim() == 4 and per_image(images):
         for image, target in zip(images, out, strict=True):
             normalize(image, constants, target)
         return out
-    if _kernels is not None and one_by_one(images) and out.dtype == torch.float32 and out.is_contiguous():
-        _kernels.normalize(images.numpy(), constants.numpy(), out.numpy())
+    if _image_kernels is not None and per_image(images) and out.dtype == torch.float32 and out.is_contiguous():
+        _image_kernels.normalize(images.numpy(), constants.numpy(), out.numpy())
         return out
     scale, bias = constants
-    if one_by_one(images):
+    if per_image(images):
         if out.dtype == torch.float32 and out.is_contiguous():
             # three vectorised passes, where addcmul with uint8 converts value by value
             return out.copy_(images).mul_(scale).add_(bias)
@@ -89,7 +88,7 @@ def erase_image_(
     mode: EraseMode = "const",
     value: float | Sequence[float] = 0.0,
 ) -> None:
-    """Overwrite the boxes of one normalized image on the CPU in place, in order: ``erase_`` for one image.
+    """Overwrite the boxes of one normalized image on the CPU in place, in order: `erase_` for one image.
 
     image: float [3, H, W]. boxes: [C, 4] top, left, height, width in pixels; a height of 0 is no box. key: the image's
     uint64 noise key.
@@ -117,11 +116,11 @@ def erase_(
     mode: EraseMode = "const",
     value: float | Sequence[float] = 0.0,
 ) -> Tensor:
-    """Overwrite boxes of normalized images in place (random erasing) and return ``images``.
+    """Overwrite boxes of normalized images in place (random erasing) and return `images`.
 
     images: float [B, 3, H, W] on any device. erase: [B, C, 4] top, left, height, width in pixels, later boxes over
     earlier ones; a height of 0 is no box; None is none at all. noise_key: [B]. mode, as in timm's RandomErasing:
-    "const" writes ``value`` (a number or one a channel, in normalized units), "rand" one normal number for each box and
+    "const" writes `value` (a number or one a channel, in normalized units), "rand" one normal number for each box and
     channel, "pixel" one for each pixel and channel. Noise is a function of (key, box, channel, pixel), so that devices
     agree.
     """
@@ -136,7 +135,7 @@ def erase_(
     rows = np.flatnonzero((erase[:, :, 2] > 0).any(1))
     if not len(rows):
         return images
-    if one_by_one(images):
+    if per_image(images):
         for row in rows.tolist():
             erase_image_(images[row], erase[row], int(noise_key[row]), mode, value)
         return images
@@ -159,9 +158,9 @@ def _erase_batch(
     mode: EraseMode,
     value: float | Sequence[float],
 ) -> None:
-    """Erase in ``images[rows]`` on a device: every box is a comparison with the pixels' coordinates."""
+    """Erase in `images[rows]` on a device: every box is a comparison with the pixels' coordinates."""
     arrays: list[npt.NDArray[Any]] = [rows, boxes.astype(np.int32), keys.view(np.int64), _value(value).numpy()]
-    where, corners, key, constant = send(arrays, images.device)
+    where, corners, key, constant = to_device(arrays, images.device)
     part = images.index_select(0, where)
     height, width = images.shape[2:]
     y = torch.arange(height, device=images.device)[:, None]

@@ -1,9 +1,9 @@
 """Pixel operations on one uint8 image on the CPU: what the workers run, image by image, in reused memory.
 
-The torchvision family equals ``torchvision.transforms.v2.functional`` on uint8 tensors bit for bit; the PIL family
-equals ``timm.data.auto_augment`` on PIL images because the same arithmetic on planes gives the same bytes, or because
-PIL itself runs. Where the compiled ``_warp`` was built, it does much of what is below in C, with the same bytes. The
-batched executor for GPUs is in ``pixel_ops_batched.py``; both share the host arithmetic below.
+The torchvision family equals `torchvision.transforms.v2.functional` on uint8 tensors bit for bit; the PIL family
+equals `timm.data.auto_augment` on PIL images because the same arithmetic on planes gives the same bytes, or because
+PIL itself runs. Where the compiled `_pixel_ops` was built, it does much of what is below in C, with the same bytes. The
+batched executor for GPUs is in `pixel_ops_batched.py`; both share the host arithmetic below.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.nn.functional import conv2d, grid_sample, pad
 from dali_imagenet._compiled import compiled
 from dali_imagenet.ops import Op
 
-_warp = compiled("dali_imagenet.transforms._pixel_ops")
+_pixel_ops = compiled("dali_imagenet.transforms._pixel_ops")
 
 Fill = float | Sequence[float] | None
 
@@ -39,7 +39,7 @@ PIL_POINT_OPS = frozenset({Op.PIL_BRIGHTNESS, Op.PIL_POSTERIZE, Op.PIL_SOLARIZE,
 
 
 def check_ops(op: npt.ArrayLike) -> None:
-    """Raise ValueError if an operation id is not in ``Op``."""
+    """Raise ValueError if an operation id is not in `Op`."""
     unknown = {int(o) for o in np.unique(np.asarray(op))} - _OPS
     if unknown:
         raise ValueError(f"unknown operation ids {sorted(unknown)}; the known ones are in dali_imagenet.ops.Op")
@@ -56,7 +56,7 @@ def check_image(shape: Sequence[int], dtype: torch.dtype, dims: int) -> None:
 
 
 def fill_bytes(fill: Fill) -> tuple[int, int, int]:
-    """The three uint8 values that ``fill`` (None is black, one number, or one a channel; 0..255) stands for."""
+    """The three uint8 values that `fill` (None is black, one number, or one a channel; 0..255) stands for."""
     values = [0.0] if fill is None else [float(fill)] if isinstance(fill, (int, float)) else [float(f) for f in fill]
     if len(values) not in (1, 3) or not all(0 <= v <= 255 for v in values):
         raise ValueError(f"fill is None, a number or three numbers of 0..255; got {fill!r}")
@@ -65,10 +65,10 @@ def fill_bytes(fill: Fill) -> tuple[int, int, int]:
 
 
 def affine_theta(op: int, arg: float, height: int, width: int) -> npt.NDArray[np.float32]:
-    """The inverse affine matrix [2, 3] of a torchvision shear, translation or rotation, as ``_affine_grid`` scales it.
+    """The inverse affine matrix [2, 3] of a torchvision shear, translation or rotation, as `_affine_grid` scales it.
 
     It takes output coordinates centred on the image to input coordinates of -1..1. The arithmetic and its order are
-    those of ``torchvision.transforms.v2.functional`` (``_get_inverse_affine_matrix``), in double, then float32.
+    those of `torchvision.transforms.v2.functional` (`_get_inverse_affine_matrix`), in double, then float32.
     """
     angle, shear_x, shear_y, cx, cy, tx, ty = 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0
     if op == Op.ROTATE:
@@ -94,7 +94,7 @@ def affine_theta(op: int, arg: float, height: int, width: int) -> npt.NDArray[np
 def nearest_map(theta: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.int32]:
     """For each output pixel the flat index of the input pixel that v2's affine takes, or H*W where it fills: [H*W].
 
-    Every product and sum is rounded to float32 on its own, as in ``_affine_grid`` and ``grid_sample``. (A BLAS that
+    Every product and sum is rounded to float32 on its own, as in `_affine_grid` and `grid_sample`. (A BLAS that
     fuses multiply and add may move a sample that lies within one rounding of the border between two pixels.)
     """
     x = np.arange(width, dtype=np.float32) - np.float32((width - 1) * 0.5)
@@ -118,7 +118,7 @@ def nearest_map(theta: npt.NDArray[np.float32], height: int, width: int) -> npt.
 
 
 def bilinear_grid(theta: Tensor, height: int, width: int) -> Tensor:
-    """v2's ``_affine_grid``, float32 [G, H, W, 2], of theta float32 [G, 2, 3], with the rounding of ``nearest_map``."""
+    """v2's `_affine_grid`, float32 [G, H, W, 2], of theta float32 [G, 2, 3], with the rounding of `nearest_map`."""
     x = torch.arange(width, dtype=torch.float32, device=theta.device).sub_((width - 1) * 0.5)
     y = torch.arange(height, dtype=torch.float32, device=theta.device).sub_((height - 1) * 0.5)
     return torch.stack(
@@ -130,7 +130,7 @@ def bilinear_warp(images: Tensor, theta: Tensor, fill: Tensor | None, grid: Tens
     """v2's bilinear affine of uint8 [G, 3, H, W] by theta float32 [G, 2, 3]; fill: float32 [1, 3, 1, 1], or None.
 
     As in v2, None lets the border fade to black, and a colour is blended in with the weight of what is inside, which
-    zero padding has weighed once already. grid: ``bilinear_grid``, where it is known.
+    zero padding has weighed once already. grid: `bilinear_grid`, where it is known.
     """
     if grid is None:
         grid = bilinear_grid(theta, *images.shape[2:])
@@ -146,7 +146,7 @@ def bilinear_warp(images: Tensor, theta: Tensor, fill: Tensor | None, grid: Tens
 
 @lru_cache(maxsize=1024)
 def point_lut(op: int, arg: float) -> bytes:
-    """The 256 output values of a point operation that does not look at the image (``POINT_OPS``, ``PIL_POINT_OPS``)."""
+    """The 256 output values of a point operation that does not look at the image (`POINT_OPS`, `PIL_POINT_OPS`)."""
     v = np.arange(256)
     out: npt.NDArray[Any]
     if op == Op.BRIGHTNESS:
@@ -173,7 +173,7 @@ def point_lut(op: int, arg: float) -> bytes:
 def pil_blend(
     degenerate: npt.NDArray[np.float32], image: npt.NDArray[np.float32], factor: float
 ) -> npt.NDArray[np.float32]:
-    """``PIL.Image.blend`` before the cast to uint8 (which truncates), in its float32 arithmetic."""
+    """`PIL.Image.blend` before the cast to uint8 (which truncates), in its float32 arithmetic."""
     return np.clip(degenerate + np.float32(factor) * (image - degenerate), 0, 255)
 
 
@@ -202,17 +202,17 @@ def check_turns(arg: float) -> None:
 # ---- one image ----
 
 
-class Scratch:
+class Workspace:
     """Memory that one worker (one thread) reuses from image to image: buffers by name, and index maps.
 
-    ``map_bytes`` bounds the maps kept (4 bytes a pixel each: 200 kB at 224 px, so that 32 MiB hold 167; RandAugment at
+    `map_bytes` bounds the maps kept (4 bytes a pixel each: 200 kB at 224 px, so that 32 MiB hold 167; RandAugment at
     a fixed magnitude needs 6, TrivialAugment 186); the least recently used go first.
     """
 
     def __init__(self, map_bytes: int = 32 << 20) -> None:
         self._buffers: dict[str, Tensor] = {}
         self._maps: OrderedDict[tuple[int, float, int, int, int], Tensor] = OrderedDict()
-        self._map_bytes = map_bytes
+        self.map_bytes = map_bytes
         self._held = 0
 
     def get(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -224,12 +224,12 @@ class Scratch:
         return buffer[:count].view(tuple(shape))
 
     def index_map(self, op: int, arg: float, height: int, width: int) -> Tensor:
-        """The int32 map of ``nearest_map`` for this operation, from memory or new."""
+        """The int32 map of `nearest_map` for this operation, from memory or new."""
         theta = affine_theta(op, arg, height, width)
         return self._kept((op, arg, height, width, 0), lambda: torch.from_numpy(nearest_map(theta, height, width)))
 
     def grid(self, op: int, arg: float, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """theta [1, 2, 3] and the ``bilinear_grid`` of this operation, from memory or new."""
+        """theta [1, 2, 3] and the `bilinear_grid` of this operation, from memory or new."""
         theta = torch.from_numpy(affine_theta(op, arg, height, width))[None]
         return theta, self._kept((op, arg, height, width, 2), lambda: bilinear_grid(theta, height, width))
 
@@ -240,7 +240,7 @@ class Scratch:
             return found
         made = self._maps[key] = make()
         self._held += made.nbytes
-        while self._held > self._map_bytes and len(self._maps) > 1:
+        while self._held > self.map_bytes and len(self._maps) > 1:
             self._held -= self._maps.popitem(last=False)[1].nbytes
         return made
 
@@ -251,23 +251,23 @@ def apply_ops_image(
     arg: Sequence[float] | npt.NDArray[np.float32],
     aux: Sequence[int] | npt.NDArray[np.int16],
     fill: Fill = None,
-    scratch: Scratch | None = None,
+    workspace: Workspace | None = None,
 ) -> Tensor:
-    """Apply the operations ``op[k]`` with ``arg[k]`` and ``aux[k]`` in order to one image on the CPU.
+    """Apply the operations `op[k]` with `arg[k]` and `aux[k]` in order to one image on the CPU.
 
     image: uint8 [3, H, W], any strides, not modified; contiguous (planar) is fastest. fill: for what geometric
     operations leave empty: None (black), a number, or three of 0..255; PIL operations round it to whole values.
-    Returns uint8 [3, H, W], contiguous: the image itself where nothing was to be done, else memory of ``scratch``,
+    Returns uint8 [3, H, W], contiguous: the image itself where nothing was to be done, else memory of the workspace,
     valid until the next call with it. Raises ValueError for other shapes, unknown operations and wrong arguments.
     """
     check_image(image.shape, image.dtype, 3)
-    work = _Work(image, fill_bytes(fill), scratch or Scratch(), fill is not None)
+    work = _Work(image, fill_bytes(fill), workspace or Workspace(), fill is not None)
     for o, a, x in zip(_ints(op), _floats(arg), _ints(aux), strict=True):
         if o == Op.IDENTITY:
             continue
         if o not in _OPS:
             check_ops([o])
-        if _warp is not None and _in_c(work, o, a, x):
+        if _pixel_ops is not None and _in_c(work, o, a, x):
             continue
         if o < 100:
             _TORCH[o](work, o, a, x)
@@ -294,12 +294,12 @@ def _floats(values: Any) -> list[float]:
 class _Work:
     """The image between two operations: planar uint8 memory, or a PIL image where the last operation was PIL's."""
 
-    def __init__(self, image: Tensor, fill: tuple[int, int, int], scratch: Scratch, filled: bool) -> None:
+    def __init__(self, image: Tensor, fill: tuple[int, int, int], workspace: Workspace, filled: bool) -> None:
         self.tensor: Tensor = image
         self.pil: Image.Image | None = None
         self.fill = fill
         self.filled = filled  # whether a fill was given
-        self.scratch = scratch
+        self.workspace = workspace
         self.shape = (3, image.shape[-2], image.shape[-1])
         self._turn = 0
 
@@ -323,24 +323,24 @@ class _Work:
 
     def out(self) -> Tensor:
         """The one of two buffers that does not hold the image."""
-        return self.scratch.get(f"image{self._turn}", self.shape, torch.uint8)
+        return self.workspace.get(f"image{self._turn}", self.shape, torch.uint8)
 
     def keep(self, result: Tensor) -> None:
-        """Make ``result``, which ``out`` gave, the image."""
+        """Make `result`, which `out` gave, the image."""
         self.tensor = result
         self._turn ^= 1
 
     def keep_truncated(self, result: Tensor) -> None:
-        """``keep`` of float32 0..255, cut to uint8. (By way of int16, which is three times as fast on a CPU.)"""
-        whole = self.scratch.get("whole", self.shape, torch.int16).copy_(result)
+        """`keep` of float32 0..255, cut to uint8. (By way of int16, which is three times as fast on a CPU.)"""
+        whole = self.workspace.get("whole", self.shape, torch.int16).copy_(result)
         self.keep(self.out().copy_(whole))
 
     def floats(self) -> Tensor:
-        return self.scratch.get("float", self.shape, torch.float32).copy_(self.planar())
+        return self.workspace.get("float", self.shape, torch.float32).copy_(self.planar())
 
     def gray(self, image: Tensor) -> Tensor:
         """v2's gray [1, H, W], float32, not rounded, of float32 [3, H, W]."""
-        out = torch.mul(image[:1], GRAY[0], out=self.scratch.get("gray", (1, *self.shape[1:]), torch.float32))
+        out = torch.mul(image[:1], GRAY[0], out=self.workspace.get("gray", (1, *self.shape[1:]), torch.float32))
         return out.add_(image[1:2], alpha=GRAY[1]).add_(image[2:], alpha=GRAY[2])
 
     def translate_bytes(self, tables: Sequence[bytes]) -> None:
@@ -348,8 +348,8 @@ class _Work:
         source = self.planar().numpy().reshape(-1)
         out = self.out()
         target = out.numpy().reshape(-1)
-        if _warp is not None:
-            _warp.lookup(source, target, b"".join(tables))
+        if _pixel_ops is not None:
+            _pixel_ops.lookup(source, target, b"".join(tables))
             self.keep(out)
             return
         size = source.size // len(tables)
@@ -367,13 +367,13 @@ def _gather(work: _Work, op: int, arg: float, aux: int) -> None:
         _bilinear(work, op, arg)
         return
     count = height * width
-    index = work.scratch.index_map(op, arg, height, width)
-    if _warp is not None:
+    index = work.workspace.index_map(op, arg, height, width)
+    if _pixel_ops is not None:
         image, out = work.planar(), work.out()
-        _warp.gather(image.numpy(), out.numpy(), index.numpy(), work.fill)
+        _pixel_ops.gather(image.numpy(), out.numpy(), index.numpy(), work.fill)
         work.keep(out)
         return
-    source = work.scratch.get("padded", (3, count + 1), torch.uint8)
+    source = work.workspace.get("padded", (3, count + 1), torch.uint8)
     source[:, :count].copy_(work.planar().view(3, count))
     out = work.out()
     for c in range(3):  # plane by plane: a plane stays in the cache
@@ -400,7 +400,7 @@ def _shift(work: _Work, op: int, arg: float, aux: int) -> None:
 
 
 def _bilinear(work: _Work, op: int, arg: float) -> None:
-    theta, grid = work.scratch.grid(op, arg, *work.shape[1:])
+    theta, grid = work.workspace.grid(op, arg, *work.shape[1:])
     fill = torch.tensor(work.fill, dtype=torch.float32).view(1, 3, 1, 1) if work.filled else None
     work.keep(work.out().copy_(bilinear_warp(work.planar()[None], theta, fill, grid)[0]))
 
@@ -455,31 +455,31 @@ def _sharpness(work: _Work, op: int, arg: float, aux: int) -> None:
         return
     image = work.planar()
     out = work.out()
-    torch_sharpness(image, 1.0 - arg, out, work.scratch)
+    torch_sharpness(image, 1.0 - arg, out, work.workspace)
     work.keep(out)
 
 
-def _blurred(image: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor, Tensor]:
+def _blurred(image: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor, Tensor]:
     """The inner pixels blurred as sharpness does it, and themselves, float32; and int16 memory of their shape.
 
     The blur is a sum of 9 values, exact in int16, over 13.
     """
     _, height, width = image.shape
-    wide = scratch.get("wide", image.shape, torch.int16).copy_(image)
-    rows = scratch.get("rows", (3, height - 2, width), torch.int16)
+    wide = workspace.get("wide", image.shape, torch.int16).copy_(image)
+    rows = workspace.get("rows", (3, height - 2, width), torch.int16)
     torch.add(wide[:, :-2], wide[:, 1:-1], out=rows).add_(wide[:, 2:])
-    total = scratch.get("total", (3, height - 2, width - 2), torch.int16)
+    total = workspace.get("total", (3, height - 2, width - 2), torch.int16)
     torch.add(rows[..., :-2], rows[..., 1:-1], out=total).add_(rows[..., 2:])
     inner = wide[:, 1:-1, 1:-1]
     total.add_(inner, alpha=4)
     # No multiple of 1/13 lies within 1/26 of a tie, so that a float32 product rounds as the exact quotient does.
-    blurred = scratch.get("float", total.shape, torch.float32).copy_(total).mul_(1 / 13).round_()
-    return blurred, scratch.get("middle", total.shape, torch.float32).copy_(inner), total
+    blurred = workspace.get("float", total.shape, torch.float32).copy_(total).mul_(1 / 13).round_()
+    return blurred, workspace.get("middle", total.shape, torch.float32).copy_(inner), total
 
 
-def torch_sharpness(image: Tensor, alpha: float, out: Tensor, scratch: Scratch) -> None:
+def torch_sharpness(image: Tensor, alpha: float, out: Tensor, workspace: Workspace) -> None:
     """v2's adjust_sharpness with factor 1 - alpha."""
-    blurred, middle, total = _blurred(image, scratch)
+    blurred, middle, total = _blurred(image, workspace)
     blurred.sub_(middle)
     total.copy_(middle.add_(blurred, alpha=alpha).clamp_(0, 255))
     out.copy_(image)
@@ -503,9 +503,9 @@ def _auto_contrast(work: _Work, op: int, arg: float, aux: int) -> None:
 
 
 def _equalize(work: _Work, op: int, arg: float, aux: int) -> None:
-    if _warp is not None:
+    if _pixel_ops is not None:
         counts = np.empty((3, 256), np.int64)
-        _warp.histogram(work.planar().numpy(), counts)
+        _pixel_ops.histogram(work.planar().numpy(), counts)
     else:
         counts = np.stack([torch.bincount(plane, minlength=256).numpy() for plane in work.planar().view(3, -1)])
     work.translate_bytes([table.tobytes() for table in equalize_lut(counts)])
@@ -516,7 +516,7 @@ def _hue(work: _Work, op: int, arg: float, aux: int) -> None:
 
 
 def shift_hue(image: Tensor, turns: float | Tensor) -> Tensor:
-    """v2's adjust_hue of uint8 [..., 3, H, W] by ``turns`` (-0.5..0.5; a tensor broadcasts against [..., H, W])."""
+    """v2's adjust_hue of uint8 [..., 3, H, W] by `turns` (-0.5..0.5; a tensor broadcasts against [..., H, W])."""
     if isinstance(turns, float):
         check_turns(turns)
     # Selections are products with 0 or 1, exact and several times faster than torch.where on a CPU. Ranges are 0..1, so
@@ -568,25 +568,25 @@ def convolve(image: Tensor, kernel: Tensor) -> Tensor:
     size = len(kernel)
     height, width = (n - size + 1 for n in image.shape[1:])
     fits = height >= 4 and width >= 16 and size <= 63 and image.device.type == "cpu"
-    if _warp is not None and fits and _convolves_like_torch():
+    if _pixel_ops is not None and fits and _convolves_like_torch():
         out = torch.empty(3, height, width)
-        _warp.convolve(image.contiguous().numpy(), kernel.contiguous().numpy(), out.numpy(), height, width, size)
+        _pixel_ops.convolve(image.contiguous().numpy(), kernel.contiguous().numpy(), out.numpy(), height, width, size)
         return out
     return conv2d(image[None], kernel.expand(3, 1, size, size), groups=3)[0]
 
 
 @cache
 def _convolves_like_torch() -> bool:
-    """Whether torch's conv2d adds up in the order of ``_warp.convolve`` here: it is ten times as slow."""
+    """Whether torch's conv2d adds up in the order of `_pixel_ops.convolve` here: it is ten times as slow."""
     kernel = gaussian_kernel(1.5, 23)
     height, width = 9, 70
     image = torch.arange(3 * (height + 22) * (width + 22), dtype=torch.float32).mul_(0.61803399).frac_().mul_(255)
     image = image.view(3, height + 22, width + 22)
     out = torch.empty(3, height, width)
-    if _warp is None:
+    if _pixel_ops is None:
         return False
     try:
-        _warp.convolve(image.numpy(), kernel.numpy(), out.numpy(), height, width, 23)
+        _pixel_ops.convolve(image.numpy(), kernel.numpy(), out.numpy(), height, width, 23)
     except ValueError:  # not on this processor
         return False
     return torch.equal(out, conv2d(image[None], kernel.expand(3, 1, 23, 23), groups=3)[0])
@@ -645,19 +645,19 @@ _PIL_WARPS = frozenset({Op.PIL_SHEAR_X, Op.PIL_SHEAR_Y, Op.PIL_TRANSLATE_X, Op.P
 
 
 def _torch_fuses() -> bool:
-    """Whether torch rounds ``a.add_(b, alpha=factor)`` once, after the product and the sum, on this CPU."""
+    """Whether torch rounds `a.add_(b, alpha=factor)` once, after the product and the sum, on this CPU."""
     small = 2.0**-12
     one, rounded = (torch.full((64,), v, dtype=torch.float32, device="cpu") for v in (1 + small, 1 + 2 * small))
     return bool((-rounded).add_(one, alpha=1 + small).any())  # the square of 1 + small, less what it rounds to
 
 
-if _warp is not None:
-    _warp.set_fused(_torch_fuses())
+if _pixel_ops is not None:
+    _pixel_ops.set_fused(_torch_fuses())
 
 
 def _in_c(work: _Work, op: int, arg: float, aux: int) -> bool:
-    """Whether ``_warp`` has the operation, and then its result, the same as without it."""
-    assert _warp is not None
+    """Whether `_pixel_ops` has the operation, and then its result, the same as without it."""
+    assert _pixel_ops is not None
     warps = op in _PIL_WARPS and pil_filter(op, aux) != 0
     job = _JOBS.get(op)
     if not (warps or job) or not abs(arg) <= 1e6:
@@ -669,13 +669,13 @@ def _in_c(work: _Work, op: int, arg: float, aux: int) -> bool:
         check_factor(op, arg)
     if op == Op.CONTRAST and height * width > 65793:  # a float32 sum may round, and its order matters
         return False
-    room = work.scratch.get("room", (9 * (height + 4) * (width + 4),), torch.uint8).numpy()  # ROOM in _warp.c
+    room = work.workspace.get("room", (9 * (height + 4) * (width + 4),), torch.uint8).numpy()  # ROOM in _pixel_ops.c
     source, out = work.planar().numpy(), work.out()
     if job:
-        getattr(_warp, job)(source, out.numpy(), room, height, width, arg)
+        getattr(_pixel_ops, job)(source, out.numpy(), room, height, width, arg)
     else:
         matrix = pil_matrix(op, arg, height, width)
-        _warp.affine(source, out.numpy(), room, height, width, matrix, work.fill, aux == 3)
+        _pixel_ops.affine(source, out.numpy(), room, height, width, matrix, work.fill, aux == 3)
     work.keep(out)
     return True
 
@@ -725,7 +725,7 @@ def _pil_sharpness(work: _Work, op: int, arg: float, aux: int) -> None:
     if min(work.shape[1:]) <= 2:
         return
     image, out = work.planar(), work.out()
-    blurred, middle, total = _blurred(image, work.scratch)
+    blurred, middle, total = _blurred(image, work.workspace)
     total.copy_(middle.sub_(blurred).mul_(arg).add_(blurred).clamp_(0, 255))
     out.copy_(image)
     out[:, 1:-1, 1:-1].copy_(total)

@@ -4,7 +4,7 @@ Each slot of the programs runs as a few kernels, one for all images that share a
 of a family is one warp, every point operation one table lookup). Which image is in which group is known on the host, so
 nothing is read back: all indices and parameters travel in one pinned copy, and the host never waits for the device.
 
-The torchvision family gives the bytes of ``pixel_ops.apply_ops_image``, and so does the PIL family but for its bilinear
+The torchvision family gives the bytes of `pixel_ops.apply_ops_image`, and so does the PIL family but for its bilinear
 and bicubic warps: they interpolate in float32 where PIL does in double, and both truncate, so that a value may differ
 by 1 where the interpolation ends on a whole number (a shear by -0.3 does it in up to 4% of an image's values, most
 arguments in fewer than 0.1%).
@@ -13,7 +13,7 @@ arguments in fewer than 0.1%).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ from dali_imagenet.transforms.pixel_ops import (
     shift_hue,
     warp_filter,
 )
+from dali_imagenet.transforms.transfer import to_device
 
 Array = npt.NDArray[Any]
 Kernel = Callable[..., Tensor]
@@ -51,26 +52,12 @@ _PIL_WARP = frozenset({Op.PIL_SHEAR_X, Op.PIL_SHEAR_Y, Op.PIL_TRANSLATE_X, Op.PI
 _ADAPTIVE = (Op.CONTRAST, Op.PIL_CONTRAST, Op.AUTO_CONTRAST, Op.PIL_AUTO_CONTRAST, Op.EQUALIZE, Op.PIL_EQUALIZE)
 
 
-def send(arrays: Sequence[Array], device: torch.device) -> list[Tensor]:
-    """Copy numpy arrays to ``device`` in one transfer (from pinned memory to a GPU, without waiting for it)."""
-    offsets = np.cumsum([0] + [-(-a.nbytes // 16) * 16 for a in arrays])  # 16 bytes: aligned for every dtype
-    host = torch.empty(int(offsets[-1]), dtype=torch.uint8, pin_memory=device.type == "cuda")
-    view = host.numpy()
-    for array, start in zip(arrays, offsets, strict=False):
-        view[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    there = host.to(device, non_blocking=True)
-    return [
-        there[start : start + a.nbytes].view(torch.from_numpy(a[:0].copy()).dtype).view(a.shape)
-        for a, start in zip(arrays, offsets.tolist(), strict=False)
-    ]
-
-
 def apply_ops_batch(images: Tensor, op: Array, arg: Array, aux: Array, fill: Fill = None) -> Tensor:
-    """Apply to image i the operations ``op[i, k]`` with ``arg[i, k]`` and ``aux[i, k]``, k in order.
+    """Apply to image i the operations `op[i, k]` with `arg[i, k]` and `aux[i, k]`, k in order.
 
     images: uint8 [B, 3, H, W] on any device, not modified. op, aux: integers [B, K]; arg: float [B, K], numpy, on the
     host. fill: for what geometric operations leave empty: None (black), a number, or three of 0..255.
-    Returns uint8 [B, 3, H, W] on the same device: ``images`` itself where nothing was to be done. Work goes to the
+    Returns uint8 [B, 3, H, W] on the same device: `images` itself where nothing was to be done. Work goes to the
     current stream. Raises ValueError for other shapes, unknown operations and wrong arguments.
     """
     check_image(images.shape, images.dtype, 4)
@@ -86,7 +73,7 @@ def apply_ops_batch(images: Tensor, op: Array, arg: Array, aux: Array, fill: Fil
     if not groups:
         return images
     arrays = [color] + [a for rows, _, parameters in groups for a in (rows, *parameters)]
-    color_there, *there = send(arrays, images.device)
+    color_there, *there = to_device(arrays, images.device)
     out = images.clone(memory_format=torch.contiguous_format)
     position = 0
     for rows, kernel, parameters in groups:
@@ -183,7 +170,7 @@ def _ratios(factors: list[float]) -> Array:
 
 
 def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """a + b * c of float32 rounded once, as the vectorised ``add(alpha=...)`` of v2 does it, on every device."""
+    """a + b * c of float32 rounded once, as the vectorised `add(alpha=...)` of v2 does it, on every device."""
     return (b.double() * c).add(a).float()
 
 
@@ -191,7 +178,7 @@ def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def _warp(images: Tensor, theta: Tensor, fill: Tensor) -> Tensor:
-    """v2's affine, nearest, theta [G, 2, 3]: the arithmetic of ``pixel_ops.nearest_map``, each step rounded."""
+    """v2's affine, nearest, theta [G, 2, 3]: the arithmetic of `pixel_ops.nearest_map`, each step rounded."""
     height, width = images.shape[2:]
     x = torch.arange(width, dtype=torch.float32, device=images.device).sub_((width - 1) * 0.5)
     y = torch.arange(height, dtype=torch.float32, device=images.device).sub_((height - 1) * 0.5)
@@ -287,7 +274,7 @@ def _point(images: Tensor, counts: list[int], order: Tensor, adaptive: Tensor, f
     """One table a channel for every image: fixed ones from the host, then those of _ADAPTIVE, made here.
 
     order [G]: the table of each image. adaptive: the images that need tables made, in the order of _ADAPTIVE, of which
-    there are ``counts``. fixed: uint8 [F, 1, 256]. ratios: of the contrasts.
+    there are `counts`. fixed: uint8 [F, 1, 256]. ratios: of the contrasts.
     """
     tables = [fixed.expand(-1, 3, -1)]
     values = torch.arange(256, dtype=torch.float32, device=images.device)
@@ -327,7 +314,7 @@ def _pil_auto_contrast(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def _equalize(planes: Tensor) -> Tensor:
-    """The tables of ``pixel_ops.equalize_lut``, [G, 3, 256], of uint8 [G, 3, N]."""
+    """The tables of `pixel_ops.equalize_lut`, [G, 3, 256], of uint8 [G, 3, N]."""
     histogram = torch.zeros((*planes.shape[:2], 256), dtype=torch.int32, device=planes.device)
     one = torch.ones((1, 1, 1), dtype=torch.int32, device=planes.device)
     histogram.scatter_add_(2, planes.long(), one.expand(planes.shape))

@@ -16,25 +16,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dali_imagenet.plan.plan import PADDING, BatchPlan, MixPlan, policy_of
+from dali_imagenet.plan.batch_plan import PADDING, BatchPlan, MixPlan
 from dali_imagenet.policy import AugMixPlan, OpPlan
-from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
 from dali_imagenet.transforms import normalize_erase, pixel_ops
-from dali_imagenet.transforms.normalize_erase import EraseMode, erase_, erase_image_, normalize, normalize_constants
-from dali_imagenet.transforms.pixel_ops import Scratch, apply_ops_image
+from dali_imagenet.transforms.normalize_erase import erase_, erase_image_, normalize, normalize_constants
+from dali_imagenet.transforms.pixel_ops import Workspace, apply_ops_image
 from dali_imagenet.transforms.pixel_ops_batched import apply_ops_batch
+from dali_imagenet.transforms.transfer import to_device
 
 
-def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """A copy of a host array on the device; on CUDA through pinned memory, without waiting."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    if device.type == "cpu":
-        return tensor.clone()
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-class BatchStage:
-    """The per-image part (operations, normalize, erase) and the mixing of a recipe.
+class Postprocess:
+    """What follows the image stage: operations, normalize and erase of each image, and mixing.
 
     Args:
         dtype: float32, float16 or bfloat16.
@@ -42,52 +34,52 @@ class BatchStage:
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        *,
-        dtype: torch.dtype = torch.float32,
-        memory_format: torch.memory_format = torch.contiguous_format,
+        self, *, dtype: torch.dtype = torch.float32, memory_format: torch.memory_format = torch.contiguous_format
     ) -> None:
-        self.recipe, self.dtype, self.memory_format = recipe, dtype, memory_format
-        self._constants: dict[torch.device, Tensor] = {}
-        self._own = threading.local()  # each thread's scratch memory
+        self.dtype, self.memory_format = dtype, memory_format
+        self._constants: dict[tuple[Any, ...], Tensor] = {}
+        self._own = threading.local()  # the workspace of each thread
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"recipe": self.recipe, "dtype": self.dtype, "memory_format": self.memory_format}
+        return {"dtype": self.dtype, "memory_format": self.memory_format}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]  # the state is its arguments
 
     def finish_image(self, image: Tensor, plan: BatchPlan, row: int, out: Tensor) -> None:
         """Operations, normalize and erase of one row on the CPU: uint8 [3, H, W] -> `out` [3, H, W] of `dtype`."""
-        scratch: Scratch | None = getattr(self._own, "scratch", None)
-        if scratch is None:
-            # room for the index maps of every magnitude of a policy: TrivialAugment has 186
-            scratch = self._own.scratch = Scratch(map_bytes=200 * 4 * max(h * w for h, w in self.recipe.sizes))
-        for i, part in enumerate(plan.program):
+        workspace: Workspace | None = getattr(self._own, "workspace", None)
+        # room for the index maps of every magnitude of a policy: TrivialAugment has 186
+        map_bytes = 200 * 4 * plan.size[0] * plan.size[1]
+        if workspace is None or workspace.map_bytes < map_bytes:
+            workspace = self._own.workspace = Workspace(map_bytes)
+        for i, part in enumerate(plan.ops):
             if i:
-                image = image.clone()  # out of the scratch memory, which the next part writes to
-            image = run_image(image, part, row, self._fill(), scratch)
-        normalize(image, self._normalization(image.device), out)
+                image = image.clone()  # out of the workspace, which the next part writes to
+            image = run_image(image, part, row, plan.fill, workspace)
+        normalize(image, self._normalization(plan, image.device), out)
         if plan.erase is not None and plan.noise_key is not None:
-            erase_image_(out, plan.erase[row], int(plan.noise_key[row]), self._re_mode)
+            erase_image_(out, plan.erase[row], int(plan.noise_key[row]), plan.erase_mode)
 
-    def normalize(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor, plan: BatchPlan) -> Tensor:
         """uint8 [B, 3, H, W] or [3, H, W] -> (x / 255 - mean) / std in `dtype`, on the images' device."""
         batch = images if images.dim() == 4 else images[None]
         out = torch.empty(batch.shape, dtype=self.dtype, device=batch.device, memory_format=self.memory_format)
-        normalize(batch, self._normalization(batch.device), out)
+        normalize(batch, self._normalization(plan, batch.device), out)
         return out if images.dim() == 4 else out[0]
 
-    def _normalization(self, device: torch.device) -> Tensor:
-        if device not in self._constants:
-            self._constants[device] = normalize_constants(self.recipe.mean, self.recipe.std, device)
-        return self._constants[device]
+    def _normalization(self, plan: BatchPlan, device: torch.device) -> Tensor:
+        key = (plan.mean, plan.std, device)
+        if key not in self._constants:
+            self._constants[key] = normalize_constants(*key)
+        return self._constants[key]
 
     def finish_batch(
         self, images: Tensor, plan: BatchPlan, pool: Executor | None = None, *, mix: bool = False
     ) -> Tensor:
         """The same for a batch on its device: uint8 [B, 3, H, W], or what the image stage has normalized.
+
+        Padding rows hold anything.
 
         Args:
             pool: threads that share the rows where they are worked on one by one.
@@ -99,61 +91,55 @@ class BatchStage:
         return images
 
     def _finished(self, images: Tensor, plan: BatchPlan, pool: Executor | None) -> Tensor:
-        if images.dtype == torch.uint8 and normalize_erase.one_by_one(images):
-            out = torch.empty(images.shape, dtype=self.dtype, memory_format=self.memory_format)
+        if images.dtype == torch.uint8 and normalize_erase.per_image(images):
+            out = torch.empty(images.shape, dtype=self.dtype, device=images.device, memory_format=self.memory_format)
 
             def finish(row: int) -> None:
-                if plan.index[row] < 0:
-                    out[row].zero_()
-                else:
-                    self.finish_image(images[row], plan, row, out[row])
+                self.finish_image(images[row], plan, row, out[row])
 
-            list((pool.map if pool else map)(finish, range(len(plan))))
+            list((pool.map if pool else map)(finish, (~plan.is_padding).nonzero()[0].tolist()))
             return out
         if images.dtype == torch.uint8:
-            for part in plan.program:
-                images = run_batch(images, part, self._fill())
-            images = self.normalize(images)
+            for part in plan.ops:
+                images = run_batch(images, part, plan.fill)
+            images = self.normalize(images, plan)
         if plan.erase is not None and plan.noise_key is not None:
-            erase_(images, plan.erase, plan.noise_key, self._re_mode)
-        if (plan.index < 0).any():
-            images.index_fill_(0, to_device((plan.index < 0).nonzero()[0], images.device), 0)
+            erase_(images, plan.erase, plan.noise_key, plan.erase_mode)
         return images
 
-    def _fill(self) -> Sequence[float] | None:
-        policy = policy_of(self.recipe) if isinstance(self.recipe, TrainRecipe) else None
-        if policy is None or policy.fill == (0, 0, 0):
-            return None  # torchvision's default, which blends bilinear borders otherwise than a fill of 0
-        return policy.fill
 
-    @property
-    def _re_mode(self) -> EraseMode:
-        return "const" if isinstance(self.recipe, EvalRecipe) else self.recipe.re_mode
+def zero_padding_(images: Tensor, plan: BatchPlan) -> None:
+    """Make the padding rows of a batch [B, 3, H, W] zeros, in place; nothing waits for a GPU."""
+    if plan.is_padding.any():
+        [rows] = to_device([plan.is_padding.nonzero()[0]], images.device)
+        images.index_fill_(0, rows, 0)
 
 
 def run_image(
-    image: Tensor, part: OpPlan | AugMixPlan, row: int, fill: Sequence[float] | None, scratch: Scratch
+    image: Tensor, part: OpPlan | AugMixPlan, row: int, fill: Sequence[float] | None, workspace: Workspace
 ) -> Tensor:
-    """One part of a plan's program on one uint8 image [3, H, W]; the result may be the image or lie in `scratch`."""
+    """One part of a plan's operations on one uint8 image [3, H, W]; the result may be the image or lie in the workspace."""
     if isinstance(part, OpPlan):
-        return apply_ops_image(image, part.op[row], part.arg[row], part.aux[row], fill, scratch)
+        return apply_ops_image(image, part.op[row], part.arg[row], part.aux[row], fill, workspace)
     chains = (
-        apply_ops_image(image, part.op[row, i], part.arg[row, i], part.aux[row, i], fill, scratch)
+        apply_ops_image(image, part.op[row, i], part.arg[row, i], part.aux[row, i], fill, workspace)
         for i in range(part.op.shape[1])
     )
-    if pixel_ops._warp is not None:
-        return _augmix_in_c(image.contiguous(), chains, part.weights[row], part.m[row], part.mode, scratch)
+    if pixel_ops._pixel_ops is not None:
+        return _augmix_in_c(image.contiguous(), chains, part.weights[row], part.m[row], part.mode, workspace)
     return _augmix(image, chains, torch.from_numpy(part.weights[row]), torch.tensor(float(part.m[row])), part.mode)
 
 
 def run_batch(images: Tensor, part: OpPlan | AugMixPlan, fill: Sequence[float] | None) -> Tensor:
-    """One part of a plan's program on a uint8 batch [B, 3, H, W], on its device; the result may be the batch itself."""
+    """One part of a plan's operations on a uint8 batch [B, 3, H, W], on its device; the result may be the batch itself."""
     if isinstance(part, OpPlan):
         return apply_ops_batch(images, part.op, part.arg, part.aux, fill)
     chains = (
         apply_ops_batch(images, part.op[:, i], part.arg[:, i], part.aux[:, i], fill) for i in range(part.op.shape[1])
     )
-    numbers = to_device(np.concatenate([part.weights, part.m[:, None]], axis=1), images.device)[:, :, None, None, None]
+    [numbers] = to_device(
+        [np.concatenate([part.weights, part.m[:, None]], axis=1)[:, :, None, None, None]], images.device
+    )
     return _augmix(images, chains, numbers[:, :-1].unbind(1), numbers[:, -1], part.mode)
 
 
@@ -182,15 +168,15 @@ def _augmix_in_c(
     weights: npt.NDArray[np.float32],
     m: np.float32,
     mode: str,
-    scratch: Scratch,
+    workspace: Workspace,
 ) -> Tensor:
-    """`_augmix` of one image on the CPU, in `scratch`, with the same bytes."""
-    assert pixel_ops._warp is not None
-    mix = pixel_ops._warp.mix
-    kept = scratch.get("chains", (len(weights), *image.shape), torch.uint8)
+    """`_augmix` of one image on the CPU, in the workspace, with the same bytes."""
+    assert pixel_ops._pixel_ops is not None
+    mix = pixel_ops._pixel_ops.mix
+    kept = workspace.get("chains", (len(weights), *image.shape), torch.uint8)
     for place, chain in zip(kept, chains, strict=True):
         place.copy_(chain)
-    out = scratch.get("mixed", image.shape, torch.uint8).numpy()
+    out = workspace.get("mixed", image.shape, torch.uint8).numpy()
     if mode == "timm":
         mix(image.numpy(), kept.numpy(), weights, 0.0, m, out)
     elif mode == "torchvision":
@@ -220,17 +206,17 @@ def mix_(images: Tensor, mix: MixPlan, pool: Executor | None = None) -> None:
     Args:
         pool: threads that share the pairs on the CPU.
     """
-    if normalize_erase.one_by_one(images):
+    if normalize_erase.per_image(images):
         list((pool.map if pool else map)(lambda i: mix_pair_(images, mix, i), range(len(images) // 2)))
         return
-    lam, cut, box = mix.lam, mix.cut, mix.box.astype(np.float32)
+    lam, cut, box = mix.lam, mix.use_cutmix, mix.box.astype(np.float32)
     share = np.where(cut, np.float32(1), lam)
     blend, paste = bool((share != 1).any()), bool(cut.any())
     if not blend and not paste:
         return
     other = images.flip(0)
-    params = to_device(np.concatenate([share[:, None], 1 - share[:, None], box], axis=1), images.device)
-    params = params[:, :, None, None, None]
+    host = np.concatenate([share[:, None], 1 - share[:, None], box], axis=1)[:, :, None, None, None]
+    [params] = to_device([host], images.device)
     if paste:
         rows = torch.arange(images.shape[2], device=images.device, dtype=torch.float32)[:, None]
         columns = torch.arange(images.shape[3], device=images.device, dtype=torch.float32)
@@ -245,11 +231,11 @@ def mix_pair_(images: Tensor, mix: MixPlan, i: int) -> None:
     j = len(images) - 1 - i
     a, b = images[i], images[j]
     old_a, old_b = a, b
-    if not (mix.cut[i] and mix.cut[j]) or (mix.box[i] != mix.box[j]).any():
+    if not (mix.use_cutmix[i] and mix.use_cutmix[j]) or (mix.box[i] != mix.box[j]).any():
         old_a, old_b = a.clone(), b.clone()
     for row, image, other in ((i, a, old_b), (j, b, old_a)):
         lam = float(mix.lam[row])
-        if mix.cut[row]:
+        if mix.use_cutmix[row]:
             top, bottom, left, right = mix.box[row].tolist()
             if old_a is a:  # both rows swap the same box
                 patch = a[:, top:bottom, left:right].clone()

@@ -16,18 +16,19 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dali_imagenet._compiled import compiled
-from dali_imagenet.plan.plan import BatchPlan
+from dali_imagenet.ops import FILTERS
+from dali_imagenet.plan.batch_plan import BatchPlan
 
-_kernels = compiled("dali_imagenet.transforms._image_kernels")
+_image_kernels = compiled("dali_imagenet.transforms._image_kernels")
 
 # torchvision's antialiased resize of tensors, without its checks, and how far it looks; uint8 in and out
 _RESIZE = {
-    "bilinear": (torch.ops.aten._upsample_bilinear2d_aa, 1),
-    "bicubic": (torch.ops.aten._upsample_bicubic2d_aa, 2),
+    FILTERS["bilinear"]: (torch.ops.aten._upsample_bilinear2d_aa, 1),
+    FILTERS["bicubic"]: (torch.ops.aten._upsample_bicubic2d_aa, 2),
 }
 
 
-class Part(NamedTuple):
+class DecodeRegion(NamedTuple):
     """What has to be decoded and resized of an image for its window to be right to the bit."""
 
     box: tuple[int, int, int, int]
@@ -38,52 +39,57 @@ class Part(NamedTuple):
     """By how much it is resized in height and width, where that does not follow from the sizes."""
 
 
-def needed(plan: BatchPlan, row: int, interpolation: str) -> Part:
+def required_region(plan: BatchPlan, row: int) -> DecodeRegion:
     """The box without what lies below and to the right of the window: an eighth of the image in evaluation, or more."""
-    top, left, *extents = plan.box[row].tolist()
+    top, left, *extents = plan.crop_box[row].tolist()
     if plan.resize[row].tolist() == list(plan.size):  # training
-        return Part((top, left, *extents), plan.size, (None, None))
+        return DecodeRegion((top, left, *extents), plan.size, (None, None))
+    _, reach_of = _RESIZE[int(plan.interpolation[row])]
     kept, sizes, factors = list[int](), list[int](), list[float | None]()
-    sides = zip(extents, plan.resize[row].tolist(), plan.crop[row].tolist(), plan.size, strict=True)
+    sides = zip(extents, plan.resize[row].tolist(), plan.window[row].tolist(), plan.size, strict=True)
     for extent, size, start, window in sides:
         end = start + window
         scale = extent / size
-        reach = math.ceil(scale * (end - 0.5) + _RESIZE[interpolation][1] * max(scale, 1.0) + 1)
+        reach = math.ceil(scale * (end - 0.5) + reach_of * max(scale, 1.0) + 1)
         reach += reach == end  # as many pixels in as out: torch would not resize at all
         cut = 0 < end < size and reach < extent
         kept.append(reach if cut else extent)
         sizes.append(end if cut else size)
         factors.append(size / extent if cut else None)
-    return Part((top, left, kept[0], kept[1]), (sizes[0], sizes[1]), (factors[0], factors[1]))
+    return DecodeRegion((top, left, kept[0], kept[1]), (sizes[0], sizes[1]), (factors[0], factors[1]))
 
 
-def render(
-    pixels: npt.NDArray[np.uint8], part: Part, plan: BatchPlan, row: int, interpolation: str, color: bool = True
-) -> Tensor:
-    """Execute the image stage of one row on the decoded pixels of `part.box`, uint8 [height, width, 3].
+def resize_crop_flip(pixels: npt.NDArray[np.uint8], region: DecodeRegion, plan: BatchPlan, row: int) -> Tensor:
+    """What follows decoding, of one row: resize, window, flips, colour.
+
+    Args:
+        pixels: uint8 [height, width, 3], the decoded `region.box`.
 
     Returns:
         uint8 [3, H, W], strides as they fall.
     """
-    (height, width), (rows, columns) = part.size, plan.size
-    top, left = plan.crop[row].tolist()
+    (height, width), (rows, columns) = region.size, plan.size
+    top, left = plan.window[row].tolist()
+    interpolation = int(plan.interpolation[row])
     inside = 0 <= top <= height - rows and 0 <= left <= width - columns
-    if inside and _kernels is not None and hasattr(_kernels, "resize"):
+    if inside and _image_kernels is not None and hasattr(_image_kernels, "resize"):
         image = torch.empty((3, rows, columns), dtype=torch.uint8)
-        factors = part.factors[0] or 0.0, part.factors[1] or 0.0
+        factors = region.factors[0] or 0.0, region.factors[1] or 0.0
         window, mirrored = (top, left, rows, columns), (plan.vflip[row], plan.hflip[row])
-        _kernels.resize(pixels, part.size, factors, interpolation == "bicubic", window, mirrored, image.numpy())
+        _image_kernels.resize(
+            pixels, region.size, factors, interpolation == FILTERS["bicubic"], window, mirrored, image.numpy()
+        )
     else:
-        image = _window(_resized(pixels, part, interpolation), top, left, plan.size)
+        image = _window(_resized(pixels, region, interpolation), top, left, plan.size)
         flips = [axis for axis, flip in ((1, plan.vflip[row]), (2, plan.hflip[row])) if flip]
         if flips:
             image = image.flip(flips)
-    return image if plan.color is None or not color else recolor(image, plan.color[row])
+    return image if plan.color is None else apply_color_matrix(image, plan.color[row])
 
 
-def _resized(pixels: npt.NDArray[np.uint8], part: Part, interpolation: str) -> Tensor:
+def _resized(pixels: npt.NDArray[np.uint8], region: DecodeRegion, interpolation: int) -> Tensor:
     resize, _ = _RESIZE[interpolation]
-    image: Tensor = resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], part.size, False, *part.factors)[0]
+    image: Tensor = resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], region.size, False, *region.factors)[0]
     return image
 
 
@@ -96,14 +102,14 @@ def _window(image: Tensor, top: int, left: int, size: tuple[int, int]) -> Tensor
     return image[:, top : top + rows, left : left + columns]
 
 
-def recolor(image: Tensor, matrix: npt.NDArray[np.float32]) -> Tensor:
+def apply_color_matrix(image: Tensor, matrix: npt.NDArray[np.float32]) -> Tensor:
     """round(clamp(matrix @ (r, g, b, 1))) of a uint8 [3, H, W] image, computed in float32; contiguous.
 
     matrix: [3, 4], in 0..255 units.
     """
     out = torch.empty(image.shape, dtype=torch.uint8)
-    if _kernels is not None:
-        _kernels.recolor(image.numpy(), np.ascontiguousarray(matrix, np.float32), out.numpy())
+    if _image_kernels is not None:
+        _image_kernels.recolor(image.numpy(), np.ascontiguousarray(matrix, np.float32), out.numpy())
         return out
     floats = image.to(torch.float32, memory_format=torch.contiguous_format)
     term = torch.empty(image.shape[1:])

@@ -1,0 +1,203 @@
+"""The engine on DALI: DALI reads and decodes (on a GPU it resizes, flips and colours, too), the rest runs behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dali_imagenet.dali.roi_probe import probe_roi_decode
+from dali_imagenet.dali.stage import DaliBatchError, DaliStage, one_torch_thread_each
+from dali_imagenet.engine import Batch, EngineOptions
+from dali_imagenet.errors import BadImageError
+from dali_imagenet.formats import FORMATS
+from dali_imagenet.image import decode_and_resize
+from dali_imagenet.jpeg_markers import find_marker_anomaly
+from dali_imagenet.plan.batch_plan import BatchPlan
+from dali_imagenet.plan.plan import Plan
+from dali_imagenet.recipe import TrainRecipe
+from dali_imagenet.transforms.postprocess import Postprocess
+from dali_imagenet.transforms.transfer import to_device
+
+log = logging.getLogger("dali_imagenet")
+
+
+class DaliEngine:
+    """See `dali_imagenet.engine.Engine`."""
+
+    decoder = "DALI"
+
+    def __init__(self, plan: Plan, options: EngineOptions) -> None:
+        recipe, device = plan.recipe, options.device
+        roi_decode = options.roi_decode
+        if roi_decode is None:
+            roi_decode = device.type == "cpu" or probe_roi_decode(device.index or 0)
+        self.mixing = False
+        self._plan, self._options = plan, dataclasses.replace(options, roi_decode=roi_decode)
+        self._postprocess = Postprocess(dtype=options.dtype, memory_format=options.memory_format)
+        self._by_path = len(plan.index) > 0 and plan.index.source.local_path(0) is not None
+        fused = not recipe.pixel_ops
+        self._stage_options: dict[str, Any] = {
+            "train": plan.train,
+            "color": isinstance(recipe, TrainRecipe) and recipe.color_twist is not None,
+            "vflip": isinstance(recipe, TrainRecipe) and recipe.vflip > 0,
+            "device": device,
+            "normalize": (recipe.mean, recipe.std) if fused else None,
+            "dtype": options.dtype if fused else torch.uint8,
+            "memory_format": options.memory_format if fused else torch.contiguous_format,
+            "roi_decode": roi_decode,
+            "hw_decoder_load": options.hw_decoder_load,
+            "encoded": not self._by_path,
+        }
+        # DALI shows 16-bit PNG and CMYK without Adobe's segment otherwise than Pillow, and its GPU decoders know fewer
+        # formats: whatever is no gray or colour JPEG is left to Pillow, and so is what DALI turns out not to decode.
+        index = plan.index
+        self._needs_cpu_decode = (index.format != FORMATS.index("JPEG")) | ~np.isin(index.components, (1, 3))
+        self._markers_checked = np.zeros(len(index), bool)  # and found as they should be
+        threads = max(1, options.num_workers)
+        # decodes what is not DALI's, and on the CPU finishes what is
+        self._pool = one_torch_thread_each(threads)
+        self._stage = DaliStage(
+            batch_size=plan.batch_size, num_threads=threads, prefetch=options.prefetch, **self._stage_options
+        )
+        self._waiting = deque[tuple[BatchPlan, dict[int, Future[Tensor]]]]()  # what is in flight, in order
+        self._schedule: Iterator[tuple[int, int]] = iter(())  # what comes behind it
+
+    @property
+    def roi_decode(self) -> bool | None:
+        """Whether DALI decodes only the region that is needed."""
+        return self._options.roi_decode
+
+    def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
+        """See `dali_imagenet.engine.Engine.batches`."""
+        coming, _ = next(iter(self._waiting), (None, None))
+        if coming is None or (coming.epoch, coming.step) != (epoch, step):
+            self._waiting.clear()  # first: a drain that is interrupted is made up for
+            self._stage.drain()
+            self._schedule = self._plan.schedule(epoch, step)
+        for _ in range(step, len(self._plan)):
+            waiting, self._waiting = self._waiting, deque()  # put back below: what fails or is interrupted begins anew
+            self._feed(waiting)
+            (plan, on_cpu), failures = waiting.popleft(), dict[int, str]()
+            try:
+                images = self._stage.collect()
+                others = {row: future.result() for row, future in on_cpu.items()}
+                images = self._merge_rows(images, others, plan)
+                for row in self._rows_to_recheck(plan, others):
+                    images[row] = self._as_from_dali(self._decode(plan, row), plan)
+            except (DaliBatchError, BadImageError):
+                plan, images, failures = self._retry_per_sample(plan)
+            self._feed(waiting)
+            done = [self._postprocess.finish_batch(images, plan, self._pool, mix=self.mixing)]
+            del images
+            self._waiting = waiting
+            yield plan, done.pop(), failures  # not held here while the user has it
+
+    def for_plan(self, plan: Plan) -> DaliEngine:
+        """See `dali_imagenet.engine.Engine.for_plan`."""
+        return DaliEngine(plan, dataclasses.replace(self._options, num_workers=1, prefetch=1))
+
+    def close(self) -> None:
+        """See `dali_imagenet.engine.Engine.close`."""
+        self._pool.shutdown(cancel_futures=True)
+        self._stage.close()
+
+    def _feed(self, waiting: deque[tuple[BatchPlan, dict[int, Future[Tensor]]]]) -> None:
+        for epoch, step in itertools.islice(self._schedule, self._options.prefetch - len(waiting)):
+            plan = self._plan.batch(epoch, step)
+            waiting.append((plan, self._submit(plan)))
+
+    def _submit(self, plan: BatchPlan) -> dict[int, Future[Tensor]]:
+        """Starts DALI on the rows that are its own, and Pillow on the others, which are returned."""
+        others = ~plan.is_padding & self._needs_cpu_decode[plan.source_index]
+        mine = (~plan.is_padding & ~others).nonzero()[0]
+        part = plan if len(mine) == len(plan) else plan.select_rows(mine)
+        samples = part.source_index.tolist()
+        self._stage.submit(part, self._files(samples), self._plan.index.file_size[samples].tolist())
+        return {int(row): self._pool.submit(self._decode, plan, int(row)) for row in others.nonzero()[0]}
+
+    def _files(self, samples: Sequence[int]) -> list[bytes]:
+        """What DALI is given of the samples: their paths, or the files themselves where they have none."""
+        source = self._plan.index.source
+        if self._by_path:
+            return [os.fsencode(str(source.local_path(sample))) for sample in samples]
+        # What cannot be read is empty, so that DALI fails, and `_retry_per_sample` finds out why.
+        return [b"" if isinstance(file, Exception) else file for file in source.read_many(samples)]
+
+    def _merge_rows(self, images: Tensor, others: dict[int, Tensor], plan: BatchPlan) -> Tensor:
+        """DALI's images and Pillow's at their rows."""
+        if len(images) == len(plan):
+            return images
+        mine = ~plan.is_padding
+        mine[list(others)] = False
+        [rows] = to_device([mine.nonzero()[0]], images.device)
+        full = self._new_batch(plan).index_copy_(0, rows, images)
+        for row, pixels in others.items():
+            full[row] = self._as_from_dali(pixels, plan)
+        return full
+
+    def _rows_to_recheck(self, plan: BatchPlan, others: dict[int, Tensor]) -> list[int]:
+        """Rows that DALI has just decoded, but whose files have markers where none belong: they are Pillow's.
+
+        DALI delivers some of them that Pillow refuses, so that the backends would lose different samples.
+        """
+        mine = ~plan.is_padding & ~np.isin(np.arange(len(plan)), list(others))
+        sample = plan.source_index
+        new = [(at, row) for at, row in enumerate(mine.nonzero()[0]) if not self._markers_checked[sample[row]]]
+        found = [int(row) for at, row in new if find_marker_anomaly(self._stage.file(at))]
+        self._markers_checked[sample[[row for _, row in new]]] = True
+        self._markers_checked[sample[found]] = False
+        self._needs_cpu_decode[sample[found]] = True
+        return found
+
+    def _retry_per_sample(self, plan: BatchPlan) -> Batch:
+        """A batch that could not be made, sample by sample: a failure costs that sample alone.
+
+        What DALI cannot decode and Pillow can is Pillow's from then on; what neither can is replaced or raised.
+        """
+        images = self._new_batch(plan)
+        with contextlib.closing(DaliStage(batch_size=1, num_threads=1, prefetch=1, **self._stage_options)) as alone:
+
+            def make(plan: BatchPlan, row: int) -> None:
+                images[row] = self._make_row(alone, plan, row)
+
+            plan, failures = self._plan.execute_rows(plan, make)
+        return plan, images, failures
+
+    def _make_row(self, alone: DaliStage, plan: BatchPlan, row: int) -> Tensor:
+        image = self._as_from_dali(self._decode(plan, row), plan)  # first: what neither can costs DALI a new pipeline
+        sample = int(plan.source_index[row])
+        if self._needs_cpu_decode[sample]:
+            return image
+        try:
+            alone.submit(plan.select_rows([row]), self._files([sample]), [int(self._plan.index.file_size[sample])])
+            found = alone.collect()[0]
+            if self._markers_checked[sample] or not find_marker_anomaly(alone.file(0)):
+                return found
+        except DaliBatchError as error:
+            name = self._plan.index.source.name(sample)
+            log.warning("%s is decoded by Pillow from now on: DALI says %r", name, error.reason)
+        self._needs_cpu_decode[sample] = True
+        return image
+
+    def _decode(self, plan: BatchPlan, row: int) -> Tensor:
+        return decode_and_resize(self._plan.index, plan, row)
+
+    def _new_batch(self, plan: BatchPlan) -> Tensor:
+        options = {name: self._stage_options[name] for name in ("dtype", "device", "memory_format")}
+        return torch.empty((len(plan), 3, *plan.size), **options)
+
+    def _as_from_dali(self, pixels: Tensor, plan: BatchPlan) -> Tensor:
+        """What the graph would have made of these pixels."""
+        pixels = pixels.contiguous().to(self._options.device)
+        return pixels if self._stage_options["normalize"] is None else self._postprocess.normalize(pixels, plan)

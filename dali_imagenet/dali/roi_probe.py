@@ -1,0 +1,148 @@
+"""May DALI decode regions on this GPU? Asked in a subprocess, because the wrong answer ends the process."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from dali_imagenet.cache import cache_folder
+from dali_imagenet.dali.stage import DaliStage, dali_available
+from dali_imagenet.ops import FILTERS
+
+_PROBE_SECONDS = 120.0
+_PROBE_STARTED = "decoding"
+_PROBE_PASSED = "passed"
+
+
+def probe_roi_decode(device_index: int = 0, *, cache_dir: str | os.PathLike[str] | None = None) -> bool:
+    """Whether decoding regions (`roi_decode=True`) works on this GPU. Never raises, never crashes the caller.
+
+    nvImageCodec 0.9 is known to crash the whole process on some GPUs there (its issue 55), which nothing can catch. So
+    a subprocess decodes some generated JPEGs with a time limit of 120 s, and the answer is remembered by GPU, DALI and
+    nvImageCodec version in `roi_decode.json` in `cache_dir` (see `cache.cache_folder`). Delete the file to ask again. A probe that could not start (no memory left on the GPU,
+    say) is not remembered.
+    """
+    try:
+        if not torch.cuda.is_available() or not dali_available()[0]:
+            return False
+        key = f"{torch.cuda.get_device_name(device_index)} | {_versions()}"
+    except Exception:  # an index that does not exist, a broken driver
+        return False
+    folder = cache_folder(cache_dir)
+    cache = None if folder is None else folder / "roi_decode.json"
+    answers = {} if cache is None else _read_answers(cache)
+    if key not in answers:
+        passed = _probe_in_subprocess(device_index, _PROBE_SECONDS)
+        if passed is None:
+            return False
+        answers[key] = passed
+        with contextlib.suppress(OSError):  # a read-only home: ask again next time
+            if cache is not None:
+                _write_answers(cache, answers)
+    return answers[key]
+
+
+def _versions() -> str:
+    """Versions of the wheels that decode: "nvidia-dali-cuda120 2.4.0 | nvidia-nvimgcodec-cu12 0.9.0.20"."""
+    found = []
+    for name in ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return " | ".join(found)
+
+
+def _read_answers(path: Path) -> dict[str, bool]:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {k: v for k, v in stored.items() if isinstance(v, bool)} if isinstance(stored, dict) else {}
+
+
+def _write_answers(path: Path, answers: dict[str, bool]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        json.dump(answers, file, indent=1)
+    os.replace(file.name, path)  # at once, so that another process reads the old file or the new one
+
+
+def _probe_in_subprocess(device_index: int, seconds: float) -> bool | None:
+    """True: decoded well. False: crashed or decoded wrongly. None: it did not get that far, or no answer in time."""
+    code = f"from dali_imagenet.dali.roi_probe import _probe; _probe({device_index})"
+    package_parent = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=seconds,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    said = done.stdout.decode(errors="replace").split()
+    if done.returncode == 0 and _PROBE_PASSED in said:
+        return True
+    return False if _PROBE_STARTED in said else None
+
+
+def _probe(device_index: int) -> None:
+    """Runs in the subprocess: regions of generated JPEGs, decoded on the GPU, must look as those of the CPU."""
+    rng = np.random.default_rng(0)
+    stages = [
+        DaliStage(batch_size=64, train=True, device=device, num_threads=4, encoded=True)
+        for device in (f"cuda:{device_index}", "cpu")
+    ]
+    print(_PROBE_STARTED, flush=True)
+    for _ in range(8):
+        sizes = rng.integers(40, 900, (64, 2))
+        low = rng.integers(1, sizes + 1)
+        box = np.concatenate([rng.integers(0, sizes - low + 1), low], axis=1)
+        files = [_jpeg(rng, height, width, i % 6) for i, (height, width) in enumerate(sizes.tolist())]
+        plan: Any = SimpleNamespace(
+            epoch=0,
+            step=0,
+            size=(64, 64),
+            is_padding=np.zeros(64, bool),
+            source_size=sizes,
+            crop_box=box,
+            resize=np.full((64, 2), 64),
+            interpolation=np.full(64, FILTERS["bilinear"]),
+            window=np.zeros((64, 2), int),
+            color=None,
+            hflip=np.zeros(64, bool),
+            vflip=np.zeros(64, bool),
+        )
+        for stage in stages:
+            stage.submit(plan, files)
+        gpu, cpu = (stage.collect().cpu().float() for stage in stages)
+        if (gpu - cpu).abs().mean() > 3:  # 0..255: decoders differ by about 1, a wrong region by tens
+            raise SystemExit("the regions decoded on the GPU are not those of the CPU")
+    print(_PROBE_PASSED, flush=True)
+
+
+def _jpeg(rng: np.random.Generator, height: int, width: int, kind: int) -> bytes:
+    """A smooth picture with some noise: 4:4:4, 4:2:2, 4:2:0, 4:2:0 with an odd quality, gray or progressive."""
+    from PIL import Image
+
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((width, height))
+    noisy = np.asarray(coarse).astype(np.int16) + rng.integers(-6, 7, (height, width, 1))
+    image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert("L" if kind == 4 else "RGB")
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=71 if kind == 3 else 90, subsampling=min(kind, 2), progressive=kind == 5)
+    return out.getvalue()

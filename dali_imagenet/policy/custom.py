@@ -1,0 +1,113 @@
+"""A policy of one's own, as a table of operations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from dali_imagenet.ops import FILTERS, Op
+from dali_imagenet.policy.base import INF, AugmentPolicy, Entry, Row, Size, Table, auto_table
+from dali_imagenet.policy.timm import PIL_MOVES
+from dali_imagenet.policy.torchvision import FACTORS, MOVES
+from dali_imagenet.validation import probability, sequence, wrong
+
+
+class Step(NamedTuple):
+    """An operation of a `TablePolicy`.
+
+    probability: in 0..1. magnitude: the final argument that `Op` describes, or its range (low, high), drawn uniformly
+    (whole numbers, both ends included, where the operation wants whole ones: translate, posterize, solarize-add).
+    sign: with probability one half mirrors the argument about the value that changes nothing: -x, or 2 - x for the
+    factors of brightness, color, contrast and sharpness.
+    aux: what `Op` says; None is 3 (bicubic) for PIL's moving operations and 0 else.
+    """
+
+    op: Op
+    probability: float = 1.0
+    magnitude: float | tuple[float, float] = 0.0
+    sign: bool = False
+    aux: int | None = None
+
+
+_ALL_FACTORS = (*FACTORS, Op.PIL_BRIGHTNESS, Op.PIL_COLOR, Op.PIL_CONTRAST, Op.PIL_SHARPNESS)
+_ALL_MOVES = (*MOVES, *PIL_MOVES)
+_WHOLE = (Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.POSTERIZE, Op.PIL_POSTERIZE, Op.SOLARIZE_ADD, Op.PIL_SOLARIZE_ADD)
+# The arguments allowed, where not everything is.
+_DOMAIN: dict[Op, tuple[float, float]] = {
+    **dict.fromkeys(_ALL_FACTORS, (0.0, INF)),
+    **dict.fromkeys((Op.POSTERIZE, Op.PIL_POSTERIZE), (0, 8)),
+    Op.SOLARIZE: (0, 255),
+    Op.PIL_SOLARIZE: (0, 256),
+    **dict.fromkeys((Op.SOLARIZE_ADD, Op.PIL_SOLARIZE_ADD), (0, 255)),
+    Op.HUE: (-0.5, 0.5),
+    Op.GAUSSIAN_BLUR: (1e-3, 100),
+    Op.PIL_GAUSSIAN_BLUR: (0, 100),
+}
+
+
+def _step(given: Any) -> Step:
+    step = Step(*given)
+    op = Op(step.op)
+    what = f"{op.name}: magnitude"
+    ends = sequence(step.magnitude) or (step.magnitude, step.magnitude)
+    if len(ends) != 2 or not all(math.isfinite(x) for x in ends) or ends[0] > ends[1]:
+        raise wrong(what, step.magnitude, "a number or (low, high) with low <= high")
+    chance = probability(f"{op.name}: probability", step.probability)
+    if step.sign and op not in (*_ALL_FACTORS, *_ALL_MOVES, Op.HUE):
+        raise wrong(f"{op.name}: sign", step.sign, "False: only moving operations, factors and hue have one")
+    low, high = _DOMAIN.get(op, (-INF, INF))
+    mirror = 2.0 if op in _ALL_FACTORS else 0.0
+    reached = [*ends, *(mirror - x for x in ends)] if step.sign else ends
+    if min(reached) < low or max(reached) > high:
+        raise wrong(what, step.magnitude, f"one that stays in [{low:g}, {high:g}]; with its sign it reaches "
+                    f"{min(reached):g} to {max(reached):g}")  # fmt: skip
+    if op in _WHOLE and any(x != int(x) for x in ends):
+        raise wrong(what, step.magnitude, "whole numbers")
+    aux = step.aux if step.aux is not None else 3 if op in PIL_MOVES else 0
+    if op == Op.GAUSSIAN_BLUR and aux % 2 == 0:
+        raise wrong(f"{op.name}: aux", step.aux, "the kernel size, an odd number such as 23")
+    if op in _ALL_MOVES and aux not in FILTERS.values():
+        raise wrong(f"{op.name}: aux", step.aux, "0 (nearest), 2 (bilinear) or 3 (bicubic)")
+    return Step(op, chance, (float(ends[0]), float(ends[1])), bool(step.sign), int(aux))
+
+
+def _step_entry(step: Step) -> Entry:
+    low, high = step.magnitude  # type: ignore[misc]  # _step made it a pair
+    whole = step.op in _WHOLE
+    row = Row(step.op, step.aux or 0, offset=low, sign=1.0, scale=10.0, spread=high - low, whole=float(whole))
+    if whole:
+        row = row._replace(spread=high - low + 1.0, cap=high - low)
+    mirror = 2.0 if step.op in _ALL_FACTORS else 0.0
+    return Entry([row, row._replace(offset=mirror - low, sign=-1.0)] if step.sign else [row], step.probability)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablePolicy(AugmentPolicy):
+    """A policy of one's own: a sub-policy is drawn for each sample and its steps are applied in order.
+
+    sub_policies: sequences of `Step`, or of tuples in the order of its fields, for example
+    `[[(Op.ROTATE, 0.7, (0, 30), True), (Op.EQUALIZE, 0.5)], [(Op.COLOR, 1.0, 1.4)]]`.
+    weights: of the sub-policies, not negative; None draws each alike.
+    """
+
+    name: ClassVar[str] = "table"
+    sub_policies: Sequence[Sequence[Any]] = ()
+    weights: Sequence[float] | None = None
+
+    def _check(self) -> None:
+        steps = tuple(tuple(_step(step) for step in sub) for sub in self.sub_policies)
+        if not steps or not any(steps):
+            raise wrong("sub_policies", self.sub_policies, "not empty: at least one sub-policy with one step")
+        object.__setattr__(self, "sub_policies", steps)
+        if self.weights is not None:
+            weights = tuple(float(w) for w in self.weights)
+            if len(weights) != len(steps) or min(weights) < 0 or not 0 < sum(weights) < INF:
+                raise wrong("weights", self.weights, f"{len(steps)} numbers >= 0 with a positive sum")
+            object.__setattr__(self, "weights", weights)
+
+    def _build(self, size: Size) -> Table:
+        entries = [[_step_entry(step) for step in sub] for sub in self.sub_policies]
+        ranges = any(step.magnitude[0] < step.magnitude[1] for sub in self.sub_policies for step in sub)
+        return auto_table(entries, self.weights, "uniform" if ranges else "")

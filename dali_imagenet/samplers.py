@@ -1,0 +1,63 @@
+"""The order of a loader's samples, for code that expects a DataLoader's samplers."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Protocol
+
+from dali_imagenet.plan.plan import Plan
+
+
+class _HasOrder(Protocol):
+    """What is asked of a loader."""
+
+    plan: Plan
+
+    @property
+    def epoch(self) -> int: ...
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+
+def _order(loader: _HasOrder | None, plan: Plan) -> Iterator[list[int]]:
+    """The samples of this rank in the coming epoch, step by step, without padding."""
+    epoch = 0 if loader is None else loader.epoch
+    for step in range(len(plan)):
+        yield [int(i) for i in plan.samples(epoch, step) if i >= 0]
+
+
+class Sampler:
+    """The order of this rank's samples, for code that expects `loader.sampler.set_epoch(epoch)`."""
+
+    def __init__(self, loader: _HasOrder) -> None:
+        self._loader = weakref.ref(loader)
+        self._plan = loader.plan
+
+    def set_epoch(self, epoch: int) -> None:
+        """As `Loader.set_epoch`."""
+        if (loader := self._loader()) is not None:
+            loader.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        last = len(self._plan) - 1
+        return last * self._plan.batch_size + int((self._plan.positions(last) >= 0).sum())
+
+    def __iter__(self) -> Iterator[int]:
+        for batch in _order(self._loader(), self._plan):
+            yield from batch
+
+
+class BatchSampler:
+    """The samples of each step of the coming epoch, as lists of indices; padding is left out."""
+
+    def __init__(self, loader: _HasOrder, sampler: Sampler) -> None:
+        self._loader = weakref.ref(loader)
+        self._plan = loader.plan
+        self.batch_size, self.drop_last, self.sampler = loader.plan.batch_size, loader.plan.drop_last, sampler
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return _order(self._loader(), self._plan)

@@ -1,0 +1,81 @@
+"""The engine without DALI: workers make batches; for a GPU target they make uint8 pixels, and the GPU does the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator
+
+import torch
+
+from dali_imagenet.decode.decode import decoder_name
+from dali_imagenet.engine import Batch, EngineOptions
+from dali_imagenet.plan.plan import Plan
+from dali_imagenet.transforms.postprocess import Postprocess
+from torchvision_fallback.workers import Workers
+
+
+class TorchvisionEngine:
+    """See `dali_imagenet.engine.Engine`."""
+
+    roi_decode = None
+
+    def __init__(self, plan: Plan, options: EngineOptions) -> None:
+        self._options = options
+        self._postprocess = Postprocess(dtype=options.dtype, memory_format=options.memory_format)
+        self._mixing = False
+        self._on_cpu = options.device.type == "cpu"
+        # copies pass by the model's queued work; torch does not annotate streams
+        self._side = None if self._on_cpu else torch.cuda.Stream(options.device)  # type: ignore[no-untyped-call]
+        self._workers = Workers(
+            plan,
+            self._postprocess if self._on_cpu else None,
+            num_workers=options.num_workers,
+            prefetch=options.prefetch,
+            pin_memory=not self._on_cpu,
+            multiprocessing_context=options.multiprocessing_context,
+            timeout=options.timeout,
+        )
+
+    @property
+    def decoder(self) -> str:
+        """What decodes the usual JPEGs."""
+        return decoder_name()
+
+    @property
+    def mixing(self) -> bool:
+        """Whether the next batch that is handed out is mixed."""
+        return self._mixing
+
+    @mixing.setter
+    def mixing(self, on: bool) -> None:
+        self._mixing = on
+        self._workers.mixing = on and self._on_cpu
+
+    def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
+        """See `dali_imagenet.engine.Engine.batches`."""
+        batches = self._workers.batches(epoch, step)
+        if self._side is None:
+            yield from batches
+            return
+        device = self._options.device
+        while True:
+            with torch.cuda.device(device):  # else pinning opens a context on the current device
+                batch = next(batches, None)
+            if batch is None:
+                return
+            plan, pixels, failures = batch
+            with torch.cuda.stream(self._side):
+                images = pixels.to(device, non_blocking=True)
+            stream = torch.cuda.current_stream(device)
+            stream.wait_stream(self._side)
+            images.record_stream(stream)
+            yield plan, self._postprocess.finish_batch(images, plan, mix=self.mixing), failures
+            del batch, pixels, images
+
+    def for_plan(self, plan: Plan) -> TorchvisionEngine:
+        """See `dali_imagenet.engine.Engine.for_plan`."""
+        return TorchvisionEngine(plan, dataclasses.replace(self._options, num_workers=0, prefetch=1))
+
+    def close(self) -> None:
+        """See `dali_imagenet.engine.Engine.close`."""
+        self._workers.close()
