@@ -69,39 +69,39 @@ def report_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["gpu"]:  # does without the extra
-        from bench import gpu
+        from .gpu import gpu
 
         return gpu.main(words[1:])
     need_extra()
     if words[:1] == ["first-batch"]:
-        from bench import first_batch
+        from .checks import first_batch
 
         return first_batch.main(words[1:])
     if words[:1] == ["ops"]:
-        from bench import ops
+        from . import ops
 
         return ops.main(words[1:])
     if words[:1] == ["parity"]:
-        from bench import parity
+        from .checks import parity
 
         return parity.main(words[1:])
     if words[:1] == ["audit"]:
-        from bench import audit
+        from .checks import audit
 
         return audit.main(words[1:])
     if words[:1] == ["soak"]:
-        from bench import soak
+        from .checks import soak
 
         return soak.run(soak.parser().parse_args(words[1:]))
     if words[:1] == ["fuzz"]:
-        from bench import fuzz
+        from .checks import fuzz
 
         return fuzz.run(fuzz.parser().parse_args(words[1:]))
     if words[:1] == ["broken"]:
-        from bench import broken_table
+        from .checks import broken
 
-        return broken_table.run(broken_table.parser().parse_args(words[1:]))
-    from bench import commands
+        return broken.run(broken.parser().parse_args(words[1:]))
+    from .compare import commands
 
     if words and words[0] in COMMANDS:
         make, call = COMMANDS[words[0]]

@@ -24,12 +24,13 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from bench import images, machine, stats
 from dali_imagenet import draws, pixel_ops
 from dali_imagenet.batch_stage import run_batch, run_image
 from dali_imagenet.ops import Op
 from dali_imagenet.pixel_ops import Scratch
 from dali_imagenet.policy import AugmentPolicy, OpPlan, resolve
+
+from .core import images, machine, stats
 
 SCHEMA = "dali-imagenet-ops/1"
 SIZE = 224
@@ -378,7 +379,7 @@ def markdown(results: Results) -> str:
 def draw(results: Results, file: Path) -> None:
     from matplotlib import pyplot as plt
 
-    from bench import plots
+    from .compare import plots
 
     policies = [p for p in results["settings"]["policies"] if best(results, p)]
     colours = dict(zip(CONTESTANTS, (plots.OURS, "#7cc4a8", plots.BASE, plots.PEER, "#c8553d", "#c9d1d9", "#d9c27a",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rich")
-from bench import audit, parity
+from bench.checks import audit, parity
 from dali_imagenet import SampleIndex
 
 CLASSES = [f"c{i // 20:02d}" for i in range(200)]

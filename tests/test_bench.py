@@ -18,9 +18,10 @@ pytest.importorskip("psutil")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from bench import commands, images, measure, report, stats, verdict
+from bench.compare import commands, report, verdict
 from bench.contestants import BY_NAME, CONTESTANTS
-from bench.job import SPECS, Job
+from bench.core import images, measure, stats
+from bench.core.job import SPECS, Job
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -359,7 +360,7 @@ def test_pure_is_pure() -> None:
     code = """
 import os, sys
 from bench.contestants import BY_NAME
-import bench.worker
+import bench.core.worker
 os.environ.update(BY_NAME["ours-pure"].environment)
 BY_NAME["ours-pure"].load()
 from dali_imagenet import augment, image_stage, jpeg_check, pixel_ops

@@ -629,7 +629,7 @@ def test_threads_of_the_parent_come_back(index: SampleIndex) -> None:
 @needs_dali
 def test_mutated_images_and_caches_are_accounted_for(tmp_path: Path) -> None:
     """A short run of the fuzzer: 200 mutated images through both backends, 500 mutated caches."""
-    from bench import fuzz
+    from bench.checks import fuzz
 
     out = tmp_path / "fuzz.json"
     assert fuzz.run(fuzz.parser().parse_args(["--seed", "7", "--count", "200", "--out", str(out)])) == 0
@@ -645,7 +645,7 @@ def test_mutated_images_and_caches_are_accounted_for(tmp_path: Path) -> None:
 
 
 def test_the_fuzzer_reports_a_crash_and_a_wrong_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import fuzz
+    from bench.checks import fuzz
 
     (tmp_path / "data" / "c").mkdir(parents=True)  # no image: the subprocess ends with an error
     assert "status 1" in fuzz._ask("images", tmp_path, "torchvision")["wrong"][0]
@@ -654,7 +654,7 @@ def test_the_fuzzer_reports_a_crash_and_a_wrong_account(tmp_path: Path, monkeypa
 
 
 def test_the_fuzzer_reports_what_one_backend_alone_loses_or_shows() -> None:
-    from bench import fuzz
+    from bench.checks import fuzz
 
     images = np.zeros((4, 3, 8, 8), np.float32)
     ours = {"evaluation": images, "evaluation: lost": np.zeros(4, np.bool_)}

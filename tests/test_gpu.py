@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from bench import gpu
+from bench.gpu import gpu
 from dali_imagenet import EvalRecipe, Loader, Plan, SampleIndex, TrainRecipe, augment, batch_stage, create_loader
 from dali_imagenet import pixel_ops_batched as batched
 from dali_imagenet.batch_stage import BatchStage, mix_

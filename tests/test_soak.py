@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench import soak
+from bench.checks import soak
 from tests.conftest import make_folder
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bench.job import Job
+from ..core.job import Job
 
 TRAIN = ("classic", "strong")
 MODES = ("none", "conservative", "moderate", "aggressive")
@@ -27,7 +27,7 @@ Build = Callable[[Job], Iterable[Any]]
 class Contestant:
     name: str  # short, for tables
     title: str
-    build: str  # "module:function" below bench.contestants
+    build: str  # "module:function" below this package
     recipes: tuple[str, ...]
     needs: tuple[str, ...] = ()  # modules that must be importable
     install: str = ""  # the command that brings them
@@ -61,7 +61,7 @@ class Contestant:
 
 def _function(name: str) -> Any:
     module, function = name.split(":")
-    return getattr(importlib.import_module(f"bench.contestants.{module}"), function)
+    return getattr(importlib.import_module(f"{__package__}.{module}"), function)
 
 
 def importable(module: str) -> bool:

@@ -15,12 +15,13 @@ import torch
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from bench import images
-from bench.contestants import torchvision_peers
-from bench.job import MEAN, STD, Job
 from dali_imagenet import SampleIndex, TrainRecipe
 from dali_imagenet.plan import Plan
 from torchvision_fallback.stage import Memory, read_pixels
+
+from ..core import images
+from ..core.job import MEAN, STD, Job
+from . import torchvision_peers
 
 
 class Threads:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import stats
-from bench.job import Job
+from . import stats
+from .job import Job
 
 Results = dict[str, Any]
 TABLES = ("loaders", "ceilings")  # whose numbers are quoted
@@ -41,9 +41,9 @@ def run_visit(job: Job, timeout: float, scratch: Path) -> dict[str, Any]:
     log = scratch / "visit.log"
     threads = str(max(1, job.workers))
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore"}
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(p for p in (root, environment.get("PYTHONPATH", "")) if p)
-    command = [sys.executable, "-m", "bench.worker", job.to_json(), str(answer)]
+    command = [sys.executable, "-m", f"{__package__}.worker", job.to_json(), str(answer)]
     started = time.perf_counter()
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -99,7 +99,7 @@ def drop_page_cache(files: Iterable[Path]) -> bool:
 
 
 class Referee:
-    """Runs jobs in interleaved rounds. `results` (see `bench.report`) is saved after every visit, so that an
+    """Runs jobs in interleaved rounds. `results` (see `compare.report`) is saved after every visit, so that an
     interrupted run keeps what it has and a later one goes on from there."""
 
     def __init__(self, results: Results, file: Path, rounds: int, warmup_rounds: int, deadline: float | None) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from bench.machine import cores, describe, versions
+from ..core.machine import cores, describe, versions
 
 SCHEMA = "dali_imagenet soak 2"
 COUNTS = ("pss_mb", "rss_mb", "descriptors", "threads", "processes", "cpu_seconds")
@@ -92,7 +92,7 @@ def watch(backend: str, options: argparse.Namespace) -> list[dict[str, float]]:
     """A row every 0.5 s, or 300 in all; `others` are the cores that other programs took meanwhile."""
     seconds = options.minutes * 60
     words = [backend, str(options.data), str(options.batch_size), str(options.workers), str(seconds)]
-    command = [sys.executable, "-m", "bench.soak", *words]
+    command = [sys.executable, "-m", f"{__package__}.soak", *words]
     interval = max(0.5, seconds / 300)
     rows: list[dict[str, float]] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE) as child:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.machine import describe, versions
+from ..core.machine import describe, versions
 
 SCHEMA = "dali_imagenet fuzz 2"
 PER_ROUND = 500
@@ -76,7 +76,7 @@ def mutate(data: bytes, rng: np.random.Generator, other: bytes = b"") -> bytes:
 
 def seeds(folder: Path | None, rng: np.random.Generator) -> list[bytes]:
     """Generated JPEGs of several kinds, and up to 50 real ones of at most 200 kB."""
-    from bench.broken_table import encoded
+    from .broken import encoded
 
     made = [
         encoded(seed=1),
@@ -175,7 +175,7 @@ def index_cache(root: Path, backend: str) -> None:
 
 
 def _ask(what: str, root: Path, argument: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.fuzz", what, str(root), argument]
+    command = [sys.executable, "-m", f"{__package__}.fuzz", what, str(root), argument]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:

@@ -37,7 +37,7 @@ Points = dict[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Question:
-    ask: str  # a function of bench.gpu_questions
+    ask: str  # a function of gpu_questions
     arguments: dict[str, Any] = field(default_factory=dict)
     limit: float = 60.0  # seconds, after which it is ended
     core: bool = False  # asked again while there is time
@@ -322,11 +322,11 @@ def ask(task: str, limit: float, folder: Path) -> tuple[dict[str, Any], str]:
     """
     answer, log = folder / "answer.json", folder / "log.txt"
     answer.unlink(missing_ok=True)
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bench.gpu_questions", task, str(answer)],
+            [sys.executable, "-m", f"{__package__}.gpu_questions", task, str(answer)],
             stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True,
             env=os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"},
         )  # fmt: skip
@@ -373,8 +373,9 @@ def main(arguments: Sequence[str]) -> int:
     if absent:
         print(f"Missing here: {', '.join(absent)}. Install them, or put them on PYTHONPATH.", file=sys.stderr)
         return 2
-    from bench import contestants, images, machine
-    from bench.gpu_questions import Settings, task
+    from .. import contestants
+    from ..core import images, machine
+    from .gpu_questions import Settings, task
 
     device = options.device or ("cuda" if contestants.has_cuda() else "cpu")
     if device == "cuda" and not contestants.has_cuda():

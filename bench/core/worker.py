@@ -1,4 +1,4 @@
-"""A contestant's own process: `python -m bench.worker JOB ANSWER` runs one visit and writes its numbers as JSON."""
+"""A contestant's own process: `python -m bench.core.worker JOB ANSWER` runs one visit; its numbers go out as JSON."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from bench.contestants import BY_NAME  # noqa: E402
-from bench.job import Job  # noqa: E402
-from bench.machine import cores  # noqa: E402
+from ..contestants import BY_NAME  # noqa: E402
+from .job import Job  # noqa: E402
+from .machine import cores  # noqa: E402
 
 
 def _tree() -> list[Any]:
@@ -188,7 +188,7 @@ def _gpu_memory_mb() -> float:
 
 
 def _trainer(job: Job) -> Any:
-    from bench.training import trainer
+    from .training import trainer
 
     return trainer(job)
 

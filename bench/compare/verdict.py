@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from bench import stats
-from bench.contestants import BY_NAME
-from bench.measure import TABLES
-from bench.report import BASE, measured, rate, title
+from ..contestants import BY_NAME
+from ..core import stats
+from ..core.measure import TABLES
+from .report import BASE, measured, rate, title
 
 IMAGENET = 1_281_167  # training images of ILSVRC 2012
 

@@ -37,9 +37,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.contestants import BY_NAME
-from bench.job import RECIPES_IN_WORDS
-from bench.measure import rounds_of
+from ..contestants import BY_NAME
+from ..core.job import RECIPES_IN_WORDS
+from ..core.measure import rounds_of
 
 SCHEMA = "dali-imagenet-bench/1"
 QUESTIONS = {
@@ -330,7 +330,7 @@ def html_page(results: dict[str, Any], plots: Sequence[Path]) -> str:
 
 def write(results: dict[str, Any], folder: Path) -> list[Path]:
     """results.md, results.html and the plots beside results.json; the files written."""
-    from bench import plots
+    from . import plots
 
     pictures = plots.draw(results, folder)
     (folder / "results.md").write_text(markdown(results, pictures))

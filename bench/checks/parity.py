@@ -19,10 +19,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from bench import images as bench_images
-from bench import machine
 from dali_imagenet import EvalRecipe, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.plan import color_matrix, policy_of
+
+from ..core import images as bench_images
+from ..core import machine
 
 Backend = Literal["auto", "dali", "torchvision"]
 CROP = TrainRecipe.classic(interpolation="bicubic")

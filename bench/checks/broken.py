@@ -361,7 +361,7 @@ def outcomes(loader: str, count: int) -> list[str]:
     """Of every input; a subprocess that dies costs the input that killed it."""
     found: dict[int, str] = {}
     while len(found) < count:
-        command = [sys.executable, "-W", "ignore", "-m", "bench.broken_table", loader, str(len(found))]
+        command = [sys.executable, "-W", "ignore", "-m", f"{__package__}.broken", loader, str(len(found))]
         try:
             done = subprocess.run(
                 command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=SECONDS, check=False

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.images import default_data
-from bench.stats import spread
 from dali_imagenet import SampleIndex, TrainRecipe, create_loader
+
+from ..core.images import default_data
+from ..core.stats import spread
 
 CASES = (("torchvision", "fork"), ("torchvision", "spawn"), ("dali", None))
 
@@ -76,7 +77,16 @@ def main(words: list[str]) -> int:
     for number, (backend, context) in enumerate(CASES):
         seconds = []
         for _ in range(options.rounds):  # a process of its own each, so that nothing is warm
-            command = [sys.executable, "-m", "bench.first_batch", *words, "--data", str(folder), "--case", str(number)]
+            command = [
+                sys.executable,
+                "-m",
+                f"{__package__}.first_batch",
+                *words,
+                "--data",
+                str(folder),
+                "--case",
+                str(number),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, timeout=300)
             if done.returncode:
                 print(f"{backend}: {done.stderr.strip().splitlines()[-1]}")

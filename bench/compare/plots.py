@@ -11,9 +11,9 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
-from bench import stats
-from bench.contestants import BY_NAME
-from bench.report import measured, rate, recipes, title
+from ..contestants import BY_NAME
+from ..core import stats
+from .report import measured, rate, recipes, title
 
 OURS, PEER, CEILING, BASE = "#0b8f62", "#8aa0b6", "#d9c27a", "#4a6480"
 LINES = {

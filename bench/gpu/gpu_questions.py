@@ -1,4 +1,4 @@
-"""The questions of `python -m bench gpu`; `python -m bench.gpu_questions TASK ANSWER` asks one.
+"""The questions of `python -m bench gpu`; `python -m bench.gpu.gpu_questions TASK ANSWER` asks one.
 
 A question is a function of the settings; it says points (name -> numbers) one by one, and each is on the disk at once,
 so that a crash or a time limit keeps what was said before.
@@ -22,10 +22,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from bench import machine, stats
-from bench.contestants import BY_NAME
-from bench.job import Job
-from bench.worker import cpu_seconds, endless, memory_mb
+from ..contestants import BY_NAME
+from ..core import machine, stats
+from ..core.job import Job
+from ..core.worker import cpu_seconds, endless, memory_mb
 
 Backend = Literal["dali", "torchvision"]
 
@@ -133,8 +133,9 @@ def _measure(s: Settings, batches: Iterator[Any], warmup: int, step: Callable[[A
 
 
 def _ours(s: Settings, recipe: str, backend: Backend = "dali", size: int = 0, **options: Any) -> Any:
-    from bench.contestants.ours import recipe as recipe_of
     from dali_imagenet import create_loader
+
+    from ..contestants.ours import recipe as recipe_of
 
     made = recipe_of(s.job("", recipe, size=size or s.size), jitter=recipe == "strong" and options.pop("jitter", False))
     same: dict[str, Any] = {"batch_size": s.batch_size, "num_workers": s.workers, "device": s.device}
@@ -304,7 +305,7 @@ def nvjpeg(s: Settings, say: Say) -> None:
     from PIL import Image
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    from bench import images
+    from ..core import images
 
     names = [f for f in images.image_files(Path(s.root))[: 4 * s.batch_size] if Image.open(f).mode in ("RGB", "L")]
     files = [torch.from_numpy(np.fromfile(f, np.uint8)) for f in names if f.read_bytes()[:2] == b"\xff\xd8"]
@@ -333,9 +334,10 @@ def _finished(batch_stage: Any, plans: Iterable[Any], pixels: torch.Tensor, host
 
 def stage(s: Settings, say: Say) -> None:
     """Drawing a plan, and the batch stage alone on pixels that are already there: milliseconds a batch."""
-    from bench.contestants.ours import recipe as recipe_of
     from dali_imagenet import Plan, SampleIndex
     from dali_imagenet.batch_stage import BatchStage
+
+    from ..contestants.ours import recipe as recipe_of
 
     index = SampleIndex.from_folder(s.root)
     shape = (s.batch_size, 3, s.size, s.size)
@@ -356,7 +358,7 @@ def stage(s: Settings, say: Say) -> None:
 
 def train(s: Settings, say: Say, model: str, who: str, recipe: str, size: int = 0) -> None:
     """A training step behind a loader: bf16 autocast and channels_last on the GPU."""
-    from bench.training import trainer
+    from ..core.training import trainer
 
     size = size or s.size
     job = s.job(who, recipe, model=model, size=size)

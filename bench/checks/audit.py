@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from bench import images, machine
-from bench.contestants import BY_NAME
-from bench.job import Job
+from ..contestants import BY_NAME
+from ..core import images, machine
+from ..core.job import Job
 
 Array = npt.NDArray[np.int64]
 

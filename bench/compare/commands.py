@@ -18,9 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from bench import contestants, images, machine, measure, report, stats, verdict
-from bench.contestants import BY_NAME, CONTESTANTS
-from bench.job import Job
+from .. import contestants
+from ..contestants import BY_NAME, CONTESTANTS
+from ..core import images, machine, measure, stats
+from ..core.job import Job
+from . import report, verdict
 
 QUICK = ("tv-v1-pil", "dali-doc-cpu", "ours-torchvision", "ours-dali-cpu", "ours-dali-gpu")
 QUICK_SECONDS = 100.0  # after the images are there; leaves time for the report

@@ -1,0 +1,1 @@
+"""What several commands share: images, the machine, jobs and how they are run, statistics."""
