@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
-from bench.checks.broken import Input, file_name, inputs
+from bench.checks.inputs import Input, file_name, inputs
 from dali_imagenet import BadImageError, EvalRecipe, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.pipeline import dali_available
 from tests.conftest import make_folder

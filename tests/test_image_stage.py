@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from bench.checks.broken import segment
+from bench.checks.inputs import segment
 from dali_imagenet import augment, image_stage
 from dali_imagenet.jpeg_check import doubt
 from torchvision_fallback import decode as decoding

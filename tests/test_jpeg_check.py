@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.checks.broken import arithmetic, encoded, exif, patched, restarts, scribbled, segment
 from bench.checks.fuzz import mutate
+from bench.checks.inputs import arithmetic, encoded, exif, patched, restarts, scribbled, segment
 from dali_imagenet import jpeg_check
 from dali_imagenet.jpeg_check import doubt
 

@@ -546,7 +546,7 @@ def test_statistics_of_a_classic_epoch(folder: Path) -> None:
 @pytest.mark.skipif(not dali_available()[0], reason=dali_available()[1])
 def test_colours_that_the_index_does_not_know_of(tmp_path: Path) -> None:
     """An index made from arrays takes files for RGB; DALI shows CMYK without Adobe's segment otherwise than Pillow."""
-    from bench.checks.broken import encoded, segment
+    from bench.checks.inputs import encoded, segment
 
     data = encoded("CMYK")
     at, length = segment(data, 0xEE)

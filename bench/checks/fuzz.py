@@ -76,7 +76,7 @@ def mutate(data: bytes, rng: np.random.Generator, other: bytes = b"") -> bytes:
 
 def seeds(folder: Path | None, rng: np.random.Generator) -> list[bytes]:
     """Generated JPEGs of several kinds, and up to 50 real ones of at most 200 kB."""
-    from .broken import encoded
+    from .inputs import encoded
 
     made = [
         encoded(seed=1),

@@ -1,0 +1,225 @@
+"""Odd and broken image files as a loader meets them in the wild, and how to make them."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+WIDTH, HEIGHT = 90, 70
+"""Of every input that has a say in it."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """`make` writes the file; `later` changes it after it has been indexed; `readable` says what must become of it."""
+
+    make: Callable[[Path], Any]
+    readable: bool = True
+    later: Callable[[Path], Any] | None = None
+    hidden: bool = False
+    """Broken, but only whoever decodes it finds out."""
+
+
+def picture(mode: str = "RGB", seed: int = 0, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    """Smooth areas, some noise."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 4), np.uint8), "RGBA").resize((width, height))
+    noisy = np.asarray(coarse).astype(np.int16) + rng.integers(-6, 7, (height, width, 1))
+    image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8), "RGBA")
+    return image if mode == "RGBA" else image.convert("RGB").convert(mode)
+
+
+def encoded(
+    mode: str = "RGB", format: str = "JPEG", seed: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT), **options: Any
+) -> bytes:
+    out = io.BytesIO()
+    picture(mode, seed, *size).save(out, format, **({"quality": 92} if format == "JPEG" else {}) | options)
+    return out.getvalue()
+
+
+def segment(data: bytes, marker: int) -> tuple[int, int]:
+    """Start and length, marker included, of a JPEG's first segment of that kind."""
+    at = 2
+    while data[at + 1] != marker:
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at, 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+
+
+def patched(data: bytes, at: int, new: bytes) -> bytes:
+    return data[:at] + new + data[at + len(new) :]
+
+
+def adobe(transform: int | None) -> bytes:
+    """A four-colour JPEG: Adobe's CMYK (0) or YCCK (2), both inverted, or plain CMYK (None: no Adobe segment)."""
+    data = encoded("CMYK")
+    at, length = segment(data, 0xEE)
+    return data[:at] + data[at + length :] if transform is None else patched(data, at + length - 1, bytes([transform]))
+
+
+def frame(**fields: int) -> bytes:
+    """A JPEG whose frame header claims other bits, height or width."""
+    data = encoded()
+    at, _ = segment(data, 0xC0)
+    if "bits" in fields:
+        data = patched(data, at + 4, bytes([fields["bits"]]))
+    for name, offset in (("height", 5), ("width", 7)):
+        if name in fields:
+            data = patched(data, at + offset, struct.pack(">H", fields[name]))
+    return data
+
+
+def arithmetic() -> bytes:
+    """A JPEG with arithmetic coding (SOF9). Any bytes are a valid arithmetic code, so these are drawn."""
+    body = np.random.default_rng(1).integers(0, 255, 3000, np.uint8).tobytes()
+    table = b"\xff\xdb\x00\x43\x00" + bytes([8] * 64)
+    header = b"\xff\xc9" + struct.pack(">HBHHB", 11, 8, HEIGHT, WIDTH, 1) + b"\x01\x11\x00"
+    return b"\xff\xd8" + table + header + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + body + b"\xff\xd9"
+
+
+def png16(color: int) -> bytes:
+    """A PNG with 16 bits a sample, gray (0) or RGB (2)."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    channels = 3 if color == 2 else 1
+    values = np.linspace(0, 65535, HEIGHT * WIDTH * channels).astype(">u2").reshape(HEIGHT, -1)
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, color, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def restarts(damage: str) -> bytes:
+    """A JPEG with a restart marker after each row of blocks, one of them missing or with another number."""
+    data = encoded(restart_marker_rows=1)
+    at = data.index(b"\xff\xd1")
+    return data[:at] + data[at + 2 :] if damage == "missing" else patched(data, at, b"\xff\xd6")
+
+
+def exif(orientation: int, padding: int = 0) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    if padding:
+        tags[0x010E] = "x" * padding
+    return encoded(exif=tags)
+
+
+def within(new: bytes) -> bytes:
+    """A JPEG with these bytes over some in the middle of its scan."""
+    data = encoded()
+    return patched(data, (segment(data, 0xDA)[0] + len(data)) // 2, new)
+
+
+def scribbled(data: bytes, share: float = 0.5) -> bytes:
+    """Some of the scan overwritten, the end marker kept."""
+    start = segment(data, 0xDA)[0] + 14
+    at = start + int((len(data) - start) * share)
+    return patched(data, at, bytes(range(1, 41)))
+
+
+def write(data: bytes) -> Callable[[Path], Any]:
+    return lambda path: path.write_bytes(data)
+
+
+def _replace(path: Path, make: Callable[[Path], Any]) -> None:
+    path.unlink()
+    make(path)
+
+
+def _link(path: Path) -> None:
+    path.with_suffix(".data").write_bytes(encoded())
+    path.symlink_to(path.with_suffix(".data").name)
+
+
+def _loop(path: Path) -> None:
+    other = path.with_suffix(".loop")
+    other.symlink_to(path.name)
+    path.symlink_to(other.name)
+
+
+def _folder(path: Path) -> None:
+    path.mkdir()
+    (path / "inside.JPEG").write_bytes(encoded())
+
+
+def inputs() -> dict[str, Input]:
+    """All of them, by what they are called in the table."""
+    jpeg = encoded()
+    tables, _ = segment(jpeg, 0xDB)
+    good = write(jpeg)
+    found = {
+        "baseline JPEG, 4:2:0": Input(good),
+        "JPEG, 4:4:4": Input(write(encoded(subsampling=0))),
+        "progressive JPEG": Input(write(encoded(progressive=True))),
+        "gray JPEG": Input(write(encoded("L"))),
+        "CMYK JPEG, no Adobe segment": Input(write(adobe(None))),
+        "CMYK JPEG, Adobe (inverted)": Input(write(adobe(0))),
+        "YCCK JPEG, Adobe (inverted)": Input(write(adobe(2))),
+        "arithmetic-coded JPEG": Input(write(arithmetic())),
+        "restart marker missing": Input(write(restarts("missing"))),
+        "restart marker with a wrong number": Input(write(restarts("wrong"))),
+        "bytes of the scan overwritten": Input(write(scribbled(jpeg))),
+        "an end marker in the middle of the scan": Input(write(within(b"\xff\xd9"))),
+        "bytes between two segments of the header": Input(write(jpeg[:tables] + bytes(9) + jpeg[tables:])),
+        **{f"EXIF orientation {n}": Input(write(exif(n))) for n in range(1, 9)},
+        "1 MB of ICC blocks before the frame header": Input(write(encoded(icc_profile=bytes(range(256)) * 4096))),
+        "60 kB of EXIF before the frame header": Input(write(exif(1, 60_000))),
+        "text behind the end": Input(write(jpeg + b"appended by some tool")),
+        "1 x 1": Input(write(encoded(size=(1, 1)))),
+        "1 x 5000": Input(write(encoded(size=(1, 5000)))),
+        "5000 x 1": Input(write(encoded(size=(5000, 1)))),
+        "PNG named .JPEG": Input(write(encoded(format="PNG"))),
+        "PNG with alpha named .JPEG": Input(write(encoded("RGBA", "PNG"))),
+        "PNG with a palette named .JPEG": Input(write(encoded("P", "PNG"))),
+        "gray PNG named .JPEG": Input(write(encoded("L", "PNG"))),
+        "16-bit gray PNG named .JPEG": Input(write(png16(0))),
+        "16-bit RGB PNG named .JPEG": Input(write(png16(2))),
+        "WebP named .JPEG": Input(write(encoded(format="WEBP"))),
+        "WebP with alpha named .JPEG": Input(write(encoded("RGBA", "WEBP"))),
+        "BMP named .JPEG": Input(write(encoded(format="BMP"))),
+        "GIF named .JPEG": Input(write(encoded("P", "GIF"))),
+        "TIFF named .JPEG": Input(write(encoded(format="TIFF"))),
+        "CMYK TIFF named .JPEG": Input(write(encoded("CMYK", "TIFF"))),
+        "PPM named .JPEG": Input(write(encoded(format="PPM"))),
+        "a name that is not UTF-8": Input(good),
+        "a link to an image": Input(_link),
+        "a folder named x.JPEG": Input(_folder),
+        "a stray marker in the scan": Input(write(within(b"\xff\x02")), readable=False, hidden=True),
+        "another frame header in the scan": Input(write(within(b"\xff\xc0")), readable=False, hidden=True),
+        "another image's header in the scan": Input(write(within(jpeg[:300])), readable=False, hidden=True),
+        "cut in the header": Input(write(jpeg[:100]), readable=False),
+        "cut in the body": Input(write(jpeg[: len(jpeg) // 2]), readable=False),
+        "cut PNG": Input(write(encoded(format="PNG")[:-800]), readable=False),
+        "zero bytes": Input(write(b""), readable=False),
+        "text": Input(write(b"hello " * 99), readable=False),
+        "HTML": Input(write(b"<!DOCTYPE html><html><body>404</body></html>"), readable=False),
+        "12-bit JPEG": Input(write(frame(bits=12)), readable=False),
+        "30,000 x 30,000 in the header": Input(write(frame(width=30_000, height=30_000)), readable=False),
+        "a dangling link": Input(lambda path: path.symlink_to("nowhere"), readable=False),
+        "a link loop": Input(_loop, readable=False),
+    }
+    changes: dict[str, Callable[[Path], Any]] = {
+        "vanishes": Path.unlink,
+        "shrinks": lambda path: os.truncate(path, len(jpeg) * 4 // 5),
+        "becomes empty": lambda path: os.truncate(path, 0),
+        "becomes another image": write(encoded(seed=5, size=(60, 40))),
+        "becomes text of the same length": write((b"hello " * len(jpeg))[: len(jpeg)]),
+        "becomes 30,000 x 30,000, of the same length": write(frame(width=30_000, height=30_000)),
+        "becomes a folder": lambda path: _replace(path, Path.mkdir),
+        "becomes a link to nowhere": lambda path: _replace(path, lambda p: p.symlink_to("nowhere")),
+    }
+    return found | {f"after indexing: {name}": Input(good, False, change) for name, change in changes.items()}
+
+
+def file_name(name: str) -> str:
+    """Of the input's file; surrogate-escaped where it is not text."""
+    return os.fsdecode(b"\xff\xfe.JPEG") if "UTF-8" in name else "x.JPEG"
