@@ -379,12 +379,12 @@ def markdown(results: Results) -> str:
 def draw(results: Results, file: Path) -> None:
     from matplotlib import pyplot as plt
 
-    from .compare import plots
+    from .core import figures
 
     policies = [p for p in results["settings"]["policies"] if best(results, p)]
-    colours = dict(zip(CONTESTANTS, (plots.OURS, "#7cc4a8", plots.BASE, plots.PEER, "#c8553d", "#c9d1d9", "#d9c27a",
-                                     "#b9a7cf"), strict=True))  # fmt: skip
-    with plt.rc_context(plots.STYLE):
+    shades = (figures.OURS, "#7cc4a8", figures.BASE, figures.PEER, "#c8553d", "#c9d1d9", "#d9c27a", "#b9a7cf")
+    colours = dict(zip(CONTESTANTS, shades, strict=True))
+    with plt.rc_context(figures.STYLE):
         figure, ax = plt.subplots(figsize=(10, 0.8 + 0.75 * len(policies)), layout="constrained")
         height = 0.85 / len(CONTESTANTS)
         for number, (who, (_, what, right)) in enumerate(CONTESTANTS.items()):
@@ -402,7 +402,7 @@ def draw(results: Results, file: Path) -> None:
         )
         ax.set_title("Augmenting a batch (hatched: one operation for all samples)")
         figure.legend(fontsize=8, ncols=2, loc="outside lower center")
-        plots._save(figure, file)
+        figures.save(figure, file)
 
 
 def parser() -> argparse.ArgumentParser:

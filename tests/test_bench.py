@@ -18,7 +18,8 @@ pytest.importorskip("psutil")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from bench.compare import commands, report, verdict
+from bench.compare import commands, verdict
+from bench.compare.results import SCHEMA
 from bench.contestants import BY_NAME, CONTESTANTS
 from bench.core import images, measure, stats
 from bench.core.job import SPECS, Job
@@ -314,7 +315,7 @@ def test_a_small_run(tiny: Path, tmp_path: Path) -> None:
     assert "torchvision v1 on PIL" in run.stdout
 
     found = json.loads((out / "results.json").read_text())
-    assert found["schema"] == report.SCHEMA
+    assert found["schema"] == SCHEMA
     documented = ("created", "command", "seed", "settings", "data", "machine", "versions", "load", "cells", "missing",
                   "verdict", "too_noisy", "complete")  # fmt: skip
     assert set(documented) <= set(found)

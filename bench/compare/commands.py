@@ -23,6 +23,7 @@ from ..contestants import BY_NAME, CONTESTANTS
 from ..core import images, machine, measure, stats
 from ..core.job import Job
 from . import report, verdict
+from .results import QUESTIONS, SCHEMA, rate, read
 
 QUICK = ("tv-v1-pil", "dali-doc-cpu", "ours-torchvision", "ours-dali-cpu", "ours-dali-gpu")
 QUICK_SECONDS = 100.0  # after the images are there; leaves time for the report
@@ -54,20 +55,9 @@ def generate(options: argparse.Namespace) -> int:
     return 0
 
 
-def read_results(file: Path) -> dict[str, Any]:
-    """Raises ValueError for what is no result of this schema."""
-    try:
-        results: dict[str, Any] = json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as results: {error}") from error
-    if results.get("schema") != report.SCHEMA:
-        raise ValueError(f"{file} has schema {results.get('schema')!r}; expected {report.SCHEMA!r}")
-    return results
-
-
 def compare(options: argparse.Namespace) -> int:
     try:
-        a, b = read_results(options.a), read_results(options.b)
+        a, b = read(options.a), read(options.b)
     except ValueError as error:
         return fail(str(error))
     console = Console()
@@ -101,13 +91,13 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, float, 
         name = f"{cell['contestant']} {cell['recipe']}"
         if cell["question"] not in ("loaders", "ceilings"):
             name += f" ({cell['question']}: {cell['workers']} workers, batch {cell['batch_size']})"
-        rows.append((name, report.rate(before), report.rate(cell), stats.changed(before["summary"], cell["summary"])))
+        rows.append((name, rate(before), rate(cell), stats.changed(before["summary"], cell["summary"])))
     return rows
 
 
 def report_again(options: argparse.Namespace) -> int:
     try:
-        results = read_results(options.results)
+        results = read(options.results)
     except ValueError as error:
         return fail(str(error))
     settle(results)
@@ -138,7 +128,7 @@ def loaders(options: argparse.Namespace) -> int:
     try:
         if options.resume:
             folder, file = options.resume, options.resume / "results.json"
-            results = read_results(file)
+            results = read(file)
             _restore(options, results)
         else:
             _defaults(options)
@@ -289,7 +279,7 @@ def _header(options: argparse.Namespace, data: Path, train: Path, val: Path) -> 
     settings = {name: getattr(options, name) for name in FIELDS}
     settings |= {"warmup_rounds": 0 if options.quick else 1, "size": 224, "page_cache": state}
     return {
-        "schema": report.SCHEMA,
+        "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": _said(options.words),
         "seed": options.seed,
@@ -332,8 +322,8 @@ def plan(options: argparse.Namespace, train: str, val: str) -> tuple[list[Job], 
     asked = _asked(options.recipes, ("classic", "strong", "advanced", "eval"), "--recipes") or (
         ["classic", "strong"] if options.quick else list(everything)
     )
-    questions = _asked(options.questions, tuple(report.QUESTIONS), "--questions") or (
-        ["loaders"] if options.quick else list(report.QUESTIONS)
+    questions = _asked(options.questions, tuple(QUESTIONS), "--questions") or (
+        ["loaders"] if options.quick else list(QUESTIONS)
     )
     jobs: list[Job] = []
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 from matplotlib import pyplot as plt
 
 from ..contestants import BY_NAME
 from ..core import stats
-from .report import measured, rate, recipes, title
+from ..core.figures import BASE, CEILING, OURS, PEER, STYLE, save
+from .results import measured, rate, recipes, title
 
-OURS, PEER, CEILING, BASE = "#0b8f62", "#8aa0b6", "#d9c27a", "#4a6480"
 LINES = {
     "ours-dali-gpu": "#0a5c40",
     "ours-dali-cpu": "#0b8f62",
@@ -23,17 +19,6 @@ LINES = {
     "tv-v1-pil": "#4a6480",
     "tv-v2-tensor": "#93a8be",
     "dali-doc-cpu": "#c8553d",
-}
-STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": "#9aa5b1",
-    "figure.dpi": 130,
-    "savefig.bbox": "tight",
-    "legend.frameon": False,
 }
 
 
@@ -89,7 +74,7 @@ def throughput(results: dict[str, Any], folder: Path) -> Path | None:
         f"{m['gpus'][0] if m['gpus'] and s['device'] == 'cuda' else str(m['cores']) + ' cores'}",
         x=0.01, ha="left", fontsize=10, color="#555",
     )  # fmt: skip
-    return _save(figure, folder / "throughput.png")
+    return save(figure, folder / "throughput.png")
 
 
 def memory(results: dict[str, Any], folder: Path) -> Path | None:
@@ -105,7 +90,7 @@ def memory(results: dict[str, Any], folder: Path) -> Path | None:
         axes[0], cells, [c["summary"]["memory_mb"] for c in cells], f"MB of the process tree ({kind}), lower is better"
     )
     axes[0].set_title(f"memory, {recipe}")
-    return _save(figure, folder / "memory.png")
+    return save(figure, folder / "memory.png")
 
 
 def batch_times(results: dict[str, Any], folder: Path) -> Path | None:
@@ -131,7 +116,7 @@ def batch_times(results: dict[str, Any], folder: Path) -> Path | None:
     ax.set_xlim(0, limit * 1.05)
     ax.set_xlabel("ms between batches: box quartiles, line 5 to 95%, circle 99%")
     ax.set_title(f"batch times, {recipe}")
-    return _save(figure, folder / "batch_times.png")
+    return save(figure, folder / "batch_times.png")
 
 
 def workers(results: dict[str, Any], folder: Path) -> Path | None:
@@ -157,7 +142,7 @@ def workers(results: dict[str, Any], folder: Path) -> Path | None:
         ax.set_ylabel("images a second")
         ax.set_title(recipe)
     axes[0][0].legend(fontsize=8)
-    return _save(figure, folder / "workers.png")
+    return save(figure, folder / "workers.png")
 
 
 def modes(results: dict[str, Any], folder: Path) -> Path | None:
@@ -176,13 +161,7 @@ def modes(results: dict[str, Any], folder: Path) -> Path | None:
     ax.set_ylabel("images a second")
     ax.set_title("augmentation modes")
     ax.legend(fontsize=8)
-    return _save(figure, folder / "modes.png")
-
-
-def _save(figure: Any, file: Path) -> Path:
-    figure.savefig(file)
-    plt.close(figure)
-    return file
+    return save(figure, folder / "modes.png")
 
 
 def draw(results: dict[str, Any], folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Any
 from ..contestants import BY_NAME
 from ..core import stats
 from ..core.measure import TABLES
-from .report import BASE, measured, rate, title
+from .results import BASE, measured, rate, title
 
 IMAGENET = 1_281_167  # training images of ILSVRC 2012
 

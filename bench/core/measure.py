@@ -99,7 +99,7 @@ def drop_page_cache(files: Iterable[Path]) -> bool:
 
 
 class Referee:
-    """Runs jobs in interleaved rounds. `results` (see `compare.report`) is saved after every visit, so that an
+    """Runs jobs in interleaved rounds. `results` (see `compare.results`) is saved after every visit, so that an
     interrupted run keeps what it has and a later one goes on from there."""
 
     def __init__(self, results: Results, file: Path, rounds: int, warmup_rounds: int, deadline: float | None) -> None:

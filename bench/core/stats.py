@@ -44,7 +44,7 @@ def batch_times(milliseconds: Sequence[float]) -> dict[str, float]:
 
 
 def summarize(visits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One cell of the table from its rounds (the worker's answers). See docs of the schema in `compare.report`."""
+    """One cell of the table from its rounds (the worker's answers). See docs of the schema in `compare.results`."""
     rates = spread([v["images_per_s"] for v in visits])
     times = [t for v in visits for t in v["batch_ms"]]
     summary: dict[str, Any] = {
