@@ -18,7 +18,8 @@ pytest.importorskip("psutil")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from bench.compare import commands, verdict
+from bench.__main__ import COMMANDS, main
+from bench.compare import compare, verdict
 from bench.compare.results import SCHEMA
 from bench.contestants import BY_NAME, CONTESTANTS
 from bench.core import images, measure, stats
@@ -284,10 +285,35 @@ def test_the_verdict_follows_the_numbers() -> None:
 def test_compare_finds_the_cell_that_changed() -> None:
     a = made_results({"tv-v1-pil": 500, "timm": 500})
     b = made_results({"tv-v1-pil": 503, "timm": 700})
-    assert [(name, word) for name, *_, word in commands.differences(a, b)] == [
+    assert [(name, word) for name, *_, word in compare.differences(a, b)] == [
         ("tv-v1-pil classic", "same"),
         ("timm classic", "faster"),
     ]
+
+
+# the command line
+
+
+def test_help_lists_every_command_and_imports_nothing_that_costs(tmp_path: Path) -> None:
+    run = bench("--help", cwd=tmp_path, cache=tmp_path)
+    listed = [line.split()[0] for line in run.stdout.splitlines() if line.startswith("    ")]
+    assert len(listed) == len(COMMANDS)
+    assert {"loaders", "first-batch", "gpu", "checkouts"} <= set(listed)
+    assert max(map(len, run.stdout.splitlines())) <= 80
+    code = (
+        "import sys, bench.__main__ as b; b.parser(); print({'torch', 'rich', 'psutil', 'matplotlib'} & {*sys.modules})"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout == "set()\n"
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("bench.__main__.EXTRA", ("rich", "absent_module"))
+    for words in ([], ["--quick"], ["compare", "a.json", "b.json"]):
+        with pytest.raises(SystemExit, match=r"needs absent_module\. Install its extra"):
+            main(words)
+    assert main(["gpu", "--device", "cpu", "--only", "nothing"]) == 2  # does without
+    assert "no such question" in capsys.readouterr().err
 
 
 # from end to end

@@ -629,10 +629,10 @@ def test_threads_of_the_parent_come_back(index: SampleIndex) -> None:
 @needs_dali
 def test_mutated_images_and_caches_are_accounted_for(tmp_path: Path) -> None:
     """A short run of the fuzzer: 200 mutated images through both backends, 500 mutated caches."""
-    from bench.checks import fuzz
+    from bench.__main__ import main
 
     out = tmp_path / "fuzz.json"
-    assert fuzz.run(fuzz.parser().parse_args(["--seed", "7", "--count", "200", "--out", str(out)])) == 0
+    assert main(["fuzz", "--seed", "7", "--count", "200", "--out", str(out)]) == 0
     results = json.loads(out.read_text())
     assert results["findings"] == []
     assert results["mutated images"] == 200

@@ -1,4 +1,4 @@
-"""`python -m bench broken`: what loaders do with every kind of input; writes the table of docs/robustness.md."""
+"""What loaders do with odd and broken files of every kind: the table of docs/robustness.md."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ import numpy as np
 
 from .inputs import Input, encoded, file_name, inputs
 
+NAME = "broken"
+HELP = "what loaders do with odd and broken files"
 LOADERS = {
     "imagefolder": "ImageFolder + DataLoader",
     "dali": "plain DALI (CPU)",
@@ -177,10 +179,8 @@ def run(options: argparse.Namespace) -> int:
 BEGIN, END = "<!-- made by python -m bench broken -->", "<!-- end -->"
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m bench broken", description="What loaders do with odd and broken files.")
-    p.add_argument("--out", type=Path, help="Markdown file whose table is replaced; default: print it")
-    return p
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--out", type=Path, metavar="FILE", help="Markdown file whose table is replaced; default: print it")
 
 
 if __name__ == "__main__":

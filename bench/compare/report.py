@@ -1,19 +1,30 @@
-"""Results as a terminal table, Markdown and one HTML page."""
+"""Write the report of a results.json again: Markdown, one HTML page and plots beside it, tables in the terminal."""
 
 from __future__ import annotations
 
+import argparse
 import base64
 import html
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..contestants import BY_NAME
+from ..core import PROGRAM, stats
 from ..core.job import RECIPES_IN_WORDS
 from ..core.measure import rounds_of
-from .results import BASE, measured, rate, recipes, title
+from . import verdict
+from .results import BASE, measured, rate, read, recipes, title
 
+NAME = "report"
+HELP = "write the report of a results.json again"
 Row = list[str]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", type=Path, metavar="results.json")
 
 
 def _number(value: float | None, digits: int = 0) -> str:
@@ -163,7 +174,7 @@ def facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     )
     drop = f" after {s['warmup_rounds']} dropped" if s["warmup_rounds"] else ""
     return [
-        ("Command", f"python -m bench {results['command']}".strip()),
+        ("Command", f"{PROGRAM} {results['command']}".strip()),
         ("Started", results["created"]),
         ("Images", f"{d['name']} ({origin}); {parts}. Every contestant reads the same files; links repeat them to "
                    f"epochs of {s['epoch_images']} names"),
@@ -272,3 +283,27 @@ def write(results: dict[str, Any], folder: Path) -> list[Path]:
     (folder / "results.md").write_text(markdown(results, pictures))
     (folder / "results.html").write_text(html_page(results, pictures))
     return [folder / "results.md", folder / "results.html", *pictures]
+
+
+def settle(results: dict[str, Any]) -> None:
+    """The conclusions: noise and verdict."""
+    cells = [c for c in results["cells"] if "summary" in c]
+    results["too_noisy"] = stats.too_noisy(cells, results["machine"]["cores"])
+    s = results["settings"]
+    results["verdict"] = verdict.sentences(results, s["estimate_images"], s["estimate_epochs"])
+
+
+def run(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    try:
+        results = read(options.results)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    settle(results)
+    options.results.write_text(json.dumps(results, indent=1))
+    for file in write(results, options.results.parent):
+        print(file)
+    print_tables(results, Console())
+    return 0

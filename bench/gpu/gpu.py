@@ -1,7 +1,7 @@
-"""`python -m bench gpu`: every open question about a GPU machine in one go, each in its own process with a time limit.
+"""Every open question about a GPU machine in one go, each in its own process with a time limit.
 
 What is said is written to disk at once, and the report after every question: a run that is cut off keeps what it has,
-and a question that crashes or hangs is a result like any other. `--device cpu` asks the same of DALI's CPU graph.
+and a question that crashes or hangs is a result like any other. --device cpu asks the same of DALI's CPU graph.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..core import PROGRAM
+
+NAME = "gpu"
+HELP = "every open question about a GPU machine, in one go"
 SCHEMA = "dali-imagenet-gpu-1"
 NEEDED = ("numpy", "PIL", "torch", "torchvision", "timm", "platformdirs", "tqdm", "nvidia.dali")
 OPTIONAL = {
@@ -193,7 +197,7 @@ def markdown(results: dict[str, Any], picture: str = "") -> str:
     hardware = points.get("hardware", [{}])[-1]
     gpus = ", ".join(hardware.get("gpus") or []) or "no GPU"
     lines = [f"# Answers from {gpus if results['settings']['device'] == 'cuda' else 'DALI on the CPU'}", ""]
-    lines += [f"- Command: `python -m bench gpu {results['command']}`", f"- Started: {results['created']}"]
+    lines += [f"- Command: `{PROGRAM} gpu {results['command']}`", f"- Started: {results['created']}"]
     if hardware:
         lines.append(
             f"- Machine: {gpus}; {hardware.get('processor')}, {hardware.get('cores')} cores, "
@@ -342,21 +346,17 @@ def ask(task: str, limit: float, folder: Path) -> tuple[dict[str, Any], str]:
     return said, error
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m bench gpu", description="Every open question about this GPU machine, in one go."
-    )
-    p.add_argument("--data", type=Path, help="ImageFolder tree, or a folder with train/; default: generated images")
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--data", type=Path, metavar="DIR", help="ImageFolder tree, or train/ of it; default: generated")
     p.add_argument("--device", choices=("cuda", "cpu"), help="cuda where there is a GPU")
     p.add_argument("--quick", action="store_true", help="fewer questions and shorter ones")
-    p.add_argument("--minutes", type=float, default=10.0, help="time for everything (10)")
-    p.add_argument("--batch-size", type=int, help="images a batch (256; on the CPU 64)")
-    p.add_argument("--workers", type=int, help="threads or workers of every loader (the cores, at most 16)")
-    p.add_argument("--seconds", type=float, help="measured seconds a point (3; quick: 1)")
-    p.add_argument("--only", default="", help="questions to ask, separated by commas: " + ",".join(
+    p.add_argument("--minutes", type=float, metavar="N", default=10.0, help="time for everything (10)")
+    p.add_argument("--batch-size", type=int, metavar="N", help="images a batch (256; on the CPU 64)")
+    p.add_argument("--workers", type=int, metavar="N", help="threads or workers of each loader (the cores, at most 16)")
+    p.add_argument("--seconds", type=float, metavar="N", help="measured seconds a point (3; quick: 1)")
+    p.add_argument("--only", default="", metavar="NAMES", help="questions to ask, by commas: " + ", ".join(
         dict.fromkeys(q.ask for q in questions(True))))  # fmt: skip
-    p.add_argument("--out", type=Path, help="folder of the report (runs/gpu-<time>)")
-    return p
+    p.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (runs/gpu-<time>)")
 
 
 def _importable(module: str) -> bool:
@@ -366,9 +366,8 @@ def _importable(module: str) -> bool:
         return False
 
 
-def main(arguments: Sequence[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
-    options = parser().parse_args(arguments)
     absent = [name for name in NEEDED if not _importable(name)]
     if absent:
         print(f"Missing here: {', '.join(absent)}. Install them, or put them on PYTHONPATH.", file=sys.stderr)
@@ -411,7 +410,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     folder = options.out or Path("runs") / f"gpu-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder.mkdir(parents=True, exist_ok=True)
-    words = [Path(w).name if "/" in w else w for w in arguments]  # a report names no path of the machine it ran on
+    words = [Path(w).name if "/" in w else w for w in options.words]  # a report names no path of the machine it ran on
     results: dict[str, Any] = {
         "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -1,34 +1,59 @@
-"""The commands behind `python -m bench`."""
+"""Compare image loaders on this machine: the same files, the same recipes, each in a process of its own."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from .. import contestants
-from ..contestants import BY_NAME, CONTESTANTS
-from ..core import images, machine, measure, stats
+from ..core import PROGRAM, images, machine, measure
 from ..core.job import Job
-from . import report, verdict
-from .results import QUESTIONS, SCHEMA, rate, read
+from . import report
+from .generate import bar
+from .plan import RECIPES, plan
+from .results import QUESTIONS, SCHEMA, read
 
-QUICK = ("tv-v1-pil", "dali-doc-cpu", "ours-torchvision", "ours-dali-cpu", "ours-dali-gpu")
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NAME = "loaders"
+HELP = "compare image loaders (the default)"
 QUICK_SECONDS = 100.0  # after the images are there; leaves time for the report
 FIELDS = ("rounds", "seconds", "batch_size", "workers", "device", "images", "epoch_images", "seed", "cold", "model",
           "only", "recipes", "questions", "quick", "estimate_images", "estimate_epochs")  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", type=Path, metavar="DIR", help="ImageFolder tree, or train/ and val/ of it; default: generated")
+    add("--quick", action="store_true", help="four loaders, classic and strong, within two minutes")
+    add("--only", default="", metavar="NAMES", help="contestants to run, separated by commas (see --list)")
+    add("--recipes", default="", metavar="NAMES", help=",".join(RECIPES))
+    add("--questions", default="", metavar="NAMES", help=",".join(QUESTIONS))
+    add("--batch-size", type=int, metavar="N", default=64, help="images a batch (64)")
+    add("--workers", type=int, metavar="N", help="workers or threads of every contestant (the cores, at most 16)")
+    add("--device", choices=("cpu", "cuda"), help="where batches must arrive (cuda where there is one)")
+    add("--rounds", type=int, metavar="N", help="measured rounds (5; quick: 2); sweeps take half of them")
+    add("--seconds", type=float, metavar="N", help="measured seconds a visit (6; quick: 2)")
+    add("--minutes", type=float, metavar="N", help="stop when this much time has passed and report what there is")
+    add("--images", type=int, metavar="N", default=10_000, help="images taken from a larger --data (10000)")
+    add("--epoch-images", type=int, metavar="N", default=6400, help="names in an epoch; small data is repeated (6400)")
+    add("--cold", action="store_true", help="drop the files from the page cache before every visit")
+    add("--model", default="", help="model of the training question (small; resnet50 on a GPU)")
+    add("--seed", type=int, metavar="N", default=0, help="of images and loaders (0)")
+    add("--out", type=Path, metavar="DIR", help="folder of the report (runs/bench-<time>)")
+    add("--resume", type=Path, metavar="DIR", help="go on with an interrupted run; settings come from it")
+    add("--estimate-images", type=int, metavar="N", default=1_281_167, help="images of the epoch to estimate (1281167)")
+    add("--estimate-epochs", type=int, metavar="N", default=90, help="epochs to estimate (90)")
+    add("--list", action="store_true", help="list the contestants and whether they can take part")
 
 
 def fail(message: str) -> int:
@@ -36,83 +61,14 @@ def fail(message: str) -> int:
     return 2
 
 
-@contextmanager
-def bar(console: Console, text: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar to be called with (done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(text, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def generate(options: argparse.Namespace) -> int:
-    console = Console()
-    if options.folder.exists():
-        return fail(f"{options.folder} exists already: name a new folder")
-    with bar(console, "generating images") as progress:
-        images.generate(options.folder, options.train, options.val, options.classes, options.seed, progress)
-    console.print(f"{options.train} training and {options.val} validation images in {options.folder}")
-    return 0
-
-
-def compare(options: argparse.Namespace) -> int:
-    try:
-        a, b = read(options.a), read(options.b)
-    except ValueError as error:
-        return fail(str(error))
-    console = Console()
-    rows = differences(a, b)
-    if not rows:
-        return fail("the two runs have no measured cell in common")
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    for number, head in enumerate(("cell", "A img/s", "B img/s", "B / A", "")):
-        table.add_column(head, justify="left" if number in (0, 4) else "right")
-    for name, x, y, word in rows:
-        style = {"faster": "green", "slower": "red"}.get(word, "")
-        table.add_row(name, f"{x:,.0f}", f"{y:,.0f}", f"{y / x:.2f}", "" if word == "same" else word, style=style)
-    console.print(table)
-    for part in ("settings", "machine", "versions"):
-        for key in sorted({*a[part], *b[part]}):
-            if a[part].get(key) != b[part].get(key):
-                console.print(f"[yellow]{part}: {key} was {a[part].get(key)}, is {b[part].get(key)}[/yellow]")
-    changed = sum(word != "same" for *_, word in rows)
-    console.print(f"{changed} of {len(rows)} cells changed beyond the noise.")
-    return 0
-
-
-def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, float, float, str]]:
-    """(cell, rate in a, rate in b, "faster" | "slower" | "same") of the cells that both runs measured."""
-    old = {c["key"]: c for c in a["cells"] if "summary" in c}
-    rows = []
-    for cell in b["cells"]:
-        before = old.get(cell["key"])
-        if before is None or "summary" not in cell:
-            continue
-        name = f"{cell['contestant']} {cell['recipe']}"
-        if cell["question"] not in ("loaders", "ceilings"):
-            name += f" ({cell['question']}: {cell['workers']} workers, batch {cell['batch_size']})"
-        rows.append((name, rate(before), rate(cell), stats.changed(before["summary"], cell["summary"])))
-    return rows
-
-
-def report_again(options: argparse.Namespace) -> int:
-    try:
-        results = read(options.results)
-    except ValueError as error:
-        return fail(str(error))
-    settle(results)
-    options.results.write_text(json.dumps(results, indent=1))
-    for file in report.write(results, options.results.parent):
-        print(file)
-    report.print_tables(results, Console())
-    return 0
-
-
 def show_list() -> int:
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, padding=(0, 1, 0, 0))
     for head in ("name", "what", "here"):
         table.add_column(head)
-    for c in CONTESTANTS:
+    for c in contestants.CONTESTANTS:
         reason = c.missing()
         how = f" ({c.install})" if reason and c.install and not c.gpu else ""
         table.add_row(c.name, c.title, f"no: {reason}{how}" if reason else "yes")
@@ -120,10 +76,11 @@ def show_list() -> int:
     return 0
 
 
-def loaders(options: argparse.Namespace) -> int:
-    """The comparison itself."""
+def run(options: argparse.Namespace) -> int:
     if options.list:
         return show_list()
+    from rich.console import Console
+
     console = Console()
     try:
         if options.resume:
@@ -161,9 +118,9 @@ def loaders(options: argparse.Namespace) -> int:
         with _interruptible(), _watched(referee, jobs, console):
             results["complete"] = referee.run(jobs)
     except KeyboardInterrupt:
-        console.print(f"stopped; go on with: python -m bench --resume {folder}", highlight=False)
+        console.print(f"stopped; go on with: {PROGRAM} --resume {folder}", highlight=False)
     results["load"]["after"] = machine.load()
-    settle(results)
+    report.settle(results)
     referee.save()
     if not any("summary" in c for c in results["cells"]):
         for name, why in report.failures(results):
@@ -173,14 +130,6 @@ def loaders(options: argparse.Namespace) -> int:
     report.print_tables(results, console)
     console.print(f"\n{file}, " + ", ".join(f.name for f in written), highlight=False)
     return 0
-
-
-def settle(results: dict[str, Any]) -> None:
-    """The conclusions: noise and verdict."""
-    cells = [c for c in results["cells"] if "summary" in c]
-    results["too_noisy"] = stats.too_noisy(cells, results["machine"]["cores"])
-    s = results["settings"]
-    results["verdict"] = verdict.sentences(results, s["estimate_images"], s["estimate_epochs"])
 
 
 @contextmanager
@@ -200,6 +149,8 @@ def _interruptible() -> Iterator[None]:
 
 @contextmanager
 def _watched(referee: measure.Referee, jobs: Sequence[Job], console: Console) -> Iterator[None]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
     total = len(referee.left(jobs))
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
                TextColumn("{task.fields[left]}"))  # fmt: skip
@@ -304,89 +255,3 @@ def _header(options: argparse.Namespace, data: Path, train: Path, val: Path) -> 
 def _said(words: Sequence[str]) -> str:
     """The command line with folders by their last name: a report names no path of the machine it ran on."""
     return shlex.join(Path(w).name if "/" in w or "\\" in w else w for w in words)
-
-
-def plan(options: argparse.Namespace, train: str, val: str) -> tuple[list[Job], list[dict[str, str]]]:
-    """All cells of the run, and who is missing and why. Raises ValueError for unknown names."""
-    cache = images.cache_dir() / "converted"
-    cache.mkdir(parents=True, exist_ok=True)
-    chosen = _names(options)
-    missing = [
-        {"contestant": n, "reason": BY_NAME[n].missing(), "install": "" if BY_NAME[n].gpu else BY_NAME[n].install}
-        for n in chosen
-        if BY_NAME[n].missing()
-    ]
-    absent = {m["contestant"] for m in missing}
-    present = [n for n in chosen if n not in absent]
-    everything = ("classic", "strong", "advanced", "eval") if _has_advanced() else ("classic", "strong", "eval")
-    asked = _asked(options.recipes, ("classic", "strong", "advanced", "eval"), "--recipes") or (
-        ["classic", "strong"] if options.quick else list(everything)
-    )
-    questions = _asked(options.questions, tuple(QUESTIONS), "--questions") or (
-        ["loaders"] if options.quick else list(QUESTIONS)
-    )
-    jobs: list[Job] = []
-
-    def add(question: str, name: str, recipe: str, **changes: Any) -> None:
-        settings: dict[str, Any] = {
-            "root": val if recipe in ("eval", "none") else train,
-            "batch_size": options.batch_size,
-            "workers": options.workers,
-            "device": options.device,
-            "seed": options.seed,
-            "seconds": options.seconds,
-            "cold": options.cold,
-            "cache": str(cache),
-        }
-        if name in present and recipe in BY_NAME[name].recipes:
-            jobs.append(Job(name, recipe, question=question, **(settings | changes)))
-
-    sweepers = [n for n in ("tv-v1-pil", "tv-v2-tensor", "dali-doc-cpu", "ours-torchvision", "ours-dali-cpu",
-                            "ours-dali-gpu") if n in present]  # fmt: skip
-    for question in questions:
-        if question == "loaders":
-            for recipe in asked:
-                for name in present:
-                    if BY_NAME[name].kind != "ceiling":
-                        add(question, name, recipe)
-        elif question == "ceilings":
-            for name in present:
-                if BY_NAME[name].kind == "ceiling":
-                    add(question, name, "classic")
-        elif question == "modes":
-            for recipe in contestants.MODES:
-                for name in sweepers:
-                    add(question, name, recipe, root=train)
-        elif question == "workers":
-            for workers in (0, 1, 2, 4, 8):
-                for name in sweepers:
-                    add(question, name, "strong", workers=workers)
-        elif question == "batches":
-            for size in (32, 64, 128, 256):
-                for name in sweepers:
-                    add(question, name, "strong", batch_size=size)
-        elif question == "training":
-            for name in ("synthetic", *sweepers):
-                add(question, name, "strong", model=options.model)
-    if not jobs:
-        raise ValueError("no contestant can run: see python -m bench --list")
-    return jobs, missing
-
-
-def _has_advanced() -> bool:
-    from dali_imagenet import TrainRecipe
-
-    return hasattr(TrainRecipe, "advanced")
-
-
-def _names(options: argparse.Namespace) -> list[str]:
-    everyone = tuple(BY_NAME)
-    return _asked(options.only, everyone, "--only") or list(QUICK if options.quick else everyone)
-
-
-def _asked(text: str, allowed: Sequence[str], option: str) -> list[str]:
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    for name in names:
-        if name not in allowed:
-            raise ValueError(f"{option} {name!r}: must be among {', '.join(allowed)}")
-    return names
