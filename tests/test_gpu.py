@@ -189,7 +189,7 @@ def test_bench_gpu_with_the_cpu_graph(folder: Path, tmp_path: Path) -> None:
     assert [entry["error"] for entry in results["asked"]] == [""] * 4, done.stdout
     points = results["points"]
     assert {"hardware", "decode|default", "stage|strong"} <= set(points)
-    agreement = [visits[0] for name, visits in points.items() if name.startswith("agree|")]
+    agreement = [runs[0] for name, runs in points.items() if name.startswith("agree|")]
     assert len(agreement) == 6
     assert all(found["mean"] < 2 and found["targets_equal"] for found in agreement)
     report = (tmp_path / "report.md").read_text()

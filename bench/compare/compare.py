@@ -28,8 +28,8 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, float, 
         if before is None or "summary" not in cell:
             continue
         name = f"{cell['contestant']} {cell['recipe']}"
-        if cell["question"] not in ("loaders", "ceilings"):
-            name += f" ({cell['question']}: {cell['workers']} workers, batch {cell['batch_size']})"
+        if cell["section"] not in ("loaders", "bounds"):
+            name += f" ({cell['section']}: {cell['workers']} workers, batch {cell['batch_size']})"
         rows.append((name, rate(before), rate(cell), stats.changed(before["summary"], cell["summary"])))
     return rows
 

@@ -19,7 +19,7 @@ from ..core.job import Job
 from . import report
 from .generate import bar
 from .plan import RECIPES, plan
-from .results import QUESTIONS, SCHEMA, read
+from .results import SCHEMA, SECTIONS, read
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,7 @@ NAME = "loaders"
 HELP = "compare image loaders (the default)"
 QUICK_SECONDS = 100.0  # after the images are there; leaves time for the report
 FIELDS = ("rounds", "seconds", "batch_size", "workers", "device", "images", "epoch_images", "seed", "cold", "model",
-          "only", "recipes", "questions", "quick", "estimate_images", "estimate_epochs")  # fmt: skip
+          "only", "recipes", "sections", "quick", "estimate_images", "estimate_epochs")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,17 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="four loaders, classic and strong, within two minutes")
     add("--only", default="", metavar="NAMES", help="contestants to run, separated by commas (see --list)")
     add("--recipes", default="", metavar="NAMES", help=",".join(RECIPES))
-    add("--questions", default="", metavar="NAMES", help=",".join(QUESTIONS))
+    add("--sections", default="", metavar="NAMES", help=",".join(SECTIONS))
     add("--batch-size", type=int, metavar="N", default=64, help="images a batch (64)")
     add("--workers", type=int, metavar="N", help="workers or threads of every contestant (the cores, at most 16)")
     add("--device", choices=("cpu", "cuda"), help="where batches must arrive (cuda where there is one)")
     add("--rounds", type=int, metavar="N", help="measured rounds (5; quick: 2); sweeps take half of them")
-    add("--seconds", type=float, metavar="N", help="measured seconds a visit (6; quick: 2)")
+    add("--seconds", type=float, metavar="N", help="measured seconds a run (6; quick: 2)")
     add("--minutes", type=float, metavar="N", help="stop when this much time has passed and report what there is")
     add("--images", type=int, metavar="N", default=10_000, help="images taken from a larger --data (10000)")
     add("--epoch-images", type=int, metavar="N", default=6400, help="names in an epoch; small data is repeated (6400)")
-    add("--cold", action="store_true", help="drop the files from the page cache before every visit")
-    add("--model", default="", help="model of the training question (small; resnet50 on a GPU)")
+    add("--cold", action="store_true", help="drop the files from the page cache before every run")
+    add("--model", default="", help="model of the training section (small; resnet50 on a GPU)")
     add("--seed", type=int, metavar="N", default=0, help="of images and loaders (0)")
     add("--out", type=Path, metavar="DIR", help="folder of the report (runs/bench-<time>)")
     add("--resume", type=Path, metavar="DIR", help="go on with an interrupted run; settings come from it")
@@ -103,25 +103,25 @@ def run(options: argparse.Namespace) -> int:
     if not results:
         results = _header(options, data, train, val)
     results["missing"] = missing
-    referee = measure.Referee(results, file, options.rounds, 0 if options.quick else 1, _deadline(options))
-    referee.cold_files = images.distinct(images.image_files(train) + images.image_files(val))
+    runner = measure.Runner(results, file, options.rounds, 0 if options.quick else 1, _deadline(options))
+    runner.cold_files = images.distinct(images.image_files(train) + images.image_files(val))
     if options.cold:
-        if not measure.drop_page_cache(referee.cold_files[:1]):
+        if not measure.drop_page_cache(runner.cold_files[:1]):
             return fail("--cold: this system cannot be asked to forget files; leave it out")
     else:
-        measure.warm_page_cache(referee.cold_files)
+        measure.warm_page_cache(runner.cold_files)
     console.print(
         f"{len(jobs)} cells, {options.rounds} rounds of {options.seconds:g} s, {options.workers} workers, "
         f"{options.device}; Ctrl-C stops and keeps what there is", highlight=False
     )  # fmt: skip
     try:
-        with _interruptible(), _watched(referee, jobs, console):
-            results["complete"] = referee.run(jobs)
+        with _interruptible(), _watched(runner, jobs, console):
+            results["complete"] = runner.run(jobs)
     except KeyboardInterrupt:
         console.print(f"stopped; go on with: {PROGRAM} --resume {folder}", highlight=False)
     results["load"]["after"] = machine.load()
     report.settle(results)
-    referee.save()
+    runner.save()
     if not any("summary" in c for c in results["cells"]):
         for name, why in report.failures(results):
             print(f"{name}: {why}", file=sys.stderr)
@@ -148,18 +148,18 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _watched(referee: measure.Referee, jobs: Sequence[Job], console: Console) -> Iterator[None]:
+def _watched(runner: measure.Runner, jobs: Sequence[Job], console: Console) -> Iterator[None]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    total = len(referee.left(jobs))
+    total = len(runner.left(jobs))
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
                TextColumn("{task.fields[left]}"))  # fmt: skip
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("starting", total=total, left="")
 
         def tell(job: Job, number: int, answer: dict[str, Any] | None, seconds: float) -> None:
-            if referee.deadline is not None:
-                seconds = min(seconds, max(0.0, referee.deadline - time.monotonic()))
+            if runner.deadline is not None:
+                seconds = min(seconds, max(0.0, runner.deadline - time.monotonic()))
             left = f"{seconds / 60:.0f} min left" if seconds > 90 else f"{seconds:.0f} s left"
             if answer is None:
                 name = "warm-up" if number < 0 else f"round {number + 1}"
@@ -168,9 +168,9 @@ def _watched(referee: measure.Referee, jobs: Sequence[Job], console: Console) ->
             progress.update(task, advance=1, left=left)
             if not console.is_terminal or "error" in answer:
                 value = answer.get("error") or f"{answer['images_per_s']:,.0f} img/s"
-                console.print(f"{job.contestant:18s} {job.recipe:9s} {job.question:9s} {value}", highlight=False)
+                console.print(f"{job.contestant:18s} {job.recipe:9s} {job.section:9s} {value}", highlight=False)
 
-        referee.report = tell
+        runner.report = tell
         yield
 
 
@@ -226,7 +226,7 @@ def _share(root: Path) -> dict[str, Any]:
 
 
 def _header(options: argparse.Namespace, data: Path, train: Path, val: Path) -> dict[str, Any]:
-    state = "cold: files dropped before every visit" if options.cold else "warm: every file read once before"
+    state = "cold: files dropped before every run" if options.cold else "warm: every file read once before"
     settings = {name: getattr(options, name) for name in FIELDS}
     settings |= {"warmup_rounds": 0 if options.quick else 1, "size": 224, "page_cache": state}
     return {

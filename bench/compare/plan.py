@@ -9,7 +9,7 @@ from typing import Any
 from ..contestants import BY_NAME, MODES
 from ..core import PROGRAM, images
 from ..core.job import Job
-from .results import QUESTIONS
+from .results import SECTIONS
 
 RECIPES = ("classic", "strong", "advanced", "eval")
 QUICK = ("tv-v1-pil", "dali-doc-cpu", "ours-torchvision", "ours-dali-cpu", "ours-dali-gpu")
@@ -28,12 +28,10 @@ def plan(options: argparse.Namespace, train: str, val: str) -> tuple[list[Job], 
     absent = {m["contestant"] for m in missing}
     present = [n for n in chosen if n not in absent]
     asked = _asked(options.recipes, RECIPES, "--recipes") or list(RECIPES[:2] if options.quick else RECIPES)
-    questions = _asked(options.questions, tuple(QUESTIONS), "--questions") or (
-        ["loaders"] if options.quick else list(QUESTIONS)
-    )
+    sections = _asked(options.sections, SECTIONS, "--sections") or (["loaders"] if options.quick else list(SECTIONS))
     jobs: list[Job] = []
 
-    def add(question: str, name: str, recipe: str, **changes: Any) -> None:
+    def add(section: str, name: str, recipe: str, **changes: Any) -> None:
         settings: dict[str, Any] = {
             "root": val if recipe in ("eval", "none") else train,
             "batch_size": options.batch_size,
@@ -45,35 +43,35 @@ def plan(options: argparse.Namespace, train: str, val: str) -> tuple[list[Job], 
             "cache": str(cache),
         }
         if name in present and recipe in BY_NAME[name].recipes:
-            jobs.append(Job(name, recipe, question=question, **(settings | changes)))
+            jobs.append(Job(name, recipe, section=section, **(settings | changes)))
 
     sweepers = [n for n in ("tv-v1-pil", "tv-v2-tensor", "dali-doc-cpu", "ours-torchvision", "ours-dali-cpu",
                             "ours-dali-gpu") if n in present]  # fmt: skip
-    for question in questions:
-        if question == "loaders":
+    for section in sections:
+        if section == "loaders":
             for recipe in asked:
                 for name in present:
-                    if BY_NAME[name].kind != "ceiling":
-                        add(question, name, recipe)
-        elif question == "ceilings":
+                    if BY_NAME[name].kind != "bound":
+                        add(section, name, recipe)
+        elif section == "bounds":
             for name in present:
-                if BY_NAME[name].kind == "ceiling":
-                    add(question, name, "classic")
-        elif question == "modes":
+                if BY_NAME[name].kind == "bound":
+                    add(section, name, "classic")
+        elif section == "modes":
             for recipe in MODES:
                 for name in sweepers:
-                    add(question, name, recipe, root=train)
-        elif question == "workers":
+                    add(section, name, recipe, root=train)
+        elif section == "workers":
             for workers in (0, 1, 2, 4, 8):
                 for name in sweepers:
-                    add(question, name, "strong", workers=workers)
-        elif question == "batches":
+                    add(section, name, "strong", workers=workers)
+        elif section == "batches":
             for size in (32, 64, 128, 256):
                 for name in sweepers:
-                    add(question, name, "strong", batch_size=size)
-        elif question == "training":
+                    add(section, name, "strong", batch_size=size)
+        elif section == "training":
             for name in ("synthetic", *sweepers):
-                add(question, name, "strong", model=options.model)
+                add(section, name, "strong", model=options.model)
     if not jobs:
         raise ValueError(f"no contestant can run: see {PROGRAM} --list")
     return jobs, missing

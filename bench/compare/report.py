@@ -33,9 +33,9 @@ def _number(value: float | None, digits: int = 0) -> str:
     return f"{value:,.{digits}f}" if value < 1e6 else "> 1 million"
 
 
-def loader_rows(results: dict[str, Any], recipe: str, question: str = "loaders") -> list[Row]:
+def loader_rows(results: dict[str, Any], recipe: str, section: str = "loaders") -> list[Row]:
     """name, images a second, interquartile range, ratio to torchvision, first batch, memory, cores, batch p99."""
-    cells = measured(results, question, recipe)
+    cells = measured(results, section, recipe)
     base = next((rate(c) for c in cells if c["contestant"] == BASE), None)
     rows = []
     for cell in cells:
@@ -83,9 +83,9 @@ def mode_rows(results: dict[str, Any]) -> tuple[Row, list[Row]]:
     return ["loader", *modes], rows
 
 
-def sweep_rows(results: dict[str, Any], question: str, field: str) -> tuple[Row, list[Row]]:
+def sweep_rows(results: dict[str, Any], section: str, field: str) -> tuple[Row, list[Row]]:
     """Rates by `workers` or `batch_size`; for workers with the speed-up over none."""
-    cells = measured(results, question)
+    cells = measured(results, section)
     points = sorted({c[field] for c in cells})
     rows = []
     for name, recipe in dict.fromkeys((c["contestant"], c["recipe"]) for c in cells):
@@ -125,7 +125,7 @@ def tables(results: dict[str, Any]) -> list[tuple[str, Sequence[str], list[Row]]
     made: list[tuple[str, Sequence[str], list[Row]]] = []
     for recipe in recipes(results, "loaders"):
         made.append((f"{recipe}: {RECIPES_IN_WORDS[recipe]}", LOADER_HEADS, loader_rows(results, recipe)))
-    made.append(("Ceilings", LOADER_HEADS, loader_rows(results, "classic", "ceilings")))
+    made.append(("Upper bounds", LOADER_HEADS, loader_rows(results, "classic", "bounds")))
     made.append(("Augmentation modes, img/s (time added over none)", *mode_rows(results)))
     made.append(("Workers, img/s (speed-up over 0)", *sweep_rows(results, "workers", "workers")))
     made.append(("Batch sizes, img/s", *sweep_rows(results, "batches", "batch_size")))
@@ -181,10 +181,10 @@ def facts(results: dict[str, Any]) -> list[tuple[str, str]]:
         ("Page cache", s["page_cache"]),
         ("Settings", f"batches of {s['batch_size']}, {s['workers']} workers or threads each, float32 {s['size']} px "
                      f"on {s['device']}, seed {results['seed']}"),
-        ("Method", f"each visit in its own process, {s['seconds']:g} s measured after warming up; {s['rounds']} "
-                   f"interleaved rounds{drop} (in the tables after the ceilings {len(rounds_of('', s['rounds'], 0))}), "
-                   "order rotating; medians, half the interquartile range (IQR/2; ! above 10%); memory is "
-                   "the process tree's at the end of a visit"),
+        ("Method", f"each run in its own process, {s['seconds']:g} s measured after warming up; {s['rounds']} "
+                   f"interleaved rounds{drop} (after the upper bounds {len(rounds_of('', s['rounds'], 0))}), order "
+                   "rotating; medians, half the interquartile range (IQR/2; ! above 10%); memory is "
+                   "the process tree's at the end of a run"),
         ("Machine", f"{m['processor']}, {m['cores']} cores, {m['memory_gb']} GB, "
                     f"{', '.join(m['gpus']) or 'no GPU'}, {m['system']}; load {results['load']['before']} before, "
                     f"{results['load']['after']} after"),

@@ -41,14 +41,14 @@ def ranking(results: dict[str, Any]) -> list[str]:
 
 
 def bottleneck(results: dict[str, Any]) -> list[str]:
-    """Shares of an image's time: reading and decoding from the ceilings, the rest from the fastest loader."""
-    ceilings = {c["contestant"]: rate(c) for c in measured(results, "ceilings")}
-    read = ceilings.get("read-only")
+    """Shares of an image's time: reading and decoding from the upper bounds, the rest from the fastest loader."""
+    bounds = {c["contestant"]: rate(c) for c in measured(results, "bounds")}
+    read = bounds.get("read-only")
     said = []
     for recipe in ("classic", "strong"):
         cells = measured(results, "loaders", recipe)
         crops = bool(cells) and BY_NAME[cells[0]["contestant"]].kind == "ours"  # decode no more than they need
-        decode = ceilings.get("decode-crops" if crops else "decode-only")
+        decode = bounds.get("decode-crops" if crops else "decode-only")
         if not (read and decode and cells):
             continue
         fastest = rate(cells[0])
@@ -148,6 +148,6 @@ def trust(results: dict[str, Any]) -> list[str]:
         said.append(f"Too noisy to be quoted: {', and '.join(reasons)}.")
     if not results["complete"]:
         said.append("Not complete: the time was up, or it was interrupted; some cells have fewer rounds, or none.")
-    elif min((c["summary"]["rounds"] for c in cells if c["question"] in TABLES), default=0) < stats.FEWEST:
+    elif min((c["summary"]["rounds"] for c in cells if c["section"] in TABLES), default=0) < stats.FEWEST:
         said.append("Few rounds: differences below 10% mean nothing.")
     return said

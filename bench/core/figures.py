@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
-OURS, PEER, CEILING, BASE = "#0b8f62", "#8aa0b6", "#d9c27a", "#4a6480"
+OURS, PEER, BOUND, BASE = "#0b8f62", "#8aa0b6", "#d9c27a", "#4a6480"
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,

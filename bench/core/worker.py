@@ -1,4 +1,4 @@
-"""A contestant's own process: `python -m bench.core.worker JOB ANSWER` runs one visit; its numbers go out as JSON."""
+"""A contestant's own process: `python -m bench.core.worker JOB ANSWER` performs one run and says its numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 
 _STARTED = time.perf_counter()
-MOST_BATCHES = 1000  # of one visit; only ceilings reach it
+MOST_BATCHES = 1000  # of one run; only upper bounds reach it
 
 # E402 is silenced down to the last import: the clock starts before any import that costs.
 import json  # noqa: E402
@@ -110,7 +110,7 @@ def synchronize(job: Job) -> None:
         torch.cuda.synchronize()
 
 
-def visit(job: Job) -> dict[str, Any]:
+def run(job: Job) -> dict[str, Any]:
     """Build, warm up, measure; the numbers of one round."""
     import torch
 
@@ -196,7 +196,7 @@ def _trainer(job: Job) -> Any:
 def main() -> None:
     job, answer = Job.from_json(sys.argv[1]), Path(sys.argv[2])
     try:
-        result = visit(job)
+        result = run(job)
     except Exception as error:
         import traceback
 

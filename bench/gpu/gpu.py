@@ -111,8 +111,8 @@ def questions(cuda: bool) -> list[Question]:
 # ---- what the numbers say
 
 
-def middle(points: Points, key: str, number: str = "images_per_s") -> float | None:
-    """The median over the visits to a point; None where it was not measured."""
+def median(points: Points, key: str, number: str = "images_per_s") -> float | None:
+    """The median over the runs to a point; None where it was not measured."""
     values = sorted(v[number] for v in points.get(key, []) if v.get(number) is not None)
     if not values:
         return None
@@ -121,7 +121,7 @@ def middle(points: Points, key: str, number: str = "images_per_s") -> float | No
 
 
 def _best(points: Points, prefix: str) -> float | None:
-    rates = [middle(points, key) for key in points if key.startswith(prefix)]
+    rates = [median(points, key) for key in points if key.startswith(prefix)]
     return max((r for r in rates if r is not None), default=None)
 
 
@@ -132,28 +132,28 @@ def _ratio(a: float | None, b: float | None) -> float | None:
 def targets(points: Points, cuda: bool) -> list[dict[str, Any]]:
     """Each target with its value, or None, and "met", "missed" or "open". On a CPU all are open: they are a GPU's."""
     documented, model = ("dali-doc-gpu", "resnet50 224") if cuda else ("dali-doc-cpu", "small 224")
-    hardware, kernels = middle(points, "decode|hw=1.0"), middle(points, "decode|hw=0.0")
+    hardware, kernels = median(points, "decode|hw=1.0"), median(points, "decode|hw=0.0")
     both = None if hardware is None or kernels is None else hardware + kernels
-    decoded, synthetic = middle(points, "decode|default"), middle(points, f"train|{model}|synthetic|classic")
+    decoded, synthetic = median(points, "decode|default"), median(points, f"train|{model}|synthetic|classic")
     found: list[tuple[str, float | None, str, float]] = [
-        ("strong recipe / decode alone", _ratio(middle(points, "ours|strong"), decoded), ">=", 0.95),
+        ("strong recipe / decode alone", _ratio(median(points, "ours|strong"), decoded), ">=", 0.95),
         ("tuned mixed decode / (hardware alone + CUDA alone)", _ratio(_best(points, "decode|"), both), ">=", 0.75),
     ]
     for recipe, least in (("classic", 0.98), ("strong", 0.95)):
-        value = _ratio(middle(points, f"train|{model}|ours|{recipe}"), synthetic)
+        value = _ratio(median(points, f"train|{model}|ours|{recipe}"), synthetic)
         found.append((f"training on ours / on synthetic tensors, {recipe}", value, ">=", least))
     for recipe, least in (("classic", 2.0), ("strong", 4.0)):
-        peers = [middle(points, f"{name}|{recipe}") for name in ("tv-v1-pil", "tv-v2-tensor")]
+        peers = [median(points, f"{name}|{recipe}") for name in ("tv-v1-pil", "tv-v2-tensor")]
         best = max((p for p in peers if p is not None), default=None)
-        found.append((f"ours / torchvision, {recipe}", _ratio(middle(points, f"ours|{recipe}"), best), ">=", least))
+        found.append((f"ours / torchvision, {recipe}", _ratio(median(points, f"ours|{recipe}"), best), ">=", least))
     for recipe in ("classic", "strong"):
-        value = _ratio(middle(points, f"ours|{recipe}"), middle(points, f"{documented}|{recipe}"))
+        value = _ratio(median(points, f"ours|{recipe}"), median(points, f"{documented}|{recipe}"))
         found.append((f"ours / DALI as documented, {recipe}", value, ">=", 1.0))
     for recipe in ("classic", "strong"):
         key = f"ours|{recipe}"
-        value = _ratio(middle(points, key, "p99_ms"), middle(points, key, "p50_ms"))
+        value = _ratio(median(points, key, "p99_ms"), median(points, key, "p50_ms"))
         found.append((f"p99 / p50 of the time between batches, {recipe}", value, "<=", 1.6))
-    used, before = middle(points, "ours|strong", "gpu_mb"), middle(points, "ours|strong", "gpu_mb_before")
+    used, before = median(points, "ours|strong", "gpu_mb"), median(points, "ours|strong", "gpu_mb_before")
     found.append(("GPU memory in use, strong, GB", None if used is None else used / 1024, "<=", 4.0))
     grown = None if used is None or before is None else used - before
     found.append(("growth of it while measuring, MB", grown, "<=", 32.0))
@@ -169,7 +169,7 @@ def targets(points: Points, cuda: bool) -> list[dict[str, Any]]:
 # ---- the report
 
 Rows = list[list[str]]
-RATES = ("", "img/s", "visits", "p50 ms", "p99 ms", "cores", "MB", "GPU MB", "first s")
+RATES = ("", "img/s", "runs", "p50 ms", "p99 ms", "cores", "MB", "GPU MB", "first s")
 
 
 def _text(value: float | None, digits: int = 0) -> str:
@@ -178,11 +178,11 @@ def _text(value: float | None, digits: int = 0) -> str:
 
 def rate_rows(points: Points, chosen: Callable[[str], bool]) -> Rows:
     rows = []
-    for key, visits in points.items():
-        if chosen(key) and middle(points, key) is not None:
+    for key, runs in points.items():
+        if chosen(key) and median(points, key) is not None:
             cells = [("images_per_s", 0), None, ("p50_ms", 1), ("p99_ms", 1), ("cpu_cores", 1), ("memory_mb", 0),
                      ("gpu_mb", 0), ("first_s", 1)]  # fmt: skip
-            texts = [str(len(visits)) if c is None else _text(middle(points, key, c[0]), c[1]) for c in cells]
+            texts = [str(len(runs)) if c is None else _text(median(points, key, c[0]), c[1]) for c in cells]
             rows.append([key.replace("|", ", "), *texts])
     return rows
 
@@ -238,7 +238,7 @@ def markdown(results: dict[str, Any], picture: str = "") -> str:
         rows = rate_rows(points, chosen)
         if rows:
             lines += [f"## {title}", "", *_table(RATES, rows)]
-    rows = [[k.removeprefix("stage|"), *(_text(middle(points, k, n), d) for n, d in
+    rows = [[k.removeprefix("stage|"), *(_text(median(points, k, n), d) for n, d in
              (("images_per_s", 0), ("p50_ms", 2), ("p99_ms", 2), ("host_ms", 2), ("draw_ms", 2)))]
             for k in points if k.startswith("stage|")]  # fmt: skip
     if rows:
@@ -259,7 +259,7 @@ def draw(points: Points, target: Path) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rates = {k: middle(points, k) for k in points if not k.startswith("stage|")}
+    rates = {k: median(points, k) for k in points if not k.startswith("stage|")}
     groups = [
         ("loaders", [k for k in rates if not k.startswith(("train|", "decode|", "read|", "torchvision decode"))]),
         ("decoding and reading alone", [k for k in rates if k.startswith(("decode|", "torchvision decode", "read|"))]),
