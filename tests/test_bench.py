@@ -282,6 +282,25 @@ def test_the_verdict_follows_the_numbers() -> None:
     assert "takes the loader 13 minutes, 10 epochs 2.2 hours" in said
 
 
+def trained(device: str, wait_share: float) -> list[str]:
+    """What is said of a training at half the speed that synthetic tensors allow."""
+    made = made_results({"synthetic": 1000, "ours-torchvision": 500}) | {"settings": {"device": device}}
+    for cell in made["cells"]:
+        cell |= {"section": "training", "model": "small"}
+        cell["summary"]["wait_share"] = wait_share
+    return verdict.training(made)
+
+
+def test_on_the_cpu_neither_loader_nor_model_is_called_the_bottleneck() -> None:
+    for share in (0.04, 0.6):
+        (said,) = trained("cpu", share)
+        assert "is the bottleneck." not in said
+        assert "500 images a second, 50% of what synthetic tensors allow; loader and model share the cores" in said
+        assert "of 2.00 ms an image, the loader costs 1.00." in said
+    assert "waits 4% of the time: the model is the bottleneck." in trained("cuda", 0.04)[0]
+    assert "waits 60% of the time: the loader is the bottleneck." in trained("cuda", 0.6)[0]
+
+
 def test_results_of_schema_1_are_read_in_the_words_of_today(tmp_path: Path) -> None:
     made = made_results({"tv-v1-pil": 500, "read-only": 50_000})
     made |= {"schema": SCHEMA, "settings": {"sections": "loaders,bounds"}}

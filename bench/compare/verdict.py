@@ -116,16 +116,24 @@ def estimates(results: dict[str, Any], images: int, epochs: int) -> list[str]:
 
 
 def training(results: dict[str, Any]) -> list[str]:
+    """On the CPU a model that hardly waits proves nothing: it may be slow because the loader has the cores."""
     cells = {c["contestant"]: c for c in measured(results, "training")}
     limit = cells.pop("synthetic", None)
     said = []
     for name, cell in cells.items():
-        share = cell["summary"]["wait_share"] or 0.0
         text = f"Training {cell['model']} on {title(name)} ({cell['recipe']}): {rate(cell):,.0f} images a second"
         if limit:
             text += f", {100 * rate(cell) / rate(limit):.0f}% of what synthetic tensors allow"
-        text += f"; the model waits {100 * share:.0f}% of the time"
-        said.append(text + (": the model is the bottleneck." if share < 0.1 else ": the loader is the bottleneck."))
+        if results["settings"]["device"] == "cpu":
+            text += "; loader and model share the cores, so neither alone is the bottleneck"
+            if limit:
+                whole, alone = 1000 / rate(cell), 1000 / rate(limit)
+                text += f": of {whole:.2f} ms an image, the loader costs {max(0.0, whole - alone):.2f}"
+        else:
+            share = cell["summary"]["wait_share"] or 0.0
+            text += f"; the model waits {100 * share:.0f}% of the time: the "
+            text += f"{'model' if share < 0.1 else 'loader'} is the bottleneck"
+        said.append(text + ".")
     return said
 
 
