@@ -180,7 +180,7 @@ def test_nothing_starts_that_would_miss_the_deadline(tmp_path: Path, monkeypatch
 
 def test_a_visit_that_hangs_is_ended(tmp_path: Path) -> None:
     answer = measure.run_once(jobs()[0], 0.05, tmp_path)
-    assert "no result within" in answer["error"]
+    assert "no answer within" in answer["error"]
 
 
 def test_a_visit_that_breaks_says_why(tmp_path: Path) -> None:

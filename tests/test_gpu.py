@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+from bench.core import process
 from bench.gpu import gpu
 from dali_imagenet import EvalRecipe, Loader, Plan, SampleIndex, TrainRecipe, augment, batch_stage, create_loader
 from dali_imagenet import pixel_ops_batched as batched
@@ -150,12 +151,12 @@ def test_targets() -> None:
 def test_a_crash_is_a_result(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("decoding\n")
-    assert gpu.why(-11, log) == "crashed with SIGSEGV: decoding"
+    assert process.why(-11, log) == "crashed with SIGSEGV: decoding"
     task = json.dumps({"question": "nothing", "settings": {}, "arguments": {}})
-    said, error = gpu.ask(task, 60, tmp_path)
+    said, error = process.call("gpu.gpu_questions", task, 60, tmp_path)
     assert said == {}
     assert error.startswith("ended with code 1: TypeError")
-    assert gpu.ask(task, 0.05, tmp_path) == ({}, "no answer within 0 s")
+    assert process.call("gpu.gpu_questions", task, 0.05, tmp_path) == ({}, "no answer within 0 s")
 
 
 @needs_dali

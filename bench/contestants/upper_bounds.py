@@ -15,8 +15,7 @@ import torch
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from dali_imagenet import SampleIndex, TrainRecipe
-from dali_imagenet.plan import Plan
+from dali_imagenet import Plan, SampleIndex, TrainRecipe
 from torchvision_fallback.stage import Memory, read_pixels
 
 from ..core import images

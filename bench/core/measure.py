@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +12,7 @@ from typing import Any
 
 from . import stats
 from .job import Job
+from .process import call
 
 Results = dict[str, Any]
 TABLES = ("loaders", "bounds")  # whose numbers are quoted
@@ -36,44 +33,10 @@ def order(jobs: Sequence[Job], round_number: int) -> list[Job]:
 
 def run_once(job: Job, timeout: float, scratch: Path) -> dict[str, Any]:
     """One run in a process of its own; its answer, or {"error": why}. The whole process group is ended after."""
-    answer = scratch / "answer.json"
-    answer.unlink(missing_ok=True)
-    log = scratch / "run.log"
     threads = str(max(1, job.workers))
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore"}
-    root = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(p for p in (root, environment.get("PYTHONPATH", "")) if p)
-    command = [sys.executable, "-m", f"{__package__}.worker", job.to_json(), str(answer)]
     started = time.perf_counter()
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
-        )
-        try:
-            process.wait(timeout)
-            error = f"ended with code {process.returncode}" + _last_line(log)
-        except subprocess.TimeoutExpired:
-            error = f"no result within {timeout:.0f} s"
-        finally:
-            _end_group(process)
-    result: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {"error": error}
-    result["run_s"] = time.perf_counter() - started
-    return result
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return f": {lines[-1][:300]}" if lines else ""
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends the run and whatever workers it left, and waits for it."""
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    elif process.poll() is None:
-        process.kill()
-    process.wait()
+    said, error = call("core.worker", job.to_json(), timeout, scratch, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
+    return (said or {"error": error or "no answer"}) | {"run_s": time.perf_counter() - started}
 
 
 def warm_page_cache(files: Iterable[Path]) -> int:

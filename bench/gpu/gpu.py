@@ -7,14 +7,10 @@ and a question that crashes or hangs is a result like any other. --device cpu as
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import importlib.util
 import json
-import os
 import shlex
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import PROGRAM
+from ..core.process import call
 
 NAME = "gpu"
 HELP = "every open question about a GPU machine, in one go"
@@ -308,44 +305,6 @@ def write(results: dict[str, Any], folder: Path, picture: bool) -> None:
 # ---- asking
 
 
-def why(code: int | None, log: Path) -> str:
-    """In words, how a question's process ended; empty for a good end."""
-    if code == 0:
-        return ""
-    lines = log.read_text(errors="replace").strip().splitlines()
-    last = f": {lines[-1][:300]}" if lines else ""
-    if code is not None and code < 0:
-        return f"crashed with {signal.Signals(-code).name}{last}"
-    return f"ended with code {code}{last}"
-
-
-def ask(task: str, limit: float, folder: Path) -> tuple[dict[str, Any], str]:
-    """One question in a process of its own, ended with all its children when `limit` seconds are over.
-
-    Returns what it said, and why it ended badly (empty for a good end).
-    """
-    answer, log = folder / "answer.json", folder / "log.txt"
-    answer.unlink(missing_ok=True)
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.gpu_questions", task, str(answer)],
-            stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True,
-            env=os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"},
-        )  # fmt: skip
-        try:
-            error = why(process.wait(limit), log)
-        except subprocess.TimeoutExpired:
-            error = f"no answer within {limit:.0f} s"
-        finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    said: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {}
-    return said, error
-
-
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--data", type=Path, metavar="DIR", help="ImageFolder tree, or train/ of it; default: generated")
     p.add_argument("--device", choices=("cuda", "cpu"), help="cuda where there is a GPU")
@@ -442,7 +401,8 @@ def run(options: argparse.Namespace) -> int:
             else:
                 begun = time.monotonic()
                 limit = min(question.limit, left - 2)
-                said, entry["error"] = ask(task(settings, question.ask, question.arguments), limit, Path(scratch))
+                asked = task(settings, question.ask, question.arguments)
+                said, entry["error"] = call("gpu.gpu_questions", asked, limit, Path(scratch))
                 entry["seconds"] = took[question.name] = round(time.monotonic() - begun, 1)
                 for name, numbers in said.items():
                     results["points"].setdefault(name, []).append(numbers)
