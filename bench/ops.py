@@ -1,4 +1,4 @@
-"""`python -m bench ops`: what augmenting a batch costs, policy by policy, ours against what people use.
+"""What augmenting a batch costs, policy by policy, ours against what people use.
 
 Everybody starts from 8-bit images in the form that its pipelines have (a batch, a list of tensors, PIL images, HWC
 arrays) and ends with tensors, PIL by `pil_to_tensor`. Drawing is counted. Rounds are interleaved, in one process.
@@ -8,37 +8,18 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import io
 import json
-import time
-import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import pil_to_tensor
+from .core import PROGRAM, machine
 
-from bench import images, machine, stats
-from dali_imagenet import rng
-from dali_imagenet.ops import Op
-from dali_imagenet.policy import AugmentPolicy, OpPlan, resolve
-from dali_imagenet.transforms import pixel_ops
-from dali_imagenet.transforms.pixel_ops import Scratch
-from dali_imagenet.transforms.postprocess import run_batch, run_image
-
+NAME = "ops"
+HELP = "what augmenting a batch costs, policy by policy"
 SCHEMA = "dali-imagenet-ops/1"
-SIZE = 224
-DISTINCT = 16  # pictures; a batch repeats them
-JITTER = (0.4, 0.4, 0.4, 0.1)
-JITTER_NAME = "color_jitter"
 POLICIES = ("randaugment", "trivialaugment", "autoaugment", "augmix", "rand-m9-mstd0.5-inc1", "augmix-m3-w3",
-            "3-augment", JITTER_NAME)  # fmt: skip
+            "3-augment", "color_jitter")  # fmt: skip
 QUICK = ("randaugment", "autoaugment", "rand-m9-mstd0.5-inc1")
 # contestant: (column, what it is, whether every sample gets its own draw)
 CONTESTANTS = {
@@ -51,227 +32,7 @@ CONTESTANTS = {
     "kornia": ("kornia*", "kornia: operations drawn once a batch; color jitter is per sample", False),
     "torchaug": ("taug*", "TorchAug: operations drawn once a batch; color jitter is per sample", False),
 }
-Run = Callable[[], Any]
 Results = dict[str, Any]
-
-
-def pictures(count: int) -> Tensor:
-    """uint8 [count, 3, SIZE, SIZE]: generated photographs."""
-    found = []
-    for i in range(min(count, DISTINCT)):
-        image = Image.open(io.BytesIO(images.make_jpeg(0, i))).convert("RGB").resize((SIZE, SIZE))
-        found.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-    return torch.stack([found[i % len(found)] for i in range(count)])
-
-
-def ours(name: str, batch: Tensor, together: bool) -> Run:
-    policy = None if name == JITTER_NAME else resolve(name, image_size=SIZE)
-    scratch, out, step = Scratch(map_bytes=200 * 4 * SIZE**2), torch.empty_like(batch), iter(range(1 << 30))
-    # black is torchvision's default, which asks for no fill
-    fill = None if policy is None or policy.fill == (0, 0, 0) else policy.fill
-
-    def run() -> Tensor:
-        part = _draw(policy, len(batch), next(step))
-        if together:
-            return run_batch(batch, part, fill)
-        for row, image in enumerate(batch):
-            out[row].copy_(run_image(image, part, row, fill, scratch))
-        return out
-
-    return run
-
-
-def _draw(policy: AugmentPolicy | None, rows: int, step: int) -> Any:
-    """A new draw for a batch, as the plan makes it."""
-    samples = np.arange(step * rows, (step + 1) * rows)
-    if policy is not None:
-        u = rng.uniforms(0, 0, rng.STREAM_POLICY, samples, policy.num_uniforms)
-        return policy.draw(u, (SIZE, SIZE))
-    u = rng.uniforms(0, 0, rng.STREAM_COLOR, samples, 8)
-    strengths = np.array(JITTER)
-    low = np.append(1 - strengths[:3], -strengths[3])
-    arg = low + u[:, :4] * (np.append(1 + strengths[:3], strengths[3]) - low)
-    turn = u[:, 4:].argsort(1)
-    op = np.array([Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR, Op.HUE], np.int16)[turn]
-    return OpPlan(op, np.take_along_axis(arg, turn, 1).astype(np.float32), np.zeros_like(op))
-
-
-def _torchvision(module: Any, name: str) -> Any:
-    makers = {
-        "randaugment": lambda: module.RandAugment(2, 9),
-        "trivialaugment": lambda: module.TrivialAugmentWide(),
-        "autoaugment": lambda: module.AutoAugment(),
-        "augmix": lambda: module.AugMix(),
-        JITTER_NAME: lambda: module.ColorJitter(*JITTER),
-    }
-    return makers[name]() if name in makers else None
-
-
-def v2_loop(name: str, batch: Tensor) -> Run | None:
-    transform = _torchvision(v2, name)
-    return None if transform is None else lambda: [transform(image) for image in batch]
-
-
-def v2_batch(name: str, batch: Tensor) -> Run | None:
-    transform = _torchvision(v2, name)
-    return None if transform is None else lambda: transform(batch)
-
-
-def pil_loop(name: str, batch: Tensor) -> Run | None:
-    from torchvision import transforms as v1
-
-    if batch.device.type != "cpu":
-        return None
-    transform = _torchvision(v1, name) or _timm(name)
-    pil = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in batch]
-    return lambda: [pil_to_tensor(transform(image)) for image in pil]
-
-
-def _timm(name: str) -> Callable[[Image.Image], Image.Image]:
-    from timm.data import auto_augment as timm_ops
-
-    hparams = {"translate_const": int(SIZE * 0.45), "img_mean": (124, 116, 104)}  # as timm's create_transform
-    if name.startswith("rand"):
-        transform = timm_ops.rand_augment_transform(name, hparams)
-    elif name.startswith("augmix"):
-        transform = timm_ops.augment_and_mix_transform(name, {**hparams, "translate_pct": 0.3})
-    else:
-        transform = timm_ops.auto_augment_transform("3a", hparams)
-
-    def apply(image: Image.Image) -> Image.Image:
-        try:
-            return cast(Image.Image, transform(image))
-        except ValueError:  # timm asks a current Pillow to posterize to 0 bits
-            return image
-
-    return apply
-
-
-def dali(name: str, batch: Tensor) -> Run | None:
-    import nvidia.dali as nvidia_dali
-    from nvidia.dali import fn
-    from nvidia.dali.auto_aug import auto_augment, rand_augment, trivial_augment
-
-    warnings.filterwarnings("ignore", category=DeprecationWarning)  # of DALI about its own auto_aug
-    pipeline_def: Any = nvidia_dali.pipeline_def  # type: ignore[attr-defined]  # DALI is hardly annotated
-
-    augment: dict[str, Callable[[Any], Any]] = {
-        "randaugment": lambda data: rand_augment.rand_augment(data, n=2, m=9),
-        "trivialaugment": lambda data: trivial_augment.trivial_augment_wide(data),
-        "autoaugment": lambda data: auto_augment.auto_augment(data, "image_net"),
-    }
-    if name not in augment:
-        return None
-    gpu = batch.device.type == "cuda"
-    arrays: list[Any] = [image.permute(1, 2, 0).contiguous() for image in batch]
-    if not gpu:
-        arrays = [image.numpy() for image in arrays]
-
-    # DALI is hardly annotated, and missing on some machines
-    @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator, unused-ignore]
-    def graph() -> Any:
-        data = fn.external_source(source=lambda: arrays, batch=True, layout="HWC", no_copy=True,
-                                  device="gpu" if gpu else "cpu")  # fmt: skip
-        return augment[name](data)
-
-    device_id = torch.cuda.current_device() if gpu else None
-    pipe: Any = graph(batch_size=len(batch), num_threads=torch.get_num_threads(), device_id=device_id,
-                      prefetch_queue_depth=1, exec_async=False, exec_pipelined=False, exec_dynamic=False,
-                      seed=0)  # fmt: skip
-    pipe.build()
-    return partial(pipe.run)
-
-
-def kornia(name: str, batch: Tensor) -> Run | None:
-    import kornia.augmentation as K
-    from kornia.augmentation import auto
-
-    makers: dict[str, Callable[[], Any]] = {
-        "randaugment": lambda: auto.RandAugment(2, 9),
-        "trivialaugment": lambda: auto.TrivialAugment(),
-        "autoaugment": lambda: auto.AutoAugment("imagenet"),
-        JITTER_NAME: lambda: K.ColorJitter(*JITTER, p=1.0),
-    }
-    if name not in makers:
-        return None
-    transform = K.AugmentationSequential(makers[name](), data_keys=["input"])
-    floats = batch.float() / 255  # kornia takes floats
-    return lambda: transform(floats)
-
-
-def torchaug(name: str, batch: Tensor) -> Run | None:
-    from torchaug import transforms as ta
-
-    if name == JITTER_NAME:
-        transform: Any = ta.RandomColorJitter(*JITTER, p=1.0, batch_transform=True)
-    else:
-        transform = _torchvision(ta, name)
-    return None if transform is None else lambda: transform(batch)
-
-
-MAKERS: dict[str, Callable[[str, Tensor], Run | None]] = {
-    "ours": lambda name, batch: ours(name, batch, False) if batch.device.type == "cpu" else None,
-    "ours-batch": lambda name, batch: ours(name, batch, True),
-    "v2-loop": v2_loop,
-    "pil-loop": pil_loop,
-    "dali": dali,
-    "v2-batch": v2_batch,
-    "kornia": kornia,
-    "torchaug": torchaug,
-}
-
-
-def clock_of(device: str) -> tuple[Callable[[], float], str]:
-    """With one thread on the CPU, the process's own CPU time, which other programs disturb least."""
-    if device == "cpu" and torch.get_num_threads() == 1:
-        return time.process_time, "CPU time of the process, all its threads"
-    return time.perf_counter, "time on the clock"
-
-
-def timed(run: Run, device: str, batches: int) -> float:
-    """Milliseconds a batch."""
-    clock, _ = clock_of(device)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = clock()
-    for _ in range(batches):
-        run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return (clock() - start) * 1e3 / batches
-
-
-def measure(name: str, batch: Tensor, rounds: int, batches: int) -> list[dict[str, Any]]:
-    """One policy: every contestant in interleaved rounds, after one that is dropped."""
-    runs: dict[str, Run] = {}
-    cells: dict[str, dict[str, Any]] = {}
-    for who, make in MAKERS.items():
-        cell: dict[str, Any] = {"policy": name, "contestant": who, "ms": [], "error": ""}
-        try:
-            run = make(name, batch)
-        except Exception as error:
-            cell["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        else:
-            if run is None:
-                continue
-            runs[who] = run
-        cells[who] = cell
-    for number in range(-1, rounds):
-        turned = [*runs][(number + 1) % len(runs) :] + [*runs][: (number + 1) % len(runs)]
-        for who in turned if number % 2 else turned[::-1]:
-            if cells[who]["error"]:
-                continue
-            try:
-                milliseconds = timed(runs[who], batch.device.type, batches)
-            except Exception as error:
-                cells[who]["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-                continue
-            if number >= 0:
-                cells[who]["ms"].append(round(milliseconds, 3))
-    for cell in cells.values():
-        if cell["ms"] and not cell["error"]:
-            cell["summary"] = stats.spread(cell["ms"])
-    return [*cells.values()]
 
 
 def median(results: Results, policy: str, who: str) -> float | None:
@@ -347,7 +108,7 @@ def markdown(results: Results) -> str:
             "",
             "![ops](ops.png)",
             "",
-            f"## Milliseconds for a batch of {s['batch_size']} at {SIZE} px ({s['device']}, {s['threads']} thread)",
+            f"## Milliseconds for {s['batch_size']} images of {s['size']} px ({s['device']}, {s['threads']} thread)",
             "",
             *lines(*table(results, False)),
             "## Times as long as ours (the faster of the two ways)",
@@ -363,11 +124,10 @@ def markdown(results: Results) -> str:
             *(["## Who failed", "", *failed, ""] if failed else []),
             "## How it was measured",
             "",
-            f"- python -m bench ops {results['command']}".rstrip(),
+            f"- {PROGRAM} ops {results['command']}".rstrip(),
             f"- {__doc__.split(chr(10) * 2)[1].replace(chr(10), ' ').strip()}" if __doc__ else "",
             f"- {s['rounds']} rounds of {s['batches']} batches after one dropped, {s['clock']}; a new draw for every "
-            "batch, ours from the plan's own. timm's posterize to 0 bits, which Pillow refuses, leaves the image. "
-            f"dali_imagenet.transforms._pixel_ops was {'' if s['compiled'] else 'not '}built.",
+            "batch, ours from the plan's own. timm's posterize to 0 bits, which Pillow refuses, leaves the image.",
             f"- {m['processor']}, {m['cores']} cores, {', '.join(m['gpus']) or 'no GPU'}, {m['system']}; load "
             f"{results['load']['before']} before, {results['load']['after']} after",
             "- " + ", ".join(f"{k} {v}" for k, v in results["versions"].items()),
@@ -379,12 +139,12 @@ def markdown(results: Results) -> str:
 def draw(results: Results, file: Path) -> None:
     from matplotlib import pyplot as plt
 
-    from bench import plots
+    from .core import figures
 
     policies = [p for p in results["settings"]["policies"] if best(results, p)]
-    colours = dict(zip(CONTESTANTS, (plots.OURS, "#7cc4a8", plots.BASE, plots.PEER, "#c8553d", "#c9d1d9", "#d9c27a",
-                                     "#b9a7cf"), strict=True))  # fmt: skip
-    with plt.rc_context(plots.STYLE):
+    shades = (figures.OURS, "#7cc4a8", figures.BASE, figures.PEER, "#c8553d", "#c9d1d9", "#d9c27a", "#b9a7cf")
+    colours = dict(zip(CONTESTANTS, shades, strict=True))
+    with plt.rc_context(figures.STYLE):
         figure, ax = plt.subplots(figsize=(10, 0.8 + 0.75 * len(policies)), layout="constrained")
         height = 0.85 / len(CONTESTANTS)
         for number, (who, (_, what, right)) in enumerate(CONTESTANTS.items()):
@@ -398,30 +158,31 @@ def draw(results: Results, file: Path) -> None:
         ax.set_xscale("log")
         s = results["settings"]
         ax.set_xlabel(
-            f"ms for {s['batch_size']} images of {SIZE} px, {s['device']}, {s['threads']} thread; logarithmic"
+            f"ms for {s['batch_size']} images of {s['size']} px, {s['device']}, {s['threads']} thread; logarithmic"
         )
         ax.set_title("Augmenting a batch (hatched: one operation for all samples)")
         figure.legend(fontsize=8, ncols=2, loc="outside lower center")
-        plots._save(figure, file)
+        figures.save(figure, file)
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m bench ops", description="What augmenting a batch costs, by policy.")
+def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--quick", action="store_true", help="three policies, few rounds, within a minute")
     p.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
-    p.add_argument("--policies", default="", help=", ".join(POLICIES))
-    p.add_argument("--batch-size", type=int, help="64; on a GPU 256")
-    p.add_argument("--rounds", type=int, help="15; quick: 3")
-    p.add_argument("--threads", type=int, default=1, help="of torch and DALI: 1 is what a loader's worker has")
-    p.add_argument("--out", type=Path, help="folder of the report (runs/ops-<time>)")
-    return p
+    p.add_argument("--policies", default="", metavar="NAMES", help=", ".join(POLICIES))
+    p.add_argument("--batch-size", type=int, metavar="N", help="64; on a GPU 256")
+    p.add_argument("--rounds", type=int, metavar="N", help="15; quick: 3")
+    p.add_argument("--threads", type=int, metavar="N", default=1, help="of torch and DALI (1, as loaders' workers)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (runs/ops-<time>)")
 
 
-def main(arguments: Sequence[str]) -> int:
+def run(options: argparse.Namespace) -> int:
+    import torch
     from rich.console import Console
     from rich.table import Table
 
-    options, console = parser().parse_args(arguments), Console()
+    from .ops_contestants import SIZE, clock_of, measure, pictures
+
+    console = Console()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     wanted = options.policies.split(",") if options.policies else list(QUICK if options.quick else POLICIES)
     unknown = [name for name in wanted if name not in POLICIES]
@@ -436,10 +197,9 @@ def main(arguments: Sequence[str]) -> int:
     results: Results = {
         "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(w for w in arguments if w != "--out" and w != str(options.out)),
+        "command": " ".join(w for w in options.words if w != "--out" and w != str(options.out)),
         "settings": {"batch_size": size, "size": SIZE, "device": device, "threads": options.threads, "rounds": rounds,
-                     "batches": batches, "policies": wanted, "clock": clock_of(device)[1],
-                     "compiled": pixel_ops._warp is not None},
+                     "batches": batches, "policies": wanted, "clock": clock_of(device)[1]},
         "machine": machine.describe(),
         "versions": machine.versions(),
         "load": {"before": machine.load()},

@@ -15,3 +15,9 @@ def compiled(name: str) -> ModuleType | None:
         return importlib.import_module(name)
     except ImportError:
         return None
+
+
+def compiled_modules() -> list[str]:
+    """Those of the package's own modules that were built, by their short names."""
+    names = ("decode._jpeg", "transforms._image_kernels", "transforms._pixel_ops")
+    return [name.partition("._")[2] for name in names if compiled(f"dali_imagenet.{name}") is not None]

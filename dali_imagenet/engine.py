@@ -18,8 +18,8 @@ from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import Plan
 
 Batch = tuple[BatchPlan, Tensor, dict[int, str]]
-"""The plan as it was executed; the images [B, 3, H, W], whose padding rows hold anything, mixed if the engine's `mixing`
-says so; and what could not be read, {sample: path and reason}."""
+"""The plan as it was executed; the images [B, 3, H, W], whose padding rows hold anything, mixed if the engine's
+`mixing` says so; and what could not be read, {sample: path and reason}."""
 
 ENGINES = {
     "dali": "dali_imagenet.dali.engine:DaliEngine",
@@ -46,6 +46,8 @@ class EngineOptions:
     """Seconds without a batch after which an engine of processes raises RuntimeError; 0 waits for ever."""
     roi_decode: bool | None = None
     hw_decoder_load: float | None = None
+    in_graph: bool | None = None
+    """Whether DALI does on the CPU what it always does on a GPU; None: no, torch is faster."""
 
 
 class Engine(Protocol):

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rich")
-from bench import audit, parity
+from bench.__main__ import main
+from bench.checks import audit
+from bench.checks import parity_cases as parity
 from dali_imagenet import SampleIndex
 
 CLASSES = [f"c{i // 20:02d}" for i in range(200)]
@@ -44,11 +46,11 @@ def test_what_is_wrong_is_seen() -> None:
 
 def test_the_command_audits_our_loader(folder: Path, tmp_path: Path) -> None:
     words = ["--data", str(folder), "--only", "ours-torchvision", "--batch-size", "5", "--workers", "0"]
-    assert audit.main([*words, "--out", str(tmp_path)]) == 0
+    assert main(["audit", *words, "--out", str(tmp_path)]) == 0
     report = (tmp_path / "audit.md").read_text()
     assert "| ours-torchvision | 20 of 24 | 4 | 0 |" in report
     assert str(folder.parent) not in report
-    assert audit.main([*words, "--recipe", "eval", "--out", str(tmp_path)]) == 0
+    assert main(["audit", *words, "--recipe", "eval", "--out", str(tmp_path)]) == 0
     assert "| ours-torchvision | 24 of 24 | 0 | 0 | +1.000 |" in (tmp_path / "audit.md").read_text()
 
 

@@ -27,9 +27,9 @@ from dali_imagenet.ops import Op
 from dali_imagenet.plan.batch_plan import BatchPlan, MixPlan
 from dali_imagenet.policy import AugMix, AugMixPlan, OpPlan, TimmAugMix
 from dali_imagenet.transforms import normalize_erase
-from dali_imagenet.transforms.pixel_ops import Scratch, apply_ops_image
+from dali_imagenet.transforms.pixel_ops import Workspace, apply_ops_image
 from dali_imagenet.transforms.pixel_ops_batched import apply_ops_batch
-from dali_imagenet.transforms.postprocess import BatchStage, mix_, soft_targets
+from dali_imagenet.transforms.postprocess import Postprocess, mix_, soft_targets, zero_padding_
 
 CLASSES = 7
 UNSCALED = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -39,7 +39,7 @@ UNSCALED = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of working on a batch; the batched one, which GPUs take, runs on CPU tensors here."""
     if request.param == "batched":
-        monkeypatch.setattr(normalize_erase, "one_by_one", lambda images: False)
+        monkeypatch.setattr(normalize_erase, "per_image", lambda images: False)
     return str(request.param)
 
 
@@ -74,15 +74,15 @@ class Driven(timm_mixup.Mixup):  # type: ignore[misc]
                          correct_lam=recipe.correct_lam, label_smoothing=0.1, num_classes=CLASSES)  # fmt: skip
         self.mix = mix
         rows = {"batch": 1, "pair": len(mix.lam) // 2, "elem": len(mix.lam)}[recipe.mixup_mode]
-        boxes = iter(mix.box[i] for i in range(rows) if mix.cut[i] and mix.lam[i] != 1)
+        boxes = iter(mix.box[i] for i in range(rows) if mix.use_cutmix[i] and mix.lam[i] != 1)
         for name in ("rand_bbox", "rand_bbox_minmax"):
             monkeypatch.setattr(timm_mixup, name, lambda *_, **__: next(boxes))
 
     def _params_per_batch(self) -> tuple[float, bool]:
-        return float(self.mix.lam[0]), bool(self.mix.cut[0])
+        return float(self.mix.lam[0]), bool(self.mix.use_cutmix[0])
 
     def _params_per_elem(self, batch_size: int) -> tuple[Any, Any]:
-        return self.mix.lam[:batch_size].copy(), self.mix.cut[:batch_size]
+        return self.mix.lam[:batch_size].copy(), self.mix.use_cutmix[:batch_size]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -96,7 +96,7 @@ def test_mixing_equals_timm(
     for step in range(4):
         plan = plan_of(recipe, 6, step)
         assert plan.mix is not None
-        cuts += int(plan.mix.cut.sum())
+        cuts += int(plan.mix.use_cutmix.sum())
         original = torch.randn(6, 3, 21, 21, generator=torch.Generator().manual_seed(step)).to(dtype)
         for memory_format in (torch.contiguous_format, torch.channels_last):
             images = original.clone().contiguous(memory_format=memory_format)
@@ -225,8 +225,8 @@ def executed(images: Tensor, part: AugMixPlan, fill: Any = None) -> Tensor:
     """One part of a program by the batch stage; values as they are."""
     size = int(images.shape[-1])
     recipe = TrainRecipe(input_size=size, auto_augment=AugMix() if fill is None else TimmAugMix(fill=fill), **UNSCALED)
-    plan = dataclasses.replace(plan_of(recipe, len(images)), program=(part,))
-    return BatchStage(recipe).finish_batch(images, plan).mul(255).round().to(torch.uint8)
+    plan = dataclasses.replace(plan_of(recipe, len(images)), ops=(part,))
+    return Postprocess().finish_batch(images, plan).mul(255).round().to(torch.uint8)
 
 
 class DrivenAugMix(v2.AugMix):  # type: ignore[misc]
@@ -236,13 +236,13 @@ class DrivenAugMix(v2.AugMix):  # type: ignore[misc]
         super().__init__(mixture_width=part.op.shape[1], chain_depth=part.op.shape[2])
         m = float(part.m[row])
         self.dirichlet = iter([torch.tensor([[1 - m, m]]), torch.from_numpy(part.weights[row])[None]])
-        self.drawn = iter(zip(part.op[row].flat, part.arg[row].flat, strict=True))
+        self.sampled_index = iter(zip(part.op[row].flat, part.arg[row].flat, strict=True))
 
     def _sample_dirichlet(self, params: Tensor) -> Tensor:
         return next(self.dirichlet)
 
     def _apply_image_or_video_transform(self, image: Any, *_: Any, **options: Any) -> Any:
-        op, arg = next(self.drawn)
+        op, arg = next(self.sampled_index)
         name, magnitude = Op(op).name.title().replace("_", ""), float(arg)
         if op == Op.SOLARIZE:
             return F.solarize(image, magnitude)
@@ -328,12 +328,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def alone(image: Tensor, plan: BatchPlan, row: int, fill: Any) -> Tensor:
     """A plan's program on one image, every intermediate result in memory of its own."""
-    for part in plan.program:
+    for part in plan.ops:
         if isinstance(part, OpPlan):
-            image = apply_ops_image(image, part.op[row], part.arg[row], part.aux[row], fill, Scratch()).clone()
+            image = apply_ops_image(image, part.op[row], part.arg[row], part.aux[row], fill, Workspace()).clone()
         else:
             triples = zip(part.op[row], part.arg[row], part.aux[row], strict=True)
-            chains = [apply_ops_image(image, o, a, x, fill, Scratch()).clone() for o, a, x in triples]
+            chains = [apply_ops_image(image, o, a, x, fill, Workspace()).clone() for o, a, x in triples]
             m, weights = torch.tensor(part.m[row]), torch.from_numpy(part.weights[row])
             shares = weights * m if part.mode == "torchvision" else weights
             mixed = sum((c.float() * w for c, w in zip(chains, shares, strict=True)), torch.zeros(image.shape))
@@ -352,16 +352,16 @@ def test_programs(name: str, size: tuple[int, int], way: str) -> None:
     images = pictures(16, *size)
     before = images.clone()
     plan = plan_of(recipe, 16)
-    stage = BatchStage(recipe)
+    stage = Postprocess()
     result = stage.finish_batch(images, plan)
     assert torch.equal(images, before)
     assert result.data_ptr() != images.data_ptr()
-    expected = torch.stack([alone(image, plan, row, stage._fill()) for row, image in enumerate(images)])
+    expected = torch.stack([alone(image, plan, row, plan.fill) for row, image in enumerate(images)])
     difference = (result.mul(255) - expected).abs()
     if way == "one by one" or "timm" not in name:
         # the order of AugMix's sums moves values on a whole number
         assert float((difference > 1e-3).float().mean()) <= (1e-3 if "augmix" in str(recipe.auto_augment) else 0)
-        assert float(difference.max()) <= (1.001 if len(plan.program) == 1 else 255)
+        assert float(difference.max()) <= (1.001 if len(plan.ops) == 1 else 255)
     else:
         assert float(difference.mean()) <= 0.02
     if name != "nothing":
@@ -374,19 +374,20 @@ def test_finished_values(mode: Any, dtype: torch.dtype, monkeypatch: pytest.Monk
     """Normalized and erased: the same from finish_image, from finish_batch, and from the batched way."""
     recipe = TrainRecipe.strong(input_size=27, re_mode=mode, re_prob=1.0, re_count=(1, 3))
     plan = plan_of(recipe, 8)
-    plan = dataclasses.replace(plan, index=np.where(np.arange(8) == 5, -1, plan.index))
+    plan = dataclasses.replace(plan, source_index=np.where(np.arange(8) == 5, -1, plan.source_index))
     images = pictures(8, 27, 27)
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        stage = BatchStage(recipe, dtype=dtype, memory_format=memory_format)
+        stage = Postprocess(dtype=dtype, memory_format=memory_format)
         first = stage.finish_batch(images, plan)
         single = torch.empty(8, 3, 27, 27, dtype=dtype)
         for row in range(8):
             stage.finish_image(images[row], plan, row, single[row])
         single[5] = 0
         with monkeypatch.context() as patch:
-            patch.setattr(normalize_erase, "one_by_one", lambda images: False)
+            patch.setattr(normalize_erase, "per_image", lambda images: False)
             batched = stage.finish_batch(images, plan)
         for result in (first, batched):
+            zero_padding_(result, plan)
             assert result.dtype == dtype
             assert result.is_contiguous(memory_format=memory_format)
             assert bool((result[5] == 0).all())
@@ -405,7 +406,7 @@ def test_what_the_image_stage_has_normalized_is_only_erased(way: str) -> None:
     recipe = TrainRecipe(input_size=16, re_prob=1.0)
     plan = plan_of(recipe, 4)
     images = torch.ones(4, 3, 16, 16)
-    result = BatchStage(recipe).finish_batch(images, plan)
+    result = Postprocess().finish_batch(images, plan)
     assert result is images
     assert plan.erase is not None
     area = (plan.erase[:, 0, 2] * plan.erase[:, 0, 3]).tolist()
@@ -415,7 +416,7 @@ def test_what_the_image_stage_has_normalized_is_only_erased(way: str) -> None:
 def test_a_batch_of_one(way: str) -> None:
     recipe = TrainRecipe.advanced(input_size=25, mixup_alpha=0.0, cutmix_alpha=0.0)
     images = pictures(1, 25, 25)
-    result = BatchStage(recipe).finish_batch(images, plan_of(recipe, 1))
+    result = Postprocess().finish_batch(images, plan_of(recipe, 1))
     assert result.shape == (1, 3, 25, 25)
     assert bool(result.isfinite().all())
 
@@ -426,14 +427,14 @@ def test_a_batch_of_one(way: str) -> None:
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_batched_stage_never_waits(name: str, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normalize_erase, "one_by_one", lambda images: False)
+    monkeypatch.setattr(normalize_erase, "per_image", lambda images: False)
     recipe = TrainRecipe(input_size=24, **RECIPES[name], re_prob=0.5, re_mode=mode, mixup_alpha=0.8, cutmix_alpha=1.0,
                          mixup_mode="elem")  # fmt: skip
     plan = plan_of(recipe, 16)
-    plan = dataclasses.replace(plan, index=np.where(np.arange(16) == 5, -1, plan.index))
+    plan = dataclasses.replace(plan, source_index=np.where(np.arange(16) == 5, -1, plan.source_index))
     assert plan.mix is not None
     images = pictures(16, 24, 24)
-    stage = BatchStage(recipe, dtype=torch.float16)
+    stage = Postprocess(dtype=torch.float16)
     with NoHostReads():
         mix_(stage.finish_batch(images, plan), plan.mix)
 
@@ -445,7 +446,7 @@ def test_a_gpu_gives_the_same_without_waiting(name: str) -> None:
     recipe = TrainRecipe(input_size=64, **RECIPES[name], re_prob=0.5, re_mode="pixel", mixup_alpha=0.8,
                          cutmix_alpha=1.0, mixup_mode="elem")  # fmt: skip
     plan, images = plan_of(recipe, 32), pictures(32, 64, 64)
-    stage = BatchStage(recipe)
+    stage = Postprocess()
     assert plan.mix is not None
 
     def finished(pixels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The comparison: its numbers, its referee, its images, and one small run from end to end."""
+"""The comparison: its numbers, its runs, its images, and one small run from end to end."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ pytest.importorskip("psutil")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from bench import commands, images, measure, report, stats, verdict
+from bench.__main__ import COMMANDS, main
+from bench.compare import compare, verdict
+from bench.compare.results import SCHEMA, read
 from bench.contestants import BY_NAME, CONTESTANTS
-from bench.job import SPECS, Job
+from bench.core import images, measure, stats
+from bench.core.job import SPECS, Job
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,7 +47,7 @@ def test_spread_and_batch_times_of_known_numbers() -> None:
     assert times["p99"] == pytest.approx(108.01)
 
 
-def visit(rate: float, number: int = 0, **more: Any) -> dict[str, Any]:
+def numbers(rate: float, number: int = 0, **more: Any) -> dict[str, Any]:
     answer = {
         "round": number,
         "images_per_s": rate,
@@ -56,19 +59,19 @@ def visit(rate: float, number: int = 0, **more: Any) -> dict[str, Any]:
         "cpu_cores": 1.5,
         "other_cores": 0.0,
         "wait_share": None,
-        "visit_s": 3.0,
+        "run_s": 3.0,
     }
     return answer | more
 
 
 def test_noise_is_flagged_by_cell_and_by_run() -> None:
-    steady = {"summary": stats.summarize([visit(r) for r in (100, 101, 102)])}
-    shaky = {"summary": stats.summarize([visit(r) for r in (60, 100, 140)])}
+    steady = {"summary": stats.summarize([numbers(r) for r in (100, 101, 102)])}
+    shaky = {"summary": stats.summarize([numbers(r) for r in (60, 100, 140)])}
     assert not steady["summary"]["noisy"]
     assert shaky["summary"]["noisy"]
     assert not stats.too_noisy([steady, steady, steady, shaky], 2)
     assert stats.too_noisy([steady, steady, shaky], 2)
-    crowded = {"summary": stats.summarize([visit(r, other_cores=0.8) for r in (100, 101, 102)])}
+    crowded = {"summary": stats.summarize([numbers(r, other_cores=0.8) for r in (100, 101, 102)])}
     assert stats.too_noisy([crowded], 2)
     assert not stats.too_noisy([crowded], 16)
 
@@ -84,11 +87,11 @@ def test_noise_is_flagged_by_cell_and_by_run() -> None:
     ],
 )
 def test_only_what_exceeds_the_noise_is_a_change(before: Any, after: Any, word: str) -> None:
-    a, b = (stats.summarize([visit(r) for r in rates]) for rates in (before, after))
+    a, b = (stats.summarize([numbers(r) for r in rates]) for rates in (before, after))
     assert stats.changed(a, b) == word
 
 
-# the referee
+# runs
 
 
 def jobs() -> list[Job]:
@@ -111,24 +114,24 @@ def test_rounds_are_interleaved_and_warm_up_is_dropped(tmp_path: Path, monkeypat
 
     def run(job: Job, timeout: float, scratch: Path) -> dict[str, Any]:
         seen.append(job.contestant)
-        return visit(1.0 if len(seen) <= 3 else 100.0)
+        return numbers(1.0 if len(seen) <= 3 else 100.0)
 
-    monkeypatch.setattr(measure, "run_visit", run)
-    referee = measure.Referee(results(), tmp_path / "r.json", rounds=2, warmup_rounds=1, deadline=None)
-    assert referee.run(jobs())
+    monkeypatch.setattr(measure, "run_once", run)
+    runner = measure.Runner(results(), tmp_path / "r.json", rounds=2, warmup_rounds=1, deadline=None)
+    assert runner.run(jobs())
     assert [sorted(seen[i : i + 3]) for i in (0, 3, 6)] == [sorted(j.contestant for j in jobs())] * 3
     for cell in json.loads((tmp_path / "r.json").read_text())["cells"]:
-        assert [v["round"] for v in sorted(cell["visits"], key=lambda v: v["round"])] == [-1, 0, 1]
+        assert [r["round"] for r in sorted(cell["runs"], key=lambda r: r["round"])] == [-1, 0, 1]
         assert cell["summary"]["images_per_s"]["median"] == 100
 
 
 def test_sweeps_take_half_the_rounds_and_no_warm_up() -> None:
-    two = [Job("timm", "strong", "nowhere", question="loaders"), Job("timm", "strong", "nowhere", question="workers")]
+    two = [Job("timm", "strong", "nowhere", section="loaders"), Job("timm", "strong", "nowhere", section="workers")]
     for rounds, half in ((1, 1), (3, 1), (5, 2)):
-        referee = measure.Referee(results(), Path("unused"), rounds=rounds, warmup_rounds=1, deadline=None)
-        left = [(number, job.question) for number, job in referee.left(two)]
-        assert sorted(n for n, question in left if question == "loaders") == list(range(-1, rounds))
-        assert sorted(n for n, question in left if question == "workers") == list(range(half))
+        runner = measure.Runner(results(), Path("unused"), rounds=rounds, warmup_rounds=1, deadline=None)
+        left = [(number, job.section) for number, job in runner.left(two)]
+        assert sorted(n for n, section in left if section == "loaders") == list(range(-1, rounds))
+        assert sorted(n for n, section in left if section == "workers") == list(range(half))
 
 
 def test_a_failed_contestant_is_not_tried_again_and_holds_up_nobody(
@@ -138,14 +141,14 @@ def test_a_failed_contestant_is_not_tried_again_and_holds_up_nobody(
 
     def run(job: Job, timeout: float, scratch: Path) -> dict[str, Any]:
         seen.append(job.contestant)
-        return {"error": "broken", "visit_s": 1.0} if job.contestant == "timm" else visit(100.0)
+        return {"error": "broken", "run_s": 1.0} if job.contestant == "timm" else numbers(100.0)
 
-    monkeypatch.setattr(measure, "run_visit", run)
-    referee = measure.Referee(results(), tmp_path / "r.json", rounds=3, warmup_rounds=0, deadline=None)
-    assert referee.run(jobs())
+    monkeypatch.setattr(measure, "run_once", run)
+    runner = measure.Runner(results(), tmp_path / "r.json", rounds=3, warmup_rounds=0, deadline=None)
+    assert runner.run(jobs())
     assert seen.count("timm") == 1
     assert seen.count("tv-v1-pil") == 3
-    assert referee.cell(jobs()[2])["error"] == "broken"
+    assert runner.cell(jobs()[2])["error"] == "broken"
 
 
 def test_an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,15 +158,15 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path: Path, monkey
         if len(seen) == 4:
             raise KeyboardInterrupt
         seen.append(job.contestant)
-        return visit(100.0)
+        return numbers(100.0)
 
-    monkeypatch.setattr(measure, "run_visit", run)
+    monkeypatch.setattr(measure, "run_once", run)
     file = tmp_path / "r.json"
     with pytest.raises(KeyboardInterrupt):
-        measure.Referee(results(), file, rounds=2, warmup_rounds=0, deadline=None).run(jobs())
+        measure.Runner(results(), file, rounds=2, warmup_rounds=0, deadline=None).run(jobs())
     kept = json.loads(file.read_text())
-    assert sum(len(c["visits"]) for c in kept["cells"]) == 4
-    again = measure.Referee(kept, file, rounds=2, warmup_rounds=0, deadline=None)
+    assert sum(len(c["runs"]) for c in kept["cells"]) == 4
+    again = measure.Runner(kept, file, rounds=2, warmup_rounds=0, deadline=None)
     assert len(again.left(jobs())) == 2
     seen.clear()
     assert again.run(jobs())
@@ -171,17 +174,17 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path: Path, monkey
 
 
 def test_nothing_starts_that_would_miss_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "run_visit", lambda *_: pytest.fail("started"))
-    assert not measure.Referee(results(), tmp_path / "r.json", 1, 0, deadline=0.0).run(jobs())
+    monkeypatch.setattr(measure, "run_once", lambda *_: pytest.fail("started"))
+    assert not measure.Runner(results(), tmp_path / "r.json", 1, 0, deadline=0.0).run(jobs())
 
 
 def test_a_visit_that_hangs_is_ended(tmp_path: Path) -> None:
-    answer = measure.run_visit(jobs()[0], 0.05, tmp_path)
-    assert "no result within" in answer["error"]
+    answer = measure.run_once(jobs()[0], 0.05, tmp_path)
+    assert "no answer within" in answer["error"]
 
 
 def test_a_visit_that_breaks_says_why(tmp_path: Path) -> None:
-    answer = measure.run_visit(Job("synthetic", "classic", "nowhere", device="nonsense"), 120, tmp_path)
+    answer = measure.run_once(Job("synthetic", "classic", "nowhere", device="nonsense"), 120, tmp_path)
     assert "nonsense" in answer["error"]
 
 
@@ -256,12 +259,12 @@ def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
 def made_results(rates: dict[str, float]) -> dict[str, Any]:
     cells = []
     for name, rate in rates.items():
-        question = "ceilings" if BY_NAME[name].kind == "ceiling" else "loaders"
-        job = Job(name, "classic", "nowhere", question=question)
-        visits = [visit(rate * f, n) for n, f in enumerate((0.99, 1.0, 1.01))]
-        cells.append({"key": job.key, "question": question, "contestant": name, "recipe": "classic", "workers": 2,
-                      "batch_size": 64, "model": "", "error": "", "visits": visits,
-                      "summary": stats.summarize(visits)})  # fmt: skip
+        section = "bounds" if BY_NAME[name].kind == "bound" else "loaders"
+        job = Job(name, "classic", "nowhere", section=section)
+        runs = [numbers(rate * f, n) for n, f in enumerate((0.99, 1.0, 1.01))]
+        cells.append({"key": job.key, "section": section, "contestant": name, "recipe": "classic", "workers": 2,
+                      "batch_size": 64, "model": "", "error": "", "runs": runs,
+                      "summary": stats.summarize(runs)})  # fmt: skip
     return {"cells": cells, "too_noisy": False, "complete": True}
 
 
@@ -279,13 +282,70 @@ def test_the_verdict_follows_the_numbers() -> None:
     assert "takes the loader 13 minutes, 10 epochs 2.2 hours" in said
 
 
+def trained(device: str, wait_share: float) -> list[str]:
+    """What is said of a training at half the speed that synthetic tensors allow."""
+    made = made_results({"synthetic": 1000, "ours-torchvision": 500}) | {"settings": {"device": device}}
+    for cell in made["cells"]:
+        cell |= {"section": "training", "model": "small"}
+        cell["summary"]["wait_share"] = wait_share
+    return verdict.training(made)
+
+
+def test_on_the_cpu_neither_loader_nor_model_is_called_the_bottleneck() -> None:
+    for share in (0.04, 0.6):
+        (said,) = trained("cpu", share)
+        assert "is the bottleneck." not in said
+        assert "500 images a second, 50% of what synthetic tensors allow; loader and model share the cores" in said
+        assert "of 2.00 ms an image, the loader costs 1.00." in said
+    assert "waits 4% of the time: the model is the bottleneck." in trained("cuda", 0.04)[0]
+    assert "waits 60% of the time: the loader is the bottleneck." in trained("cuda", 0.6)[0]
+
+
+def test_results_of_schema_1_are_read_in_the_words_of_today(tmp_path: Path) -> None:
+    made = made_results({"tv-v1-pil": 500, "read-only": 50_000})
+    made |= {"schema": SCHEMA, "settings": {"sections": "loaders,bounds"}}
+    words = {SCHEMA: "dali-imagenet-bench/1", "bounds": "ceilings", '"section': '"question', '"runs"': '"visits"',
+             '"run_s"': '"visit_s"'}  # fmt: skip
+    text = json.dumps(made)
+    for new, old in words.items():
+        text = text.replace(new, old)
+    assert '"visits"' in text
+    (tmp_path / "old.json").write_text(text)
+    assert read(tmp_path / "old.json") == made
+
+
 def test_compare_finds_the_cell_that_changed() -> None:
     a = made_results({"tv-v1-pil": 500, "timm": 500})
     b = made_results({"tv-v1-pil": 503, "timm": 700})
-    assert [(name, word) for name, *_, word in commands.differences(a, b)] == [
+    assert [(name, word) for name, *_, word in compare.differences(a, b)] == [
         ("tv-v1-pil classic", "same"),
         ("timm classic", "faster"),
     ]
+
+
+# the command line
+
+
+def test_help_lists_every_command_and_imports_nothing_that_costs(tmp_path: Path) -> None:
+    run = bench("--help", cwd=tmp_path, cache=tmp_path)
+    listed = [line.split()[0] for line in run.stdout.splitlines() if line.startswith("    ")]
+    assert len(listed) == len(COMMANDS)
+    assert {"loaders", "first-batch", "gpu", "checkouts"} <= set(listed)
+    assert max(map(len, run.stdout.splitlines())) <= 80
+    code = (
+        "import sys, bench.__main__ as b; b.parser(); print({'torch', 'rich', 'psutil', 'matplotlib'} & {*sys.modules})"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout == "set()\n"
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("bench.__main__.EXTRA", ("rich", "absent_module"))
+    for words in ([], ["--quick"], ["compare", "a.json", "b.json"]):
+        with pytest.raises(SystemExit, match=r"needs absent_module\. Install its extra"):
+            main(words)
+    assert main(["gpu", "--device", "cpu", "--only", "nothing"]) == 2  # does without
+    assert "no such question" in capsys.readouterr().err
 
 
 # from end to end
@@ -305,7 +365,7 @@ def bench(*arguments: str, cwd: Path, cache: Path) -> subprocess.CompletedProces
 
 def test_a_small_run(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = ("--data", str(tiny), "--only", "tv-v1-pil,tv-v2-tensor", "--recipes", "classic", "--questions", "loaders",
+    words = ("--data", str(tiny), "--only", "tv-v1-pil,tv-v2-tensor", "--recipes", "classic", "--sections", "loaders",
              "--rounds", "1", "--seconds", "0.1", "--workers", "0", "--batch-size", "4", "--epoch-images", "16",
              "--device", "cpu", "--quick", "--minutes", "10")  # fmt: skip
     run = bench(*words, "--out", str(out), cwd=tmp_path, cache=tmp_path / "cache")
@@ -313,7 +373,7 @@ def test_a_small_run(tiny: Path, tmp_path: Path) -> None:
     assert "torchvision v1 on PIL" in run.stdout
 
     found = json.loads((out / "results.json").read_text())
-    assert found["schema"] == report.SCHEMA
+    assert found["schema"] == SCHEMA
     documented = ("created", "command", "seed", "settings", "data", "machine", "versions", "load", "cells", "missing",
                   "verdict", "too_noisy", "complete")  # fmt: skip
     assert set(documented) <= set(found)
@@ -359,7 +419,7 @@ def test_pure_is_pure() -> None:
     code = """
 import os, sys
 from bench.contestants import BY_NAME
-import bench.worker
+import bench.core.worker
 os.environ.update(BY_NAME["ours-pure"].environment)
 BY_NAME["ours-pure"].load()
 from dali_imagenet.transforms import normalize_erase
@@ -367,7 +427,7 @@ from dali_imagenet.transforms import resize
 from dali_imagenet import jpeg_markers
 from dali_imagenet.transforms import pixel_ops
 from dali_imagenet.decode.decode import decoder_name
-modules = (normalize_erase._kernels, resize._kernels, jpeg_markers._kernels, pixel_ops._warp)
+modules = (normalize_erase._image_kernels, resize._image_kernels, jpeg_markers._image_kernels, pixel_ops._pixel_ops)
 print([m is None for m in modules], decoder_name())
 """
     assert BY_NAME["ours-pure"].environment

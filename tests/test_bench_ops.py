@@ -13,13 +13,14 @@ from torch import Tensor
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
-from bench import ops
+from bench import ops, ops_contestants
+from bench.__main__ import main
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(ops, "SIZE", 40)
-    monkeypatch.setattr(ops, "DISTINCT", 2)
+    monkeypatch.setattr(ops_contestants, "SIZE", 40)
+    monkeypatch.setattr(ops_contestants, "DISTINCT", 2)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -27,25 +28,25 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("name", ops.POLICIES)
 def test_both_our_ways_do_the_same_work(name: str) -> None:
-    batch = ops.pictures(8)
-    one, together = ops.ours(name, batch, False), ops.ours(name, batch, True)
+    batch = ops_contestants.pictures(8)
+    one, together = ops_contestants.ours(name, batch, False), ops_contestants.ours(name, batch, True)
     for _ in range(2):
         difference = (one().int() - together().int()).abs().float()
         assert difference.mean() < 0.5
 
 
 def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def broken(name: str, batch: Tensor) -> ops.Run:
+    def broken(name: str, batch: Tensor) -> ops_contestants.Run:
         def run() -> None:
             raise RuntimeError("does not work here")
 
         return run
 
-    keep = {who: ops.MAKERS[who] for who in ("ours", "ours-batch", "v2-loop", "pil-loop")}
-    monkeypatch.setattr(ops, "MAKERS", {**keep, "torchaug": broken})
+    keep = {who: ops_contestants.MAKERS[who] for who in ("ours", "ours-batch", "v2-loop", "pil-loop")}
+    monkeypatch.setattr(ops_contestants, "MAKERS", {**keep, "torchaug": broken})
     monkeypatch.setenv("COLUMNS", "80")
     words = ["--policies", "randaugment,3-augment", "--batch-size", "4", "--rounds", "2", "--device", "cpu"]
-    assert ops.main([*words, "--out", str(tmp_path)]) == 0
+    assert main(["ops", *words, "--out", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "ops.json").read_text())
     assert results["schema"] == ops.SCHEMA
     assert str(tmp_path) not in (tmp_path / "ops.json").read_text() + (tmp_path / "ops.md").read_text()
@@ -74,5 +75,5 @@ def test_verdict_and_ratios() -> None:
 
 
 def test_unknown_policies_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert ops.main(["--policies", "nonsense"]) == 2
+    assert main(["ops", "--policies", "nonsense"]) == 2
     assert "nonsense" in capsys.readouterr().out

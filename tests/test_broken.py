@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
-from bench.broken_table import Input, file_name, inputs
+from bench.checks.inputs import Input, file_name, inputs
 from dali_imagenet import BadImageError, EvalRecipe, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.dali.stage import dali_available
 from tests.conftest import make_folder
@@ -121,7 +121,7 @@ def test_replace_is_the_same_everywhere_and_counted(
     for backend in ["dali", "torchvision"] if dali_available()[0] else ["torchvision"]:
         with caplog.at_level(logging.WARNING, "dali_imagenet"), loader(index, TRAIN, backend, **options) as ours:
             epochs.append(epoch(ours))
-            orders.append([ours.plan.batch(0, step).index.tolist() for step in range(len(ours))])
+            orders.append([ours.plan.batch(0, step).source_index.tolist() for step in range(len(ours))])
             assert set(ours.failures) == {str(path) for path in added}
             assert all(ours.failures.values())
             # resumed in the middle: the same batches
@@ -201,7 +201,7 @@ def test_a_file_that_changes_later_loses_that_sample_alone(
         assert len(following) == len(before)
     # the substitute is the next sample, with the draws of the one that is lost: what it is on every backend
     plan = ours.plan.batch(1, at // 4, failed=[7])
-    assert plan.index[at % 4] == 8
+    assert plan.source_index[at % 4] == 8
     strict = loader(index, TRAIN, backend)
     with strict, pytest.raises(BadImageError, match="00007"):
         epoch(strict)

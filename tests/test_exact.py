@@ -129,7 +129,7 @@ def test_epochs_and_seeds_differ(index: SampleIndex, reference: Batches) -> None
     for other in (batches_of(index, epoch=2), batches_of(index, seed=6)):
         assert not any(torch.equal(x, u) for (x, _), (u, _) in zip(other, reference, strict=True))
     plans = [loader_of(index, seed=seed).plan.batch(epoch, 0) for seed, epoch in ((5, 1), (5, 2), (6, 1))]
-    at = [{int(i): plan.box[row].tolist() for row, i in enumerate(plan.index)} for plan in plans]
+    at = [{int(i): plan.crop_box[row].tolist() for row, i in enumerate(plan.source_index)} for plan in plans]
     for other_boxes in at[1:]:
         both = at[0].keys() & other_boxes.keys()
         assert both

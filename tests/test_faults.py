@@ -29,7 +29,7 @@ import torch
 from dali_imagenet import BadImageError, EvalRecipe, Plan, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet import image as stage_module
 from dali_imagenet.dali.stage import dali_available
-from dali_imagenet.data import index as index_module
+from dali_imagenet.data import index_cache
 from tests.conftest import make_folder
 from torchvision_fallback import workers as workers_module
 
@@ -243,7 +243,7 @@ def test_a_full_disk_leaves_the_older_cache(
             file = "/dev/full"
         return real(file, mode, *args, **options)
 
-    monkeypatch.setattr(index_module, "open", full, raising=False)
+    monkeypatch.setattr(index_cache, "open", full, raising=False)
     assert len(SampleIndex.from_folder(root, cache_dir=cache)) == 9
     assert "No space left on device" in caplog.text
     assert [path.read_bytes() for path in cache.iterdir()] == [before]
@@ -361,10 +361,19 @@ def test_an_exception_in_the_training_loop(index: SampleIndex, backend: str, wor
     ours.close()
 
 
+INTERRUPTED = (  # the files whose lines are visited
+    "dali_imagenet/loader.py",
+    "dali_imagenet/dali/engine.py",
+    "dali_imagenet/dali/stage.py",
+    "torchvision_fallback/engine.py",
+    "torchvision_fallback/workers.py",
+)
+
+
 def interrupted(call: Callable[[], Any], line: int) -> int:
     """Presses Ctrl-C at that line which the loader runs in this thread; without, how many lines there are."""
-    names = ("dali_imagenet/loader.py", "dali_imagenet/dali/stage.py", "torchvision_fallback/workers.py")
-    count, process, files = 0, os.getpid(), {str(ROOT / name) for name in names}
+    count, process, files = 0, os.getpid(), {str(ROOT / name) for name in INTERRUPTED}
+    assert all(map(os.path.isfile, files)), files
 
     def at_call(frame: Any, event: str, argument: Any) -> Any:
         return at_line if frame.f_code.co_filename in files else None
@@ -434,7 +443,7 @@ def test_an_interrupt_within_dali_puts_no_image_in_anothers_place(
                 ours.set_epoch(1)
                 steps = iter(ours)
                 next(steps)
-                pipe = ours._engine._dali._pipe
+                pipe = ours._engine._stage._pipe
                 name = where if hasattr(pipe, where) else "feed_input"
                 real = getattr(pipe, name)
 
@@ -629,10 +638,10 @@ def test_threads_of_the_parent_come_back(index: SampleIndex) -> None:
 @needs_dali
 def test_mutated_images_and_caches_are_accounted_for(tmp_path: Path) -> None:
     """A short run of the fuzzer: 200 mutated images through both backends, 500 mutated caches."""
-    from bench import fuzz
+    from bench.__main__ import main
 
     out = tmp_path / "fuzz.json"
-    assert fuzz.run(fuzz.parser().parse_args(["--seed", "7", "--count", "200", "--out", str(out)])) == 0
+    assert main(["fuzz", "--seed", "7", "--count", "200", "--out", str(out)]) == 0
     results = json.loads(out.read_text())
     assert results["findings"] == []
     assert results["mutated images"] == 200
@@ -645,7 +654,7 @@ def test_mutated_images_and_caches_are_accounted_for(tmp_path: Path) -> None:
 
 
 def test_the_fuzzer_reports_a_crash_and_a_wrong_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import fuzz
+    from bench.checks import fuzz
 
     (tmp_path / "data" / "c").mkdir(parents=True)  # no image: the subprocess ends with an error
     assert "status 1" in fuzz._ask("images", tmp_path, "torchvision")["wrong"][0]
@@ -654,7 +663,7 @@ def test_the_fuzzer_reports_a_crash_and_a_wrong_account(tmp_path: Path, monkeypa
 
 
 def test_the_fuzzer_reports_what_one_backend_alone_loses_or_shows() -> None:
-    from bench import fuzz
+    from bench.checks import fuzz
 
     images = np.zeros((4, 3, 8, 8), np.float32)
     ours = {"evaluation": images, "evaluation: lost": np.zeros(4, np.bool_)}

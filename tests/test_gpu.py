@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from bench import gpu
+from bench.core import process
+from bench.gpu import gpu
 from dali_imagenet import EvalRecipe, Loader, Plan, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.dali.stage import dali_available
 from dali_imagenet.transforms import normalize_erase, postprocess
 from dali_imagenet.transforms import pixel_ops_batched as batched
-from dali_imagenet.transforms.postprocess import BatchStage, mix_
+from dali_imagenet.transforms.postprocess import Postprocess, mix_
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES: dict[str, Any] = {
@@ -68,7 +69,7 @@ def apart(a: Tensor, b: Tensor) -> float:
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors on "cuda" that have no memory; whatever would copy from the host gives an empty tensor there."""
 
-    def send(arrays: Any, device: torch.device) -> list[Tensor]:
+    def to_device(arrays: Any, device: torch.device) -> list[Tensor]:
         dtypes = [getattr(torch, str(np.asarray(a).dtype)) for a in arrays]
         return [torch.empty(a.shape, dtype=dtype, device=device) for a, dtype in zip(arrays, dtypes, strict=True)]
 
@@ -79,9 +80,8 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
         return call
 
-    monkeypatch.setattr(batched, "send", send)
-    monkeypatch.setattr(normalize_erase, "send", send)
-    monkeypatch.setattr(postprocess, "to_device", lambda array, device: send([array], device)[0])
+    for module in (batched, normalize_erase, postprocess):
+        monkeypatch.setattr(module, "to_device", to_device)
     monkeypatch.setattr(batched, "_groups", real(batched._groups))
     monkeypatch.setattr(normalize_erase, "_value", real(normalize_erase._value))
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -104,7 +104,7 @@ def index(folder: Path) -> SampleIndex:
 def test_the_batch_stage_reads_nothing_back(
     index: SampleIndex, fake_cuda: None, recipe: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
-    stage = BatchStage(RECIPES[recipe], dtype=dtype, memory_format=memory_format)
+    stage = Postprocess(dtype=dtype, memory_format=memory_format)
     plan = Plan(index, RECIPES[recipe], batch_size=24, seed=0)
     for epoch in range(3):
         drawn = plan.batch(epoch, 0)
@@ -151,12 +151,12 @@ def test_targets() -> None:
 def test_a_crash_is_a_result(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("decoding\n")
-    assert gpu.why(-11, log) == "crashed with SIGSEGV: decoding"
+    assert process.why(-11, log) == "crashed with SIGSEGV: decoding"
     task = json.dumps({"question": "nothing", "settings": {}, "arguments": {}})
-    said, error = gpu.ask(task, 60, tmp_path)
+    said, error = process.call("gpu.gpu_questions", task, 60, tmp_path)
     assert said == {}
     assert error.startswith("ended with code 1: TypeError")
-    assert gpu.ask(task, 0.05, tmp_path) == ({}, "no answer within 0 s")
+    assert process.call("gpu.gpu_questions", task, 0.05, tmp_path) == ({}, "no answer within 0 s")
 
 
 @needs_dali
@@ -190,7 +190,7 @@ def test_bench_gpu_with_the_cpu_graph(folder: Path, tmp_path: Path) -> None:
     assert [entry["error"] for entry in results["asked"]] == [""] * 4, done.stdout
     points = results["points"]
     assert {"hardware", "decode|default", "stage|strong"} <= set(points)
-    agreement = [visits[0] for name, visits in points.items() if name.startswith("agree|")]
+    agreement = [runs[0] for name, runs in points.items() if name.startswith("agree|")]
     assert len(agreement) == 6
     assert all(found["mean"] < 2 and found["targets_equal"] for found in agreement)
     report = (tmp_path / "report.md").read_text()
@@ -275,7 +275,7 @@ def test_batches_belong_to_whoever_holds_them(folder: Path, backend: str, recipe
 @pytest.mark.gpu
 @pytest.mark.parametrize("recipe", ["strong", "advanced", "classic"])
 def test_the_host_never_waits_in_the_batch_stage(folder: Path, recipe: str) -> None:
-    stage = BatchStage(RECIPES[recipe], dtype=torch.bfloat16, memory_format=torch.channels_last)
+    stage = Postprocess(dtype=torch.bfloat16, memory_format=torch.channels_last)
     plan = Plan(SampleIndex.from_folder(folder), RECIPES[recipe], batch_size=24, seed=0)
     pixels = torch.randint(0, 256, (24, 3, 48, 48), dtype=torch.uint8, device="cuda")
     stage.normalize(pixels)  # its constants are copied once

@@ -17,16 +17,15 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from bench.broken_table import segment
+from bench.checks.inputs import segment
 from dali_imagenet.decode import decode as decoding
 from dali_imagenet.decode.decode import decode, decoder_name
-from dali_imagenet.jpeg_markers import doubt
+from dali_imagenet.jpeg_markers import find_marker_anomaly
+from dali_imagenet.ops import FILTERS
 from dali_imagenet.transforms import normalize_erase, resize
 
 built = pytest.mark.skipif(decoding._jpeg is None, reason="dali_imagenet.decode._jpeg was not built")
-kernels_built = pytest.mark.skipif(
-    resize._kernels is None, reason="dali_imagenet.transforms._image_kernels was not built"
-)
+kernels_built = pytest.mark.skipif(resize._image_kernels is None, reason="_image_kernels was not built")
 
 FORMS: list[dict[str, Any]] = [
     {"subsampling": 0},
@@ -116,7 +115,7 @@ def test_an_error_behind_sound_markers_is_no_picture(decoder: str, monkeypatch: 
     data = encode(picture(np.random.default_rng(2), 64, 48))
     warned = patched(data, 0xDA, 7, 0xC4)  # libjpeg warns of the first coefficient; an error comes after it
     for broken in (patched(warned, 0xDA, 6, 0xFF), patched(data, 0xDA, 4, 0x33), patched(data, 0xC0, 8, 3)):
-        assert not doubt(broken)
+        assert not find_marker_anomaly(broken)
         with pytest.raises(OSError, match="broken data stream"):
             pil(broken)
         for box in ((0, 0, 64, 48), (0, 0, 16, 16), (20, 8, 20, 30)):
@@ -283,7 +282,7 @@ def test_damaged_files_show_what_pillow_shows(sample: list[Path]) -> None:
             out = np.empty(box[2] * box[3] * 3, np.uint8)
             with contextlib.suppress(ValueError):  # what passes here has passed the other backends' check as well
                 decoding._jpeg.decode_region(bytes(data), (height, width), box, out)
-                assert not doubt(bytes(data))
+                assert not find_marker_anomaly(bytes(data))
                 passed += 1
             if whole is not None and whole.shape[:2] != (height, width):
                 continue
@@ -311,13 +310,16 @@ def sample(tmp_path: Path) -> list[Path]:
     return sorted(tmp_path.iterdir())
 
 
-def evaluation(height: int, width: int, short: int, size: int) -> Any:
+def evaluation(height: int, width: int, short: int, size: int, interpolation: str) -> Any:
     source = np.array([[height, width]])
     resize = short * source // source.min()
     crop = np.round((resize - size) / 2).astype(int)
     whole = np.array([[0, 0, height, width]])
     no = np.array([False])
-    return SimpleNamespace(size=(size, size), box=whole, resize=resize, crop=crop, hflip=no, vflip=no, color=None)
+    return SimpleNamespace(
+        size=(size, size), crop_box=whole, resize=resize, window=crop, hflip=no, vflip=no, color=None,
+        interpolation=np.array([FILTERS[interpolation]]),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -329,14 +331,16 @@ def test_what_the_window_does_not_need_changes_nothing(interpolation: str) -> No
         if trial < 40:  # around the sizes at which torch does not resize
             height = int(rng.integers(94, 130))
         size = int(rng.choice([32, 96, 112]))
-        plan = evaluation(height, width, int(rng.choice([size, size + 1, size * 8 // 7, size * 2])), size)
+        plan = evaluation(
+            height, width, int(rng.choice([size, size + 1, size * 8 // 7, size * 2])), size, interpolation
+        )
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        part = resize.needed(plan, 0, interpolation)
+        part = resize.required_region(plan, 0)
         smaller += part.box[2:] != (height, width)
-        got = resize.render(pixels[: part.box[2], : part.box[3]], part, plan, 0, interpolation)
+        got = resize.resize_crop_flip(pixels[: part.box[2], : part.box[3]], part, plan, 0)
         whole = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         resized = interpolate(whole, size=plan.resize[0].tolist(), mode=interpolation, antialias=True)[0]
-        top, left = plan.crop[0].tolist()
+        top, left = plan.window[0].tolist()
         assert torch.equal(got, resized[:, top : top + size, left : left + size]), (plan, part)
     assert smaller > 200
 
@@ -355,25 +359,25 @@ def test_compiled_kernels_equal_python(height: int, width: int, monkeypatch: pyt
     for image in strided(rng, height, width):
         matrix = (np.eye(3, 4) + rng.normal(size=(3, 4)) * [0.5, 0.5, 0.5, 60]).astype(np.float32)
         out = torch.empty(image.shape)
-        compiled = resize.recolor(image, matrix), normalize_erase.normalize(image, constants, out.clone())
+        compiled = resize.apply_color_matrix(image, matrix), normalize_erase.normalize(image, constants, out.clone())
         with monkeypatch.context() as patch:
-            patch.setattr(resize, "_kernels", None)
-            patch.setattr(normalize_erase, "_kernels", None)
-            python = resize.recolor(image, matrix), normalize_erase.normalize(image, constants, out.clone())
+            patch.setattr(resize, "_image_kernels", None)
+            patch.setattr(normalize_erase, "_image_kernels", None)
+            python = resize.apply_color_matrix(image, matrix), normalize_erase.normalize(image, constants, out.clone())
         assert all(map(torch.equal, compiled, python))
 
 
 def test_recolor_rounds_half_to_even_and_clamps() -> None:
     image = torch.tensor([1, 3, 200], dtype=torch.uint8)[:, None, None].expand(3, 2, 2)
     matrix = np.array([[0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 2, 0]], np.float32)
-    assert resize.recolor(image, matrix)[:, 0, 0].tolist() == [0, 2, 255]
-    assert resize.recolor(image, -matrix)[:, 1, 1].tolist() == [0, 0, 0]
+    assert resize.apply_color_matrix(image, matrix)[:, 0, 0].tolist() == [0, 2, 255]
+    assert resize.apply_color_matrix(image, -matrix)[:, 1, 1].tolist() == [0, 0, 0]
 
 
 @kernels_built
 def test_kernels_refuse_wrong_memory() -> None:
     pixels, matrix = np.zeros((3, 4, 5), np.uint8), np.zeros((3, 4), np.float32)
-    kernels = resize._kernels
+    kernels = resize._image_kernels
     assert kernels is not None
     for bad in (
         (pixels[0], matrix, np.zeros((3, 4, 5), np.uint8)),

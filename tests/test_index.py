@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageFile
 from torchvision.datasets import ImageFolder
 
-from dali_imagenet.data import index as index_module
+from dali_imagenet.data import headers, index_cache
 from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.formats import FORMATS, IMG_EXTENSIONS, MAX_PIXELS
 
@@ -291,7 +291,7 @@ def test_a_read_that_fails_is_not_remembered(tmp_path: Path, monkeypatch: pytest
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(index_module, "_pread", fail)
+        patch.setattr(headers, "_pread", fail)
         assert one(tmp_path, encode()).reason(0) == "cannot be read: Input/output error"
     assert scan(tmp_path).reason(0) is None
 
@@ -383,7 +383,7 @@ def cache_of(folder: Path) -> Path:
 
 
 def sealed(body: bytes) -> bytes:
-    return index_module._MAGIC + index_module._digest([body]) + body
+    return index_cache._MAGIC + index_cache._digest([body]) + body
 
 
 HOSTILE = {
@@ -422,10 +422,10 @@ def test_hostile_cache_contents_are_ignored(column: str, value: int, tmp_path: P
     folder = tmp_path / "cache"
     expected = one(tmp_path / "data", encode(), cache_dir=folder)
     file = cache_of(folder)
-    table = index_module._unpack(file.read_bytes(), MAX_PIXELS)
+    table = index_cache._unpack(file.read_bytes(), MAX_PIXELS)
     table.columns = {name: values.copy() for name, values in table.columns.items()}
     table.columns[column][0] = value
-    file.write_bytes(sealed(b"".join(index_module._pack(table))))
+    file.write_bytes(sealed(b"".join(index_cache._pack(table))))
     index = scan(tmp_path / "data", cache_dir=folder)
     assert index.scan.read == 1
     assert index.fingerprint == expected.fingerprint
@@ -436,8 +436,8 @@ def test_hostile_reasons_are_ignored(reasons: bytes, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     one(tmp_path / "data", b"bad", cache_dir=folder)
     file = cache_of(folder)
-    table = index_module._unpack(file.read_bytes(), MAX_PIXELS)
-    counts, *rest = index_module._pack(table)
+    table = index_cache._unpack(file.read_bytes(), MAX_PIXELS)
+    counts, *rest = index_cache._pack(table)
     counts = counts[:16] + struct.pack("<q", len(reasons))
     file.write_bytes(sealed(b"".join([counts, *rest[:-1], reasons])))
     index = scan(tmp_path / "data", cache_dir=folder)
@@ -459,7 +459,7 @@ def test_full_disk_leaves_nothing_behind(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(index_module.os, "replace", full)
+    monkeypatch.setattr(index_cache.os, "replace", full)
     assert len(one(tmp_path / "data", encode(), cache_dir=tmp_path / "cache")) == 1
     assert "No space left" in caplog.text
     assert list((tmp_path / "cache").iterdir()) == []
@@ -483,7 +483,7 @@ def test_read_only_data_folder(tree: Path) -> None:
 def test_interrupted_reading_keeps_what_was_read(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tree / "Z" / "1.jpg", b"broken")
     n = len(ImageFolder(str(tree)))
-    real = index_module._probe
+    real = headers._probe
     calls = 0
 
     def stop_after_five(*args: object) -> object:
@@ -494,7 +494,7 @@ def test_interrupted_reading_keeps_what_was_read(tree: Path, monkeypatch: pytest
         return real(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(index_module, "_probe", stop_after_five)
+        patch.setattr(headers, "_probe", stop_after_five)
         with pytest.raises(KeyboardInterrupt):
             scan(tree, num_threads=1)
     index = scan(tree)

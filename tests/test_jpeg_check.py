@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.broken_table import arithmetic, encoded, exif, patched, restarts, scribbled, segment
-from bench.fuzz import mutate
+from bench.checks.fuzz import mutate
+from bench.checks.inputs import arithmetic, encoded, exif, patched, restarts, scribbled, segment
 from dali_imagenet import jpeg_markers
-from dali_imagenet.jpeg_markers import doubt
+from dali_imagenet.jpeg_markers import find_marker_anomaly
 
 USUAL = {
     "4:2:0": encoded(),
@@ -31,8 +31,8 @@ USUAL = {
 
 @pytest.mark.parametrize("name", USUAL)
 def test_what_encoders_write_passes(name: str) -> None:
-    assert doubt(USUAL[name]) == ""
-    assert doubt(memoryview(np.frombuffer(USUAL[name], np.uint8))) == ""
+    assert find_marker_anomaly(USUAL[name]) == ""
+    assert find_marker_anomaly(memoryview(np.frombuffer(USUAL[name], np.uint8))) == ""
 
 
 def inside(new: bytes, data: bytes = USUAL["4:2:0"]) -> bytes:
@@ -75,11 +75,11 @@ UNUSUAL = {
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_what_they_do_not_write_is_named(name: str) -> None:
     data, reason = UNUSUAL[name]
-    assert reason in doubt(data)
+    assert reason in find_marker_anomaly(data)
 
 
 def test_damage_that_every_decoder_shows_passes() -> None:
-    assert doubt(scribbled(JPEG)) == ""
+    assert find_marker_anomaly(scribbled(JPEG)) == ""
 
 
 def refused(data: bytes) -> bool:
@@ -98,7 +98,9 @@ def test_pillow_decodes_whatever_passes() -> None:
         start = segment(source, 0xDA)[0] + 14
         for _ in range(700):
             data = source[:start] + mutate(source[start:-2], rng, source) + source[-2:]
-            outcomes[bool(doubt(data)), refused(data)] += 1  # (usual, and refused all the same) is a KeyError
+            outcomes[bool(find_marker_anomaly(data)), refused(data)] += (
+                1  # (usual, and refused all the same) is a KeyError
+            )
     assert min(outcomes.values()) > 50
 
 
@@ -106,7 +108,7 @@ def test_millions_of_markers_take_no_memory() -> None:
     data = JPEG[: segment(JPEG, 0xDA)[0] + 14] + b"\xff" * 2**24
     tracemalloc.start()
     try:
-        assert doubt(data)
+        assert find_marker_anomaly(data)
         assert tracemalloc.get_traced_memory()[1] < 2**26  # bytes; a list of all would take 2**29
     finally:
         tracemalloc.stop()
@@ -125,15 +127,15 @@ def test_markers_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch, block:
 def test_real_images_pass() -> None:
     files = sorted(Path(os.environ["DALI_IMAGENET_SAMPLE"]).rglob("*.JPEG"))[:200]
     assert files
-    assert [reason for file in files if (reason := doubt(file.read_bytes()))] == []
+    assert [reason for file in files if (reason := find_marker_anomaly(file.read_bytes()))] == []
 
 
-@pytest.mark.skipif(jpeg_markers._kernels is None, reason="dali_imagenet.transforms._image_kernels was not built")
+@pytest.mark.skipif(jpeg_markers._image_kernels is None, reason="dali_imagenet.transforms._image_kernels was not built")
 def test_compiled_search_equals_python(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
     files = [rng.choice([0, 1, 255], int(n)).astype(np.uint8).tobytes() for n in rng.integers(0, 40, 300)]
     starts = [int(rng.integers(0, len(data) + 2)) for data in files]
     compiled = [list(jpeg_markers._markers(memoryview(d), s)) for d, s in zip(files, starts, strict=True)]
-    monkeypatch.setattr(jpeg_markers, "_kernels", None)
+    monkeypatch.setattr(jpeg_markers, "_image_kernels", None)
     assert compiled == [list(jpeg_markers._markers(memoryview(d), s)) for d, s in zip(files, starts, strict=True)]
     assert any(compiled)

@@ -189,18 +189,18 @@ def test_nothing_is_left_between_epochs(folder: Path, leave: str) -> None:
 
 def handed_over(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Where (epoch, step) of what the engine gives to its workers, or to DALI, will be found, in that order."""
-    from dali_imagenet.loader import DaliEngine
+    from dali_imagenet.dali.engine import DaliEngine
     from torchvision_fallback import workers
 
     found: list[tuple[int, int]] = []
     if isinstance(loader._engine, DaliEngine):
-        submit = loader._engine._dali.submit
+        submit = loader._engine._stage.submit
 
         def submitted(plan: BatchPlan, *rest: Any) -> None:
             found.append((plan.epoch, plan.step))
             submit(plan, *rest)
 
-        monkeypatch.setattr(loader._engine._dali, "submit", submitted)
+        monkeypatch.setattr(loader._engine._stage, "submit", submitted)
     else:
         real = workers._Tasks.__iter__
 
@@ -547,7 +547,7 @@ def test_statistics_of_a_classic_epoch(folder: Path) -> None:
 @pytest.mark.skipif(not dali_available()[0], reason=dali_available()[1])
 def test_colours_that_the_index_does_not_know_of(tmp_path: Path) -> None:
     """An index made from arrays takes files for RGB; DALI shows CMYK without Adobe's segment otherwise than Pillow."""
-    from bench.broken_table import encoded, segment
+    from bench.checks.inputs import encoded, segment
 
     data = encoded("CMYK")
     at, length = segment(data, 0xEE)

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from dali_imagenet.ops import Op
 from dali_imagenet.transforms import normalize_erase
 from dali_imagenet.transforms.normalize_erase import erase_, erase_image_, noise, normalize, normalize_constants
-from dali_imagenet.transforms.pixel_ops import Scratch, affine_theta, apply_ops_image
+from dali_imagenet.transforms.pixel_ops import Workspace, affine_theta, apply_ops_image
 from dali_imagenet.transforms.pixel_ops_batched import apply_ops_batch
 
 SIZES = [(224, 224), (17, 31), (64, 48), (1, 1), (2, 5)]
@@ -69,7 +69,7 @@ ARGUMENTS: dict[Op, Sequence[float]] = {
 PIL_WARPS = (Op.PIL_SHEAR_X, Op.PIL_SHEAR_Y, Op.PIL_TRANSLATE_X, Op.PIL_TRANSLATE_Y, Op.PIL_ROTATE)
 TORCH_OPS = [o for o in Op if o < 100]
 PIL_OPS = [o for o in Op if o >= 100]
-SCRATCH = Scratch()
+SCRATCH = Workspace()
 
 
 def pictures(height: int, width: int) -> list[Tensor]:
@@ -208,7 +208,7 @@ def every_case(op: Op, size: tuple[int, int]) -> tuple[Tensor, NDArray[Any], NDA
     return images, np.full((len(rows), 1), op, np.int16), arg, aux
 
 
-def one_by_one(images: Tensor, op: NDArray[Any], arg: NDArray[Any], aux: NDArray[Any]) -> Tensor:
+def per_image(images: Tensor, op: NDArray[Any], arg: NDArray[Any], aux: NDArray[Any]) -> Tensor:
     rows = zip(images, op, arg, aux, strict=True)
     return torch.stack([apply_ops_image(i, o, a, x, FILL, SCRATCH).clone() for i, o, a, x in rows])
 
@@ -221,7 +221,7 @@ def test_batch_equals_images(op: Op, size: tuple[int, int]) -> None:
     images, ops, arg, aux = every_case(op, size)
     before = images.clone()
     result = apply_ops_batch(images, ops, arg, aux, FILL)
-    expected = one_by_one(images, ops, arg, aux)
+    expected = per_image(images, ops, arg, aux)
     smooth = np.isin(aux[:, 0], (2, 3)) & (op in PIL_WARPS)
     assert torch.equal(result[~smooth], expected[~smooth])
     difference = (result[smooth].int() - expected[smooth].int()).abs()
@@ -245,7 +245,7 @@ def random_program(
 @pytest.mark.parametrize(("count", "slots"), [(1, 1), (1, 4), (3, 2), (40, 1), (40, 3), (64, 4)])
 def test_mixed_programs(count: int, slots: int) -> None:
     program = random_program(count, slots, 33, count + slots, list(Op))
-    assert torch.equal(apply_ops_batch(*program, FILL), one_by_one(*program))
+    assert torch.equal(apply_ops_batch(*program, FILL), per_image(*program))
 
 
 def test_fill_none_is_black_in_a_batch() -> None:
@@ -275,7 +275,7 @@ def test_any_strides() -> None:
 
 
 def test_maps_are_bounded() -> None:
-    scratch = Scratch(map_bytes=4 * 32 * 32 * 3)
+    scratch = Workspace(map_bytes=4 * 32 * 32 * 3)
     image = pictures(32, 32)[0]
     for angle in range(1, 9):
         apply_ops_image(image, [Op.ROTATE], [angle], [0], None, scratch)

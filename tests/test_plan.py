@@ -50,10 +50,10 @@ def test_what_a_seed_means_does_not_change() -> None:
     """A change here breaks every seed, every saved position and every published run: do not update the numbers."""
     plan = Plan(index_of(1000, height=375, width=500), STRONG, batch_size=4, seed=7)
     batch = plan.batch(3, 5)
-    assert batch.index.tolist() == EXPECTED["index"]
-    assert batch.box.tolist() == EXPECTED["box"]
+    assert batch.source_index.tolist() == EXPECTED["index"]
+    assert batch.crop_box.tolist() == EXPECTED["box"]
     assert batch.hflip.tolist() == EXPECTED["hflip"]
-    assert batch.program[0].op.tolist() == EXPECTED["op"]
+    assert batch.ops[0].op.tolist() == EXPECTED["op"]
     assert batch.erase is not None
     assert batch.erase[:, 0].tolist() == EXPECTED["erase"]
     assert batch.mix is not None
@@ -203,7 +203,7 @@ def test_evaluation_geometry_is_torchvisions(recipe: EvalRecipe) -> None:
         grid = torch.arange(resized[0].numel()).view(1, *resized.shape[1:])
         window = v2.functional.center_crop(grid, [recipe.input_size, recipe.input_size])
         top, left = divmod(int(window[0, 0, 0]), resized.shape[2])
-        assert batch.crop[row].tolist() == [top, left]
+        assert batch.window[row].tolist() == [top, left]
 
 
 def _resized(shape: tuple[int, int], recipe: EvalRecipe) -> list[int]:
@@ -230,7 +230,7 @@ def test_mixing_draws_have_timms_distribution(mode: str, options: dict[str, Any]
     plan = Plan(index_of(steps * 4), recipe, batch_size=4, seed=5)
     mixes = [plan.batch(0, step).mix for step in range(steps)]
     lam = np.concatenate([m.lam[: {"batch": 1, "pair": 2, "elem": 4}[mode]] for m in mixes if m is not None])
-    cut = np.concatenate([m.cut[: {"batch": 1, "pair": 2, "elem": 4}[mode]] for m in mixes if m is not None])
+    cut = np.concatenate([m.use_cutmix[: {"batch": 1, "pair": 2, "elem": 4}[mode]] for m in mixes if m is not None])
     np.random.seed(0)  # timm draws from the global generator
     reference = Mixup(
         mixup_alpha=recipe.mixup_alpha,
@@ -277,9 +277,18 @@ def test_ranks_together_see_what_one_process_sees(mode: str, repeats: int) -> No
 
 
 def _row(batch: Any, row: int) -> Any:
-    fields = [batch.index, batch.drawn, batch.repeat, batch.label, batch.box, batch.hflip, batch.color, batch.erase]
-    fields += [batch.noise_key, batch.program[0].op, batch.program[0].arg, batch.mix.lam, batch.mix.cut, batch.mix.box]
-    partner = int(batch.index[len(batch) - 1 - row])
+    fields = [
+        batch.source_index,
+        batch.sampled_index,
+        batch.repeat,
+        batch.label,
+        batch.crop_box,
+        batch.hflip,
+        batch.color,
+        batch.erase,
+    ]
+    fields += [batch.noise_key, batch.ops[0].op, batch.ops[0].arg, batch.mix.lam, batch.mix.use_cutmix, batch.mix.box]
+    partner = int(batch.source_index[len(batch) - 1 - row])
     return [np.asarray(f[row]).tolist() for f in fields] + [partner]
 
 
@@ -288,7 +297,7 @@ def test_an_epoch_has_every_sample_once(drop_last: bool) -> None:
     index = index_of(100)
     plan = Plan(index, TrainRecipe.classic(), batch_size=7, drop_last=drop_last)
     for epoch in range(3):
-        seen = np.concatenate([plan.batch(epoch, step).index for step in range(len(plan))])
+        seen = np.concatenate([plan.batch(epoch, step).source_index for step in range(len(plan))])
         assert len(seen) == (98 if drop_last else 100)
         assert len(set(seen.tolist())) == len(seen)
 
@@ -305,9 +314,9 @@ def test_evaluation_counts_every_sample_once(count: int, world: int, batch_size:
         batches = [p.batch(0, step) for p in plans]
         assert len({len(b) for b in batches}) == 1
         for batch in batches:
-            assert ((batch.label == -100) == (batch.index == -1)).all()
-            real = batch.index[batch.index >= 0]
-            assert (batch.label[batch.index >= 0] == index.labels[real]).all()
+            assert ((batch.label == -100) == (batch.source_index == -1)).all()
+            real = batch.source_index[batch.source_index >= 0]
+            assert (batch.label[batch.source_index >= 0] == index.labels[real]).all()
             seen += real.tolist()
     assert sorted(seen) == list(range(count))
 
@@ -315,8 +324,8 @@ def test_evaluation_counts_every_sample_once(count: int, world: int, batch_size:
 def test_repeats_are_neighbours_with_their_own_draws() -> None:
     plan = Plan(index_of(60), STRONG.replace(num_aug_repeats=3), batch_size=6)
     one = plan.batch(0, 0)
-    assert len(set(one.index.tolist())) == 2
-    assert len({tuple(box) for box in one.box.tolist()}) == 6
+    assert len(set(one.source_index.tolist())) == 2
+    assert len({tuple(box) for box in one.crop_box.tolist()}) == 6
     assert one.repeat.tolist() == [0, 1, 2, 0, 1, 2]
 
 
@@ -325,14 +334,14 @@ def test_draws_do_not_depend_on_other_stages_or_the_batch() -> None:
     index = index_of(64)
     alone = Plan(index, TrainRecipe.classic(), batch_size=64).batch(1, 0)
     strong = Plan(index, STRONG, batch_size=64).batch(1, 0)
-    assert np.array_equal(alone.index, strong.index)
-    assert np.array_equal(alone.box, strong.box)
+    assert np.array_equal(alone.source_index, strong.source_index)
+    assert np.array_equal(alone.crop_box, strong.crop_box)
     assert np.array_equal(alone.hflip, strong.hflip)
     small = Plan(index, STRONG, batch_size=2)
     for step in range(3):
         batch = small.batch(1, step)
-        rows = np.flatnonzero(np.isin(strong.index, batch.index))
-        assert strong.box[rows].tolist() == batch.box.tolist()
+        rows = np.flatnonzero(np.isin(strong.source_index, batch.source_index))
+        assert strong.crop_box[rows].tolist() == batch.crop_box.tolist()
 
 
 def test_broken_samples_are_replaced_by_a_neighbour() -> None:
@@ -341,10 +350,10 @@ def test_broken_samples_are_replaced_by_a_neighbour() -> None:
     broken[[3, 4, 19]] = True
     damaged = dataclasses.replace(index, broken=broken)
     whole = Plan(damaged, TrainRecipe.classic(), batch_size=20, on_error="replace").batch(0, 0)
-    for drawn, read in zip(whole.drawn.tolist(), whole.index.tolist(), strict=True):
+    for drawn, read in zip(whole.sampled_index.tolist(), whole.source_index.tolist(), strict=True):
         assert read == {3: 5, 4: 5, 19: 0}.get(drawn, drawn)
     again = Plan(damaged, TrainRecipe.classic(), batch_size=20, on_error="replace").batch(0, 0, failed={5})
-    assert again.index[again.drawn == 3].tolist() == [6]
+    assert again.source_index[again.sampled_index == 3].tolist() == [6]
     skipped = Plan(damaged, EvalRecipe(), batch_size=20, on_error="skip").batch(0, 0)
     assert np.flatnonzero(skipped.label == -100).tolist() == [3, 4, 19]
 
@@ -354,21 +363,21 @@ def test_a_sample_that_fails_for_one_row_alone_is_replaced_in_all(order: Any) ->
     """A flaky read: no row keeps the picture of one sample and the label of another."""
     plan = Plan(index_of(30), TrainRecipe.classic(num_aug_repeats=4), batch_size=8, on_error="replace")
     first = plan.batch(0, 0)
-    flaky = int(first.index[order[-1]])
+    flaky = int(first.source_index[order[-1]])
     made, calls = dict[int, int](), 0
 
     def make(batch: Any, row: int) -> None:
         nonlocal calls
-        if batch.index[row] == flaky:
+        if batch.source_index[row] == flaky:
             calls += 1
             if calls == 3:
                 raise BadImageError("gone for a moment")
-        made[row] = int(batch.index[row])
+        made[row] = int(batch.source_index[row])
 
-    batch, failures = plan.carry_out(first, make, order)
+    batch, failures = plan.execute_rows(first, make, order)
     assert failures == {flaky: "gone for a moment"}
-    assert flaky not in batch.index
-    assert [made[row] for row in range(8)] == batch.index.tolist()
+    assert flaky not in batch.source_index
+    assert [made[row] for row in range(8)] == batch.source_index.tolist()
 
 
 def test_color_matrix_is_dalis_formula() -> None:

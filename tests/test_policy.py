@@ -23,7 +23,7 @@ from timm.data import auto_augment as timm_aa
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import _auto_augment as tv_aa
 
-from dali_imagenet import policy as policies
+from dali_imagenet import rng
 from dali_imagenet.ops import Op
 from dali_imagenet.policy import (
     AugmentPolicy,
@@ -39,6 +39,7 @@ from dali_imagenet.policy import (
     TrivialAugmentWide,
     resolve,
 )
+from dali_imagenet.policy.base import table_of
 
 H, W = 24, 40  # every reference runs on this size
 DRAWS = 100_000
@@ -360,7 +361,7 @@ def test_torchvision_outcomes_are_exact(size: tuple[int, int], bins: int) -> Non
 def test_auto_augment_tables_are_torchvisions(which: str) -> None:
     reference = v2.AutoAugment(v2.AutoAugmentPolicy(which))
     space, policy = reference._AUGMENTATION_SPACE, AutoAugment(which)
-    table = policies._table(policy, (H, W))
+    table = table_of(policy, (H, W))
     assert table.subs.shape == (25, 2)
     for sub, entries in zip(reference._policies, table.subs, strict=True):
         for (name, probability, level), entry in zip(sub, entries, strict=True):
@@ -475,7 +476,7 @@ def test_gamma_quantiles(alpha: float) -> None:
     u = np.concatenate([np.linspace(1e-4, 1 - 1e-4, 999), [1e-9, 1 - 1e-9, 1 - 2.0**-53]])
     expected = stats.gamma(alpha).ppf(u)
     keep = expected > 1e-300
-    np.testing.assert_allclose(policies._log_gamma(u, alpha)[keep], np.log(expected[keep]), atol=2e-5, rtol=1e-6)
+    np.testing.assert_allclose(rng.log_gammas(u, alpha)[keep], np.log(expected[keep]), atol=2e-5, rtol=1e-6)
 
 
 def test_blended_weights_are_timms() -> None:

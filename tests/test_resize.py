@@ -10,9 +10,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from dali_imagenet.ops import FILTERS
 from dali_imagenet.transforms import resize
 
-kernels: Any = resize._kernels
+kernels: Any = resize._image_kernels
 if not hasattr(kernels, "resize"):
     pytest.skip("dali_imagenet.transforms._image_kernels was not built, or not for x86-64", allow_module_level=True)
 
@@ -23,7 +24,7 @@ NARROWEST = 1 if "AVX" in torch.backends.cpu.get_cpu_capability() else 2
 
 
 def reference(pixels: Pixels, size: tuple[int, int], factors: tuple[float, float], interpolation: str) -> Pixels:
-    kernel, _ = resize._RESIZE[interpolation]
+    kernel, _ = resize._RESIZE[FILTERS[interpolation]]
     view = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     result: Pixels = kernel(view, size, False, *(f or None for f in factors))[0].numpy()
     return result
@@ -153,7 +154,7 @@ def test_weights_that_integers_cannot_hold_are_refused() -> None:
     assert 0 < refused < 100
 
 
-def plans(rng: np.random.Generator, train: bool) -> Any:
+def plans(rng: np.random.Generator, train: bool, interpolation: str) -> Any:
     """A plan's row with an image's size: random boxes, or evaluation, where images may be smaller than the window."""
     height, width = (int(n) for n in rng.integers(1, 300, 2))
     size = tuple(rng.choice([2, 31, 32, 96, 224], 2).tolist())
@@ -167,8 +168,10 @@ def plans(rng: np.random.Generator, train: bool) -> Any:
         crop = np.round((resize - size) / 2).astype(int)
     hflip, vflip = rng.integers(0, 2, (2, 1), dtype=bool)
     color = (np.eye(3, 4) + rng.normal(size=(1, 3, 4)) * 0.3).astype(np.float32) if rng.integers(2) else None
-    plan = SimpleNamespace(size=size, box=np.array([box]), resize=resize, crop=crop, hflip=hflip, vflip=vflip)
-    plan.color = color
+    plan = SimpleNamespace(
+        size=size, crop_box=np.array([box]), resize=resize, window=crop, hflip=hflip, vflip=vflip, color=color,
+        interpolation=np.array([FILTERS[interpolation]]),
+    )  # fmt: skip
     return plan, rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -179,17 +182,17 @@ def test_the_image_stage_is_the_same_without_it(
 ) -> None:
     rng = np.random.default_rng(4)
     for _ in range(150):
-        plan, whole = plans(rng, train)
-        part = resize.needed(plan, 0, interpolation)
+        plan, whole = plans(rng, train, interpolation)
+        part = resize.required_region(plan, 0)
         top, left, height, width = part.box
         pixels = whole[top : top + height, left : left + width]
         kept = pixels.copy()
-        got = resize.render(pixels, part, plan, 0, interpolation)
+        got = resize.resize_crop_flip(pixels, part, plan, 0)
         held = got.clone()
         with monkeypatch.context() as patch:
-            patch.setattr(resize, "_kernels", None)
-            expected = resize.render(pixels, part, plan, 0, interpolation)
+            patch.setattr(resize, "_image_kernels", None)
+            expected = resize.resize_crop_flip(pixels, part, plan, 0)
         assert torch.equal(got, expected), (plan, part)
-        resize.render(255 - pixels, part, plan, 0, interpolation)  # nothing that was handed out is used again
+        resize.resize_crop_flip(255 - pixels, part, plan, 0)  # nothing that was handed out is used again
         assert torch.equal(got, held)
         assert np.array_equal(pixels, kept)

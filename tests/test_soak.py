@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from bench import soak
+from bench.__main__ import main
+from bench.checks import soak
 from tests.conftest import make_folder
 
 
@@ -60,7 +61,7 @@ def test_rates() -> None:
 def test_a_short_soak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_folder(tmp_path / "data", 24)
     words = ["--minutes", "0.2", "--data", str(data), "--backend", "torchvision", "--workers", "1"]
-    soak.run(soak.parser().parse_args([*words, "--batch-size", "8", "--out", str(tmp_path / "out")]))
+    main(["soak", *words, "--batch-size", "8", "--out", str(tmp_path / "out")])
     results = json.loads((tmp_path / "out" / "soak.json").read_text())
     seen = results["rows"]["torchvision"]
     assert all(row["processes"] >= 1 and row["others"] >= 0 for row in seen)

@@ -9,17 +9,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from test_pixel_ops import FILL, auxes, every_case, one_by_one
+from test_pixel_ops import FILL, auxes, every_case, per_image
 from torch.nn.functional import conv2d
 from torchvision.transforms.v2.functional import adjust_contrast
 
 from dali_imagenet.ops import Op
 from dali_imagenet.policy import AugMixPlan
 from dali_imagenet.transforms import pixel_ops
-from dali_imagenet.transforms.pixel_ops import Scratch, apply_ops_image, pil_matrix
+from dali_imagenet.transforms.pixel_ops import Workspace, apply_ops_image, pil_matrix
 from dali_imagenet.transforms.postprocess import run_image
 
-warp = pixel_ops._warp
+warp = pixel_ops._pixel_ops
 pytestmark = pytest.mark.skipif(warp is None, reason="dali_imagenet.transforms._pixel_ops was not built")
 
 SIZES = [(1, 1), (1, 9), (9, 1), (2, 5), (8, 8), (17, 31), (40, 300), (224, 224)]
@@ -113,9 +113,9 @@ def test_python_gives_the_same(op: Op, size: tuple[int, int], monkeypatch: pytes
     if not auxes(op, *size):
         pytest.skip("no kernel fits")
     images, ops, arg, aux = every_case(op, size)
-    fast = one_by_one(images, ops, arg, aux)
-    monkeypatch.setattr(pixel_ops, "_warp", None)
-    assert torch.equal(fast, one_by_one(images, ops, arg, aux))
+    fast = per_image(images, ops, arg, aux)
+    monkeypatch.setattr(pixel_ops, "_pixel_ops", None)
+    assert torch.equal(fast, per_image(images, ops, arg, aux))
 
 
 @pytest.mark.parametrize("size", [(257, 256), (256, 258)])  # the last whose sum of grays is exact, and the next
@@ -130,10 +130,10 @@ def test_gaussian_blur_of_any_radius(radius: float, monkeypatch: pytest.MonkeyPa
     for size in SIZES[:-1]:
         image = torch.from_numpy(noise(*size))
         case = image[None], np.array([[Op.PIL_GAUSSIAN_BLUR]]), np.array([[radius]]), np.array([[0]])
-        fast = one_by_one(*case)
+        fast = per_image(*case)
         with monkeypatch.context() as patch:
-            patch.setattr(pixel_ops, "_warp", None)
-            assert torch.equal(fast, one_by_one(*case)), size
+            patch.setattr(pixel_ops, "_pixel_ops", None)
+            assert torch.equal(fast, per_image(*case)), size
 
 
 def test_hue_of_every_kind_of_color(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,16 +141,16 @@ def test_hue_of_every_kind_of_color(monkeypatch: pytest.MonkeyPatch) -> None:
     image = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 40, 25)
     for turns in (-0.5, -1 / 3, -1e-8, 0.0, 1e-8, 0.1, 1 / 6, 0.5):
         case = image, np.array([[Op.HUE]]), np.array([[turns]]), np.array([[0]])
-        fast = one_by_one(*case)
+        fast = per_image(*case)
         with monkeypatch.context() as patch:
-            patch.setattr(pixel_ops, "_warp", None)
-            assert torch.equal(fast, one_by_one(*case)), turns
+            patch.setattr(pixel_ops, "_pixel_ops", None)
+            assert torch.equal(fast, per_image(*case)), turns
 
 
 @pytest.mark.parametrize("mode", ["torchvision", "timm", "blend"])
 @pytest.mark.parametrize("size", [(1, 1), (17, 31), (64, 48)])
 def test_augmix_gives_the_same(mode: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    rng, scratch = np.random.default_rng(9), Scratch()
+    rng, scratch = np.random.default_rng(9), Workspace()
     image = torch.from_numpy(noise(*size))
     for share in (0.0, 0.3, 1.0):
         op = rng.choice([Op.IDENTITY, Op.INVERT, Op.PIL_ROTATE, Op.TRANSLATE_X], (1, 3, 2)).astype(np.int16)
@@ -160,7 +160,7 @@ def test_augmix_gives_the_same(mode: str, size: tuple[int, int], monkeypatch: py
         plan = AugMixPlan(op, arg, aux, weights, np.array([share], np.float32), mode)  # type: ignore[arg-type]
         fast = run_image(image, plan, 0, FILL, scratch).clone()
         with monkeypatch.context() as patch:
-            patch.setattr(pixel_ops, "_warp", None)
+            patch.setattr(pixel_ops, "_pixel_ops", None)
             assert torch.equal(fast, run_image(image, plan, 0, FILL, scratch))
 
 

@@ -138,7 +138,7 @@ class Workers:
         timeout: seconds without a batch after which iteration fails with RuntimeError; 0 waits for ever.
 
     Attributes:
-        mixing: whether the next batch that is handed out shall be mixed; for a CPU target, where `postprocess` is given.
+        mixing: whether the next batch that is handed out shall be mixed; only where `postprocess` is given.
     """
 
     def __init__(

@@ -1,18 +1,20 @@
-"""`python bench/checks/checkouts.py A B`: do two checkouts make the same batches, bit for bit, in this environment?
+"""Do two checkouts make the same batches, bit for bit, in this environment?
 
 Each checkout (its compiled modules built in place) is imported by a process of its own, which hashes every batch of two
-epochs for many recipes, backends and options, from the JPEGs in tests/data. Only public names are used.
+epochs for many recipes, backends and options, from the JPEGs in tests/data of B. Only public names are used.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-PICTURES = Path(__file__).resolve().parents[2] / "tests" / "data" / "pictures"
+NAME = "checkouts"
+HELP = "do two checkouts make the same batches, bit for bit?"
 
 HASHES = """
 import hashlib, json, logging, sys
@@ -62,29 +64,33 @@ if __name__ == "__main__":
 """
 
 
-def hashes(checkout: Path, pure: bool) -> dict[str, str]:
+def hashes(checkout: Path, pictures: Path, pure: bool) -> dict[str, str]:
     """The hash of each case as that checkout makes it; without the compiled modules where `pure`."""
     environment = {**os.environ, "PYTHONPATH": str(checkout), "DALI_IMAGENET_PURE": str(int(pure))}
     done = subprocess.run(
-        [sys.executable, "-c", HASHES, str(PICTURES)],
+        [sys.executable, "-c", HASHES, str(pictures)],
         env=environment, cwd=checkout, stdout=subprocess.PIPE, check=True, text=True,
     )  # fmt: skip
     return dict(json.loads(line) for line in done.stdout.splitlines())
 
 
-def main() -> int:
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("a", type=Path, metavar="A", help="folder of one checkout")
+    p.add_argument("b", type=Path, metavar="B", help="folder of another")
+
+
+def run(options: argparse.Namespace) -> int:
+    checkouts = (options.a.resolve(), options.b.resolve())
+    pictures = checkouts[1] / "tests" / "data" / "pictures"
+    if not pictures.is_dir():
+        print(f"{options.b} is no checkout: it has no tests/data/pictures", file=sys.stderr)
+        return 2
     other = 0
     for pure in (False, True):
-        a, b = (hashes(Path(word).resolve(), pure) for word in sys.argv[1:])
+        a, b = (hashes(checkout, pictures, pure) for checkout in checkouts)
         differ = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
         other += len(differ)
         print(f"{'Python alone' if pure else 'compiled'}: {len(a)} cases, {len(differ)} differ")
         for name in differ:
             print(f"  {name}: {a.get(name)} {b.get(name)}")
     return int(other > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bench.job import Job
+from ..core.job import Job
 
 TRAIN = ("classic", "strong")
 MODES = ("none", "conservative", "moderate", "aggressive")
@@ -27,14 +27,14 @@ Build = Callable[[Job], Iterable[Any]]
 class Contestant:
     name: str  # short, for tables
     title: str
-    build: str  # "module:function" below bench.contestants
+    build: str  # "module:function" below this package
     recipes: tuple[str, ...]
     needs: tuple[str, ...] = ()  # modules that must be importable
     install: str = ""  # the command that brings them
     note: str = ""  # what it cannot express
     gpu: bool = False  # runs only with CUDA
     libraries: tuple[str, ...] = ()  # shared libraries that must be there
-    kind: str = "peer"  # "peer", "ours" or "ceiling"
+    kind: str = "peer"  # "peer", "ours" or "bound"
     prepare: str = ""  # "module:function" that converts the data set, once and unmeasured
     environment: tuple[tuple[str, str], ...] = ()  # variables of its process, set before anything of it is imported
 
@@ -61,7 +61,7 @@ class Contestant:
 
 def _function(name: str) -> Any:
     module, function = name.split(":")
-    return getattr(importlib.import_module(f"bench.contestants.{module}"), function)
+    return getattr(importlib.import_module(f"{__package__}.{module}"), function)
 
 
 def importable(module: str) -> bool:
@@ -258,42 +258,42 @@ CONTESTANTS = (
     Contestant(
         "raw-pixels",
         "pre-augmented raw pixels",
-        "ceilings:raw_pixels",
+        "upper_bounds:raw_pixels",
         ("classic",),
-        kind="ceiling",
-        prepare="ceilings:crops",
+        kind="bound",
+        prepare="upper_bounds:crops",
         note="uint8 crops made beforehand: no decoding, no new draws",
     ),
     Contestant(
         "synthetic",
         "synthetic tensors",
-        "ceilings:synthetic",
+        "upper_bounds:synthetic",
         ("classic", "strong"),
-        kind="ceiling",
+        kind="bound",
         note="one batch in memory, handed out again and again",
     ),
     Contestant(
         "decode-only",
         "decode only (torchvision.io)",
-        "ceilings:decode_only",
+        "upper_bounds:decode_only",
         ("classic",),
-        kind="ceiling",
+        kind="bound",
         note="full decode in threads, pixels thrown away",
     ),
     Contestant(
         "decode-crops",
         "decode the crops only (ours)",
-        "ceilings:decode_crops",
+        "upper_bounds:decode_crops",
         ("classic",),
-        kind="ceiling",
+        kind="bound",
         note="our decoder on classic's crops in threads, pixels thrown away",
     ),
     Contestant(
         "read-only",
         "read only",
-        "ceilings:read_only",
+        "upper_bounds:read_only",
         ("classic",),
-        kind="ceiling",
+        kind="bound",
         note="file bytes in threads, thrown away",
     ),
 )

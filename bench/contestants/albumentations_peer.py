@@ -10,8 +10,8 @@ import cv2
 from albumentations.pytorch import ToTensorV2
 from torchvision.datasets import ImageFolder
 
-from bench.contestants.torchvision_peers import loader
-from bench.job import MEAN, STD, Job, Spec
+from ..core.job import MEAN, STD, Job, Spec
+from .torchvision_peers import loader
 
 MODES = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 

@@ -10,8 +10,8 @@ from torch.utils.data import default_collate
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from bench.contestants.torchvision_peers import MODES, MixCollate, loader, read_rgb
-from bench.job import MEAN, STD, Job
+from ..core.job import MEAN, STD, Job
+from .torchvision_peers import MODES, MixCollate, loader, read_rgb
 
 
 class _Batches:

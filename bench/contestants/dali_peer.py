@@ -10,8 +10,8 @@ from nvidia.dali.auto_aug import rand_augment as auto_aug
 from nvidia.dali.plugin.base_iterator import LastBatchPolicy
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
-from bench.contestants import torchvision_peers
-from bench.job import MEAN, STD, Job
+from ..core.job import MEAN, STD, Job
+from . import torchvision_peers
 
 fn: Any = dali.fn  # its stubs do not fit what conditionals accept
 types: Any = dali.types

@@ -16,9 +16,9 @@ from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, Squeeze, ToTen
 from ffcv.writer import DatasetWriter
 from torchvision.datasets import ImageFolder
 
-from bench import images
-from bench.contestants.torchvision_peers import OnDevice
-from bench.job import MEAN, STD, Job
+from ..core import images
+from ..core.job import MEAN, STD, Job
+from .torchvision_peers import OnDevice
 
 
 def beton(job: Job) -> tuple[Path, int, int]:

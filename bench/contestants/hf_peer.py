@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from bench.contestants.torchvision_peers import MixCollate, loader, read_rgb, transform
-from bench.job import MEAN, STD, Job
+from ..core.job import MEAN, STD, Job
+from .torchvision_peers import MixCollate, loader, read_rgb, transform
 
 
 def _processor(job: Job) -> Any:

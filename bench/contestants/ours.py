@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from bench.job import Job
 from dali_imagenet import EvalRecipe, TrainRecipe, create_loader
+
+from ..core.job import Job
 
 Backend = Literal["auto", "dali", "torchvision"]
 

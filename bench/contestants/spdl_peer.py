@@ -12,8 +12,8 @@ from torch.utils.data import default_collate
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from bench.contestants.torchvision_peers import MixCollate, OnDevice, transform
-from bench.job import Job
+from ..core.job import Job
+from .torchvision_peers import MixCollate, OnDevice, transform
 
 
 class _Shuffled:

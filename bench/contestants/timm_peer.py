@@ -8,8 +8,8 @@ from typing import Any
 import timm.data
 import torch
 
-from bench.contestants.torchvision_peers import OnDevice
-from bench.job import Job
+from ..core.job import Job
+from .torchvision_peers import OnDevice
 
 data: Any = timm.data  # timm is typed in part only
 

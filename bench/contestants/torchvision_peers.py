@@ -12,7 +12,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from bench.job import MEAN, STD, Job, Spec
+from ..core.job import MEAN, STD, Job, Spec
 
 MODES = {"bilinear": v2.InterpolationMode.BILINEAR, "bicubic": v2.InterpolationMode.BICUBIC}
 

@@ -14,9 +14,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 from torchvision.datasets import ImageFolder
 
-from bench import images
-from bench.contestants.torchvision_peers import MixCollate, OnDevice, transform
-from bench.job import Job
+from ..core import images
+from ..core.job import Job
+from .torchvision_peers import MixCollate, OnDevice, transform
 
 SHARDS = 8
 

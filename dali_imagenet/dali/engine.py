@@ -57,6 +57,7 @@ class DaliEngine:
             "memory_format": options.memory_format if fused else torch.contiguous_format,
             "roi_decode": roi_decode,
             "hw_decoder_load": options.hw_decoder_load,
+            "in_graph": options.in_graph,
             "encoded": not self._by_path,
         }
         # DALI shows 16-bit PNG and CMYK without Adobe's segment otherwise than Pillow, and its GPU decoders know fewer

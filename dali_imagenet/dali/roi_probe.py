@@ -31,8 +31,8 @@ def probe_roi_decode(device_index: int = 0, *, cache_dir: str | os.PathLike[str]
 
     nvImageCodec 0.9 is known to crash the whole process on some GPUs there (its issue 55), which nothing can catch. So
     a subprocess decodes some generated JPEGs with a time limit of 120 s, and the answer is remembered by GPU, DALI and
-    nvImageCodec version in `roi_decode.json` in `cache_dir` (see `cache.cache_folder`). Delete the file to ask again. A probe that could not start (no memory left on the GPU,
-    say) is not remembered.
+    nvImageCodec version in `roi_decode.json` in `cache_dir` (see `cache.cache_folder`). Delete the file to ask again. A
+    probe that could not start (no memory left on the GPU, say) is not remembered.
     """
     try:
         if not torch.cuda.is_available() or not dali_available()[0]:

@@ -263,7 +263,7 @@ class DaliStage:
         not known): a file of another size, like an image of another size, fails the batch before it is decoded. Does
         not wait for DALI.
         """
-        rows = len(plan)
+        rows = len(plan.is_padding)
         real = int(np.count_nonzero(~plan.is_padding))
         if rows > self.batch_size:
             raise ValueError(f"the plan has {rows} rows, the stage was built for at most {self.batch_size}")
@@ -306,7 +306,7 @@ class DaliStage:
         self._scheduled -= 1
         self._in_sync = True
         self._schedule()  # before the work below, so that DALI's threads have something to do meanwhile
-        shape = (len(plan), 3, *plan.size)
+        shape = (len(plan.is_padding), 3, *plan.size)
         out = torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=self.memory_format)
         if images is not None and self.in_graph:
             # Copied, because DALI's memory cannot know when another stream uses it (record_stream does not reach it).

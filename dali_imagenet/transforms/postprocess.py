@@ -118,7 +118,7 @@ def zero_padding_(images: Tensor, plan: BatchPlan) -> None:
 def run_image(
     image: Tensor, part: OpPlan | AugMixPlan, row: int, fill: Sequence[float] | None, workspace: Workspace
 ) -> Tensor:
-    """One part of a plan's operations on one uint8 image [3, H, W]; the result may be the image or lie in the workspace."""
+    """Some operations of a plan on one uint8 image [3, H, W]; the result may be the image or lie in the workspace."""
     if isinstance(part, OpPlan):
         return apply_ops_image(image, part.op[row], part.arg[row], part.aux[row], fill, workspace)
     chains = (
@@ -131,7 +131,7 @@ def run_image(
 
 
 def run_batch(images: Tensor, part: OpPlan | AugMixPlan, fill: Sequence[float] | None) -> Tensor:
-    """One part of a plan's operations on a uint8 batch [B, 3, H, W], on its device; the result may be the batch itself."""
+    """Some operations of a plan on a uint8 batch [B, 3, H, W], on its device; the result may be the batch itself."""
     if isinstance(part, OpPlan):
         return apply_ops_batch(images, part.op, part.arg, part.aux, fill)
     chains = (

@@ -13,11 +13,9 @@ PACKAGES = (
     "webdataset", "ffcv", "dali-imagenet",
 )  # fmt: skip
 
-COMPILED = ("decode._jpeg", "transforms._image_kernels", "transforms._pixel_ops")
-
 
 def versions() -> dict[str, str]:
-    from dali_imagenet._compiled import compiled
+    from dali_imagenet._compiled import compiled_modules
     from dali_imagenet.decode.decode import decoder_name
 
     found = {"python": platform.python_version()}
@@ -26,10 +24,7 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    modules = [
-        f"dali_imagenet.{name}" for name in ("decode._jpeg", "transforms._image_kernels", "transforms._pixel_ops")
-    ]
-    found["compiled modules"] = ", ".join(m.partition("._")[2] for m in modules if compiled(m)) or "none"
+    found["compiled modules"] = ", ".join(compiled_modules()) or "none"
     found["our JPEG decoder"] = decoder_name()
     return found
 

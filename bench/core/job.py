@@ -1,4 +1,4 @@
-"""One visit to one contestant, and the recipes in terms that every contestant can build from."""
+"""One run of one contestant, and the recipes in terms that every contestant can build from."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Job:
     size: int = 224  # side of the output in pixels
     seconds: float = 5.0  # measured time
     warmup_batches: int = 4  # not measured, beyond what the queues hold
-    question: str = "loaders"  # which part of the comparison asks
+    section: str = "loaders"  # which part of the comparison it is for
     model: str = ""  # train this model on the loader instead of only iterating
     cold: bool = False  # drop the files from the page cache first
     cache: str = ""  # folder for converted data sets (tar, raw pixels)
@@ -100,8 +100,8 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Names the cell of the comparison that this visit belongs to."""
-        return "|".join((self.question, self.contestant, self.recipe, str(self.workers), str(self.batch_size)))
+        """Names the cell of the comparison that this run belongs to."""
+        return "|".join((self.section, self.contestant, self.recipe, str(self.workers), str(self.batch_size)))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from bench import stats
-from bench.contestants import BY_NAME
-from bench.measure import TABLES
-from bench.report import BASE, measured, rate, title
+from ..contestants import BY_NAME
+from ..core import stats
+from ..core.measure import TABLES
+from .results import BASE, measured, rate, title
 
 IMAGENET = 1_281_167  # training images of ILSVRC 2012
 
@@ -41,14 +41,14 @@ def ranking(results: dict[str, Any]) -> list[str]:
 
 
 def bottleneck(results: dict[str, Any]) -> list[str]:
-    """Shares of an image's time: reading and decoding from the ceilings, the rest from the fastest loader."""
-    ceilings = {c["contestant"]: rate(c) for c in measured(results, "ceilings")}
-    read = ceilings.get("read-only")
+    """Shares of an image's time: reading and decoding from the upper bounds, the rest from the fastest loader."""
+    bounds = {c["contestant"]: rate(c) for c in measured(results, "bounds")}
+    read = bounds.get("read-only")
     said = []
     for recipe in ("classic", "strong"):
         cells = measured(results, "loaders", recipe)
         crops = bool(cells) and BY_NAME[cells[0]["contestant"]].kind == "ours"  # decode no more than they need
-        decode = ceilings.get("decode-crops" if crops else "decode-only")
+        decode = bounds.get("decode-crops" if crops else "decode-only")
         if not (read and decode and cells):
             continue
         fastest = rate(cells[0])
@@ -116,16 +116,24 @@ def estimates(results: dict[str, Any], images: int, epochs: int) -> list[str]:
 
 
 def training(results: dict[str, Any]) -> list[str]:
+    """On the CPU a model that hardly waits proves nothing: it may be slow because the loader has the cores."""
     cells = {c["contestant"]: c for c in measured(results, "training")}
     limit = cells.pop("synthetic", None)
     said = []
     for name, cell in cells.items():
-        share = cell["summary"]["wait_share"] or 0.0
         text = f"Training {cell['model']} on {title(name)} ({cell['recipe']}): {rate(cell):,.0f} images a second"
         if limit:
             text += f", {100 * rate(cell) / rate(limit):.0f}% of what synthetic tensors allow"
-        text += f"; the model waits {100 * share:.0f}% of the time"
-        said.append(text + (": the model is the bottleneck." if share < 0.1 else ": the loader is the bottleneck."))
+        if results["settings"]["device"] == "cpu":
+            text += "; loader and model share the cores, so neither alone is the bottleneck"
+            if limit:
+                whole, alone = 1000 / rate(cell), 1000 / rate(limit)
+                text += f": of {whole:.2f} ms an image, the loader costs {max(0.0, whole - alone):.2f}"
+        else:
+            share = cell["summary"]["wait_share"] or 0.0
+            text += f"; the model waits {100 * share:.0f}% of the time: the "
+            text += f"{'model' if share < 0.1 else 'loader'} is the bottleneck"
+        said.append(text + ".")
     return said
 
 
@@ -148,6 +156,6 @@ def trust(results: dict[str, Any]) -> list[str]:
         said.append(f"Too noisy to be quoted: {', and '.join(reasons)}.")
     if not results["complete"]:
         said.append("Not complete: the time was up, or it was interrupted; some cells have fewer rounds, or none.")
-    elif min((c["summary"]["rounds"] for c in cells if c["question"] in TABLES), default=0) < stats.FEWEST:
+    elif min((c["summary"]["rounds"] for c in cells if c["section"] in TABLES), default=0) < stats.FEWEST:
         said.append("Few rounds: differences below 10% mean nothing.")
     return said

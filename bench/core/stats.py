@@ -43,18 +43,18 @@ def batch_times(milliseconds: Sequence[float]) -> dict[str, float]:
     }
 
 
-def summarize(visits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One cell of the table from its rounds (the worker's answers). See docs of the schema in `bench.report`."""
-    rates = spread([v["images_per_s"] for v in visits])
-    times = [t for v in visits for t in v["batch_ms"]]
+def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One cell of the table from its rounds (the worker's answers). See docs of the schema in `compare.results`."""
+    rates = spread([r["images_per_s"] for r in runs])
+    times = [t for r in runs for t in r["batch_ms"]]
     summary: dict[str, Any] = {
         "images_per_s": rates,
-        "rounds": len(visits),
+        "rounds": len(runs),
         "noisy": rates["iqr_relative"] > NOISY,
         "batch_ms": batch_times(times) if times else None,
     }
     for name in ("first_batch_s", "import_s", "memory_mb", "cpu_cores", "other_cores", "wait_share"):
-        values = [v[name] for v in visits if v.get(name) is not None]
+        values = [r[name] for r in runs if r.get(name) is not None]
         summary[name] = quantile(values, 0.5) if values else None
     return summary
 

@@ -1,4 +1,4 @@
-"""`python -m bench first-batch`: seconds from create_loader to the first batch, with an index of 1.28 million samples.
+"""Seconds from create_loader to the first batch, with an index of 1.28 million samples.
 
 The samples are simulated: the paths of a small data set, again and again. What is timed is everything behind the index:
 planning, starting the workers or the pipeline, and one batch. Loading the index of a real tree comes on top: its cache
@@ -13,18 +13,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+from ..core.images import default_data
+from ..core.stats import spread
 
-from bench.images import default_data
-from bench.stats import spread
-from dali_imagenet import SampleIndex, TrainRecipe, create_loader
+if TYPE_CHECKING:
+    from dali_imagenet import SampleIndex
 
+NAME = "first-batch"
+HELP = "seconds to the first batch of an ImageNet-sized index"
 CASES = (("torchvision", "fork"), ("torchvision", "spawn"), ("dali", None))
 
 
 def simulated(folder: Path, count: int) -> SampleIndex:
     """An index of `count` samples whose paths are those of the folder, repeated."""
+    import numpy as np
+
+    from dali_imagenet import SampleIndex
+
     real = SampleIndex.from_folder(folder, progress=False)
     which = np.arange(count) % len(real)
     names = [real.relative_path(i) for i in range(len(real))]
@@ -42,6 +49,8 @@ def simulated(folder: Path, count: int) -> SampleIndex:
 
 def once(folder: Path, count: int, batch_size: int, workers: int, backend: str, context: str | None) -> float:
     """Seconds from create_loader to the first batch, in this process."""
+    from dali_imagenet import TrainRecipe, create_loader
+
     index = simulated(folder, count)
     recipe = TrainRecipe.strong()
     started = time.perf_counter()
@@ -58,25 +67,22 @@ def once(folder: Path, count: int, batch_size: int, workers: int, backend: str, 
         return time.perf_counter() - started
 
 
-def main(words: list[str]) -> int:
-    p = argparse.ArgumentParser(prog="python -m bench first-batch", description=__doc__)
-    p.add_argument("--data", type=Path, help="ImageFolder tree; default: generated")
-    p.add_argument("--count", type=int, default=1_281_167, help="samples to simulate")
-    p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--workers", type=int, default=2)
-    p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--case", type=int, choices=range(len(CASES)), help=argparse.SUPPRESS)
-    options = p.parse_args(words)
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--data", type=Path, metavar="DIR", help="ImageFolder tree; default: generated")
+    p.add_argument("--count", type=int, metavar="N", default=1_281_167, help="samples to simulate (1281167)")
+    p.add_argument("--batch-size", type=int, metavar="N", default=64, help="images a batch (64)")
+    p.add_argument("--workers", type=int, metavar="N", default=2, help="workers or threads (2)")
+    p.add_argument("--rounds", type=int, metavar="N", default=3, help="of each case (3)")
+
+
+def run(options: argparse.Namespace) -> int:
     folder = options.data or default_data() / "train"
-    if options.case is not None:
-        backend, context = CASES[options.case]
-        print(once(folder, options.count, options.batch_size, options.workers, backend, context))
-        return 0
     answers: dict[str, dict[str, float]] = {}
     for number, (backend, context) in enumerate(CASES):
         seconds = []
         for _ in range(options.rounds):  # a process of its own each, so that nothing is warm
-            command = [sys.executable, "-m", "bench.first_batch", *words, "--data", str(folder), "--case", str(number)]
+            words = [str(folder), *map(str, (options.count, options.batch_size, options.workers, number))]
+            command = [sys.executable, "-m", f"{__package__}.first_batch", *words]
             done = subprocess.run(command, capture_output=True, text=True, timeout=300)
             if done.returncode:
                 print(f"{backend}: {done.stderr.strip().splitlines()[-1]}")
@@ -91,4 +97,5 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    count, batch_size, workers, number = map(int, sys.argv[2:])
+    print(once(Path(sys.argv[1]), count, batch_size, workers, *CASES[number]))

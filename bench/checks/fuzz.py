@@ -1,4 +1,4 @@
-"""`python -m bench fuzz`: mutated images and index caches through both CPU backends, in subprocesses.
+"""Mutated images and index caches through both CPU backends, in subprocesses.
 
 A round indexes a folder of mutated JPEGs, evaluates it with on_error="skip" and trains on it with "replace"; then the
 files are mutated once more, behind the index's back, and the same loaders run again. A sample is accounted for where it
@@ -21,8 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.machine import describe, versions
+from ..core import PROGRAM
+from ..core.machine import describe, versions
+from .inputs import encoded
 
+NAME = "fuzz"
+HELP = "mutated images and index caches through both CPU backends"
 SCHEMA = "dali_imagenet fuzz 2"
 PER_ROUND = 500
 """Images of a round, at most; each is mutated twice."""
@@ -76,8 +80,6 @@ def mutate(data: bytes, rng: np.random.Generator, other: bytes = b"") -> bytes:
 
 def seeds(folder: Path | None, rng: np.random.Generator) -> list[bytes]:
     """Generated JPEGs of several kinds, and up to 50 real ones of at most 200 kB."""
-    from bench.broken_table import encoded
-
     made = [
         encoded(seed=1),
         encoded(seed=2, subsampling=0),
@@ -175,7 +177,7 @@ def index_cache(root: Path, backend: str) -> None:
 
 
 def _ask(what: str, root: Path, argument: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.fuzz", what, str(root), argument]
+    command = [sys.executable, "-m", f"{__package__}.fuzz", what, str(root), argument]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -238,7 +240,7 @@ def run(options: argparse.Namespace) -> int:
         number += 1
     results = {
         "schema": SCHEMA,
-        "command": f"python -m bench fuzz --seed {options.seed} --count {options.count}"
+        "command": f"{PROGRAM} fuzz --seed {options.seed} --count {options.count}"
         + (" --data FOLDER" if options.data else ""),
         "machine": describe(),
         "versions": versions(),
@@ -261,14 +263,12 @@ def run(options: argparse.Namespace) -> int:
     return int(bool(findings))
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m bench fuzz", description="Mutated images through both CPU backends.")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--count", type=int, default=10_000, help="mutated images, each through both backends (10000)")
-    p.add_argument("--minutes", type=float, default=60, help="stop after this time (60)")
-    p.add_argument("--data", type=Path, help="folder of real JPEGs to mutate besides the generated ones")
-    p.add_argument("--out", type=Path, help="JSON file of the outcome")
-    return p
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--seed", type=int, metavar="N", default=0, help="of the mutations (0)")
+    p.add_argument("--count", type=int, metavar="N", default=10_000, help="mutated images, each through both (10000)")
+    p.add_argument("--minutes", type=float, metavar="N", default=60, help="stop after this time (60)")
+    p.add_argument("--data", type=Path, metavar="DIR", help="folder of real JPEGs to mutate besides the generated ones")
+    p.add_argument("--out", type=Path, metavar="FILE", help="JSON file of the outcome")
 
 
 if __name__ == "__main__":

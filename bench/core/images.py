@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 from PIL import Image, ImageDraw
+
+from dali_imagenet.cache import cache_folder
 
 VERSION = 1  # of the generator: part of the cached folder's name
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's ImageFolder
@@ -34,10 +35,11 @@ Array = npt.NDArray[np.float32]
 
 
 def cache_dir() -> Path:
-    """Where generated images and converted data sets stay: $DALI_IMAGENET_CACHE, or the user's cache folder."""
-    if "DALI_IMAGENET_CACHE" in os.environ:
-        return Path(os.environ["DALI_IMAGENET_CACHE"])
-    return Path(platformdirs.user_cache_dir("dali-imagenet", appauthor=False))
+    """Where generated images and converted data sets stay: the cache folder of the package."""
+    folder = cache_folder()
+    if folder is None:
+        raise RuntimeError("there is no home folder for generated images: set DALI_IMAGENET_CACHE to a folder")
+    return folder
 
 
 @lru_cache(maxsize=1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.job import Job
+from .job import Job
 
 
 def _small(classes: int) -> nn.Module:

@@ -15,12 +15,12 @@ import torch
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from bench import images
-from bench.contestants import torchvision_peers
-from bench.job import MEAN, STD, Job
-from dali_imagenet import SampleIndex, TrainRecipe
-from dali_imagenet.image import Memory, read_pixels
-from dali_imagenet.plan.plan import Plan
+from dali_imagenet import Plan, SampleIndex, TrainRecipe
+from dali_imagenet.image import DecodeBuffer, read_pixels
+
+from ..core import images
+from ..core.job import MEAN, STD, Job
+from . import torchvision_peers
 
 
 class Threads:
@@ -69,14 +69,14 @@ def decode_crops(job: Job) -> Iterable[Any]:
     plan = Plan(index, TrainRecipe.classic(), batch_size=len(index), seed=job.seed, drop_last=False).batch(0, 0)
     boxes = {
         index.path(int(sample)): (int(sample), tuple(box))
-        for sample, box in zip(plan.index, plan.box.tolist(), strict=True)
+        for sample, box in zip(plan.source_index, plan.crop_box.tolist(), strict=True)
     }
     own = threading.local()
 
     def call(file: Path) -> None:
-        own.memory = getattr(own, "memory", None) or Memory()
+        own.buffer = getattr(own, "buffer", None) or DecodeBuffer()
         sample, box = boxes[str(file)]
-        read_pixels(index, sample, box, own.memory)
+        read_pixels(index, sample, box, own.buffer)
 
     return Threads(job, call)
 

@@ -1,9 +1,7 @@
-"""`python -m bench parity`: how far each backend's pixels are from torchvision on PIL, for the same draws."""
+"""How far each backend's pixels are from torchvision on PIL, for the same draws."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,8 +17,6 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from bench import images as bench_images
-from bench import machine
 from dali_imagenet import EvalRecipe, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.plan.program import color_matrix, policy_of
 
@@ -240,60 +236,3 @@ def agreement(cifar: Path, steps: int, console: Console) -> list[dict[str, Any]]
 def predict(model: nn.Module, batches: Any) -> torch.Tensor:
     with torch.inference_mode():
         return torch.cat([model(batch).argmax(1) for batch, _ in batches])
-
-
-def markdown(results: dict[str, Any]) -> str:
-    lines = [
-        "# Parity with torchvision",
-        "",
-        f"`python -m bench parity`, {results['images']} images of {results['data']}, 224 pixels, the same draws "
-        'executed by torchvision (references) and by each backend on the CPU. In grey levels of 255. "differing" '
-        "counts values more than half a level away.",
-        "",
-        "| recipe | backend | reference | mean | max | differing | labels agree |",
-        "|---|---|---|---:|---:|---:|---:|",
-    ]
-    names = {"pil": "PIL images", "tensor": "uint8 tensors"}
-    for c in results["pixels"]:
-        lines.append(
-            f"| {c['case']} | {c['backend']} | {names[c['reference']]} | {c['mean']:.3f} | {c['max']:.0f} | "
-            f"{c['differing']:.1%} | {c['labels_agree']:.0%} |"
-        )
-    if results["top1"]:
-        lines += [
-            "",
-            "Top-1 of one small network trained on CIFAR-10 JPEGs, evaluated (resize 40, centre crop 32) through:",
-            "",
-            "| interpolation | through | top-1 | other prediction than torchvision on PIL |",
-            "|---|---|---:|---:|",
-        ]
-        for c in results["top1"]:
-            text = f"{c['differing']} of {c['images']}"
-            lines.append(f"| {c['interpolation']} | {c['through']} | {c['top1']:.2%} | {text} |")
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    return "\n".join([*lines, "", f"{results['machine']['processor']}; {versions}.", ""])
-
-
-def main(arguments: Sequence[str]) -> int:
-    p = argparse.ArgumentParser(prog="python -m bench parity", description=__doc__)
-    p.add_argument("--data", type=Path, help="ImageFolder tree; default: generated images")
-    p.add_argument("--images", type=int, default=128, help="images a recipe (128)")
-    p.add_argument("--cifar", type=Path, help="folder with train/ and test/ of CIFAR-10 JPEGs, for the top-1 agreement")
-    p.add_argument("--steps", type=int, default=196, help="training steps of the small network (196, an epoch)")
-    p.add_argument("--out", type=Path, default=Path("runs/parity"), help="folder of the report (runs/parity)")
-    options = p.parse_args(arguments)
-    console = Console(soft_wrap=True)
-    data = options.data or bench_images.default_data()
-    results = {
-        "data": "generated images" if options.data is None else options.data.resolve().name,
-        "images": options.images,
-        "machine": machine.describe(),
-        "versions": machine.versions(),
-        "pixels": compare(bench_images.split_roots(data)[0], options.images, console),
-        "top1": agreement(options.cifar, options.steps, console) if options.cifar else [],
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "parity.json").write_text(json.dumps(results, indent=1))
-    (options.out / "parity.md").write_text(markdown(results))
-    console.print(f"{options.out / 'parity.md'}", highlight=False)
-    return 0

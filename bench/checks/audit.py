@@ -1,4 +1,4 @@
-"""`python -m bench audit`: does a loader give every image once an epoch, and how well does it shuffle them?
+"""Does a loader give every image once an epoch, and how well does it shuffle them?
 
 Works with any loader that reads an ImageFolder: each image is put into a class of its own, so that the label that comes
 out names the image.
@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +18,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 
-from bench import images, machine
-from bench.contestants import BY_NAME
-from bench.job import Job
+from ..contestants import BY_NAME
+from ..core import PROGRAM, images, machine
+from ..core.job import Job
 
+NAME = "audit"
+HELP = "is every image once in an epoch, and in what order?"
+LOADERS = "tv-v2-pil,dali-doc-cpu,ours-torchvision,ours-dali-cpu"
 Array = npt.NDArray[np.int64]
 
 
@@ -121,7 +124,7 @@ def markdown(results: dict[str, Any]) -> str:
     lines = ["# Audit of an epoch", ""]
     if first:
         lines += [
-            f"`python -m bench audit`: {first['images']} images of {results['data']}, recipe {results['recipe']}, "
+            f"`{PROGRAM} audit`: {first['images']} images of {results['data']}, recipe {results['recipe']}, "
             f"batches of {results['batch_size']}, {results['workers']} workers. By chance alone the correlations would "
             f"be 0 +- {first['noise']:.3f}, the displacement 0.333 n and the share of same-class neighbours "
             f"{first['same_class_expected']:.2%}. Missing images are those of a dropped last batch where nothing is "
@@ -134,21 +137,25 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{versions}.", ""])
 
 
-def main(arguments: Sequence[str]) -> int:
-    p = argparse.ArgumentParser(prog="python -m bench audit", description=__doc__)
-    p.add_argument("--data", type=Path, help="ImageFolder tree; default: generated images")
-    p.add_argument("--only", default="tv-v2-pil,dali-doc-cpu,ours-torchvision,ours-dali-cpu", help="loaders, by commas")
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--data", type=Path, metavar="DIR", help="ImageFolder tree; default: generated images")
+    p.add_argument("--only", default=LOADERS, metavar="NAMES", help=f"loaders, by commas ({LOADERS})")
     p.add_argument("--recipe", choices=("classic", "eval"), default="classic")
-    p.add_argument("--images", type=int, default=800, help="images to audit (800)")
-    p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--workers", type=int, default=2)
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, default=Path("runs/audit"), help="folder of the report (runs/audit)")
-    options = p.parse_args(arguments)
+    p.add_argument("--images", type=int, metavar="N", default=800, help="images to audit (800)")
+    p.add_argument("--batch-size", type=int, metavar="N", default=64, help="images a batch (64)")
+    p.add_argument("--workers", type=int, metavar="N", default=2, help="workers or threads (2)")
+    p.add_argument("--seed", type=int, metavar="N", default=0, help="of images and loaders (0)")
+    p.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/audit"), help="for the report (runs/audit)")
+
+
+def run(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
     names = [name.strip() for name in options.only.split(",") if name.strip()]
     unknown = [name for name in names if name not in BY_NAME]
     if unknown:
-        p.error(f"--only {unknown[0]!r}: must be among {', '.join(BY_NAME)}")
+        print(f"--only {unknown[0]!r}: must be among {', '.join(BY_NAME)}", file=sys.stderr)
+        return 2
     console = Console(soft_wrap=True)
     data = options.data or images.default_data(options.seed)
     results: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""`python -m bench soak`: memory, descriptors, threads and speed of a loader that runs and runs.
+"""Does anything grow while a loader runs and runs? Memory, descriptors, threads, and its speed, are watched.
 
 A process of its own for each backend iterates over training epochs, leaves every third one half-way, and is watched
 from outside, children included. What else ran on the machine is watched, too: where it took more than a tenth of the
@@ -15,12 +15,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psutil
+from ..core.machine import cores, describe, versions
 
-from bench.machine import cores, describe, versions
+if TYPE_CHECKING:
+    import psutil
 
+NAME = "soak"
+HELP = "does anything grow while a loader runs?"
 SCHEMA = "dali_imagenet soak 2"
 COUNTS = ("pss_mb", "rss_mb", "descriptors", "threads", "processes", "cpu_seconds")
 END = "end"
@@ -65,6 +68,8 @@ def iterate(backend: str, data: str, batch_size: int, workers: int, seconds: flo
 
 def usage(process: psutil.Process) -> dict[str, float]:
     """Of a process and its descendants. PSS counts memory that they share once."""
+    import psutil
+
     total = dict.fromkeys(COUNTS, 0.0)
     for part in (process, *process.children(recursive=True)):
         try:
@@ -82,6 +87,8 @@ def usage(process: psutil.Process) -> dict[str, float]:
 
 def busy() -> float:
     """Seconds that the cores which this process may use have worked so far, for whomever; not for this process."""
+    import psutil
+
     times = psutil.cpu_times(percpu=True)
     mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(times))
     worked = (sum(times[i]) - times[i].idle - getattr(times[i], "iowait", 0.0) for i in mine if i < len(times))
@@ -90,9 +97,11 @@ def busy() -> float:
 
 def watch(backend: str, options: argparse.Namespace) -> list[dict[str, float]]:
     """A row every 0.5 s, or 300 in all; `others` are the cores that other programs took meanwhile."""
+    import psutil
+
     seconds = options.minutes * 60
     words = [backend, str(options.data), str(options.batch_size), str(options.workers), str(seconds)]
-    command = [sys.executable, "-m", "bench.soak", *words]
+    command = [sys.executable, "-m", f"{__package__}.soak", *words]
     interval = max(0.5, seconds / 300)
     rows: list[dict[str, float]] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
@@ -175,9 +184,6 @@ def plot(results: dict[str, Any], file: Path) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """0 where everything stayed flat, as far as could be told; 1 where something did not."""
-    if options.data is None:
-        print("soak needs --data: an ImageFolder tree", file=sys.stderr)
-        return 2
     options.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {
         "schema": SCHEMA,
@@ -206,15 +212,13 @@ def run(options: argparse.Namespace) -> int:
     return int(any(value["flat"] is False for found in results["verdict"].values() for value in found.values()))
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m bench soak", description="Does anything grow while a loader runs?")
-    p.add_argument("--minutes", type=float, default=5, help="for each backend (5)")
-    p.add_argument("--backend", default="torchvision,dali", help="torchvision,dali")
-    p.add_argument("--data", type=Path, help="ImageFolder tree")
-    p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--workers", type=int, default=2)
-    p.add_argument("--out", type=Path, default=Path("runs/soak"), help="folder of soak.json and soak.png")
-    return p
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--minutes", type=float, metavar="N", default=5, help="for each backend (5)")
+    p.add_argument("--backend", default="torchvision,dali", metavar="NAMES", help="backends, by commas (both)")
+    p.add_argument("--data", type=Path, metavar="DIR", required=True, help="ImageFolder tree")
+    p.add_argument("--batch-size", type=int, metavar="N", default=64, help="images a batch (64)")
+    p.add_argument("--workers", type=int, metavar="N", default=2, help="workers or threads (2)")
+    p.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/soak"), help="for the report (runs/soak)")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,26 @@
-"""The referee: which visits there are, in which order, each in its own process, and what is kept of them."""
+"""Which runs there are, in which order, each in its own process, and what is kept of them."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import stats
-from bench.job import Job
+from . import stats
+from .job import Job
+from .process import call
 
 Results = dict[str, Any]
-TABLES = ("loaders", "ceilings")  # whose numbers are quoted
+TABLES = ("loaders", "bounds")  # whose numbers are quoted
 
 
-def rounds_of(question: str, rounds: int, warmup_rounds: int) -> range:
-    """The rounds of a question: the sweeps, whose many cells show a course, take half of them and no warm-up round."""
-    return range(-warmup_rounds, rounds) if question in TABLES else range(max(1, rounds // 2))
+def rounds_of(section: str, rounds: int, warmup_rounds: int) -> range:
+    """The rounds of a section: the sweeps, whose many cells show a course, take half of them and no warm-up round."""
+    return range(-warmup_rounds, rounds) if section in TABLES else range(max(1, rounds // 2))
 
 
 def order(jobs: Sequence[Job], round_number: int) -> list[Job]:
@@ -34,46 +31,12 @@ def order(jobs: Sequence[Job], round_number: int) -> list[Job]:
     return turned if round_number % 2 == 0 else turned[::-1]
 
 
-def run_visit(job: Job, timeout: float, scratch: Path) -> dict[str, Any]:
-    """One visit in a process of its own; its answer, or {"error": why}. The whole process group is ended after."""
-    answer = scratch / "answer.json"
-    answer.unlink(missing_ok=True)
-    log = scratch / "visit.log"
+def run_once(job: Job, timeout: float, scratch: Path) -> dict[str, Any]:
+    """One run in a process of its own; its answer, or {"error": why}. The whole process group is ended after."""
     threads = str(max(1, job.workers))
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore"}
-    root = str(Path(__file__).resolve().parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join(p for p in (root, environment.get("PYTHONPATH", "")) if p)
-    command = [sys.executable, "-m", "bench.worker", job.to_json(), str(answer)]
     started = time.perf_counter()
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
-        )
-        try:
-            process.wait(timeout)
-            error = f"ended with code {process.returncode}" + _last_line(log)
-        except subprocess.TimeoutExpired:
-            error = f"no result within {timeout:.0f} s"
-        finally:
-            _end_group(process)
-    result: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {"error": error}
-    result["visit_s"] = time.perf_counter() - started
-    return result
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return f": {lines[-1][:300]}" if lines else ""
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends the visit and whatever workers it left, and waits for it."""
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    elif process.poll() is None:
-        process.kill()
-    process.wait()
+    said, error = call("core.worker", job.to_json(), timeout, scratch, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
+    return (said or {"error": error or "no answer"}) | {"run_s": time.perf_counter() - started}
 
 
 def warm_page_cache(files: Iterable[Path]) -> int:
@@ -98,8 +61,8 @@ def drop_page_cache(files: Iterable[Path]) -> bool:
     return True
 
 
-class Referee:
-    """Runs jobs in interleaved rounds. `results` (see `bench.report`) is saved after every visit, so that an
+class Runner:
+    """Runs jobs in interleaved rounds. `results` (see `compare.results`) is saved after every run, so that an
     interrupted run keeps what it has and a later one goes on from there."""
 
     def __init__(self, results: Results, file: Path, rounds: int, warmup_rounds: int, deadline: float | None) -> None:
@@ -117,13 +80,13 @@ class Referee:
                 return found
         cell = {
             "key": job.key,
-            "question": job.question,
+            "section": job.section,
             "contestant": job.contestant,
             "recipe": job.recipe,
             "workers": job.workers,
             "batch_size": job.batch_size,
             "model": job.model,
-            "visits": [],
+            "runs": [],
             "error": "",
         }
         self.results["cells"].append(cell)
@@ -134,10 +97,10 @@ class Referee:
         todo = []
         for number in range(-self.warmup_rounds, self.rounds):
             for job in order(jobs, number + self.warmup_rounds):
-                if number not in rounds_of(job.question, self.rounds, self.warmup_rounds):
+                if number not in rounds_of(job.section, self.rounds, self.warmup_rounds):
                     continue
                 cell = self.cell(job)
-                done = any(v["round"] == number for v in cell["visits"])
+                done = any(r["round"] == number for r in cell["runs"])
                 if not done and not cell["error"]:
                     todo.append((number, job))
         return todo
@@ -160,12 +123,12 @@ class Referee:
                 if job.cold:
                     drop_page_cache(self.cold_files)
                 timeout = max(120.0, 12 * job.seconds)
-                answer = run_visit(job, timeout, Path(scratch))
-                durations[job.key] = answer["visit_s"]
+                answer = run_once(job, timeout, Path(scratch))
+                durations[job.key] = answer["run_s"]
                 if "error" in answer:
                     cell["error"] = answer["error"]
                 else:
-                    cell["visits"].append(answer | {"round": number})
+                    cell["runs"].append(answer | {"round": number})
                 self.finish(cell)
                 self.save()
                 self.report(job, number, answer, mean * (len(todo) - position - 1))
@@ -173,9 +136,9 @@ class Referee:
 
     def finish(self, cell: dict[str, Any]) -> None:
         """Summary of a cell; warm-up rounds (numbers below 0) are dropped."""
-        visits = [v for v in cell["visits"] if v["round"] >= 0]
-        if visits:
-            cell["summary"] = stats.summarize(visits)
+        runs = [r for r in cell["runs"] if r["round"] >= 0]
+        if runs:
+            cell["summary"] = stats.summarize(runs)
 
     def save(self) -> None:
         partial = self.file.with_suffix(".partial")

@@ -1,4 +1,4 @@
-"""The questions of `python -m bench gpu`; `python -m bench.gpu_questions TASK ANSWER` asks one.
+"""The questions of `python -m bench gpu`; `python -m bench.gpu.gpu_questions TASK ANSWER` asks one.
 
 A question is a function of the settings; it says points (name -> numbers) one by one, and each is on the disk at once,
 so that a crash or a time limit keeps what was said before.
@@ -6,6 +6,7 @@ so that a crash or a time limit keeps what was said before.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import json
@@ -22,10 +23,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from bench import machine, stats
-from bench.contestants import BY_NAME
-from bench.job import Job
-from bench.worker import cpu_seconds, endless, memory_mb
+from ..contestants import BY_NAME
+from ..core import machine, stats
+from ..core.job import Job
+from ..core.worker import cpu_seconds, endless, memory_mb
 
 Backend = Literal["dali", "torchvision"]
 
@@ -133,8 +134,9 @@ def _measure(s: Settings, batches: Iterator[Any], warmup: int, step: Callable[[A
 
 
 def _ours(s: Settings, recipe: str, backend: Backend = "dali", size: int = 0, **options: Any) -> Any:
-    from bench.contestants.ours import recipe as recipe_of
     from dali_imagenet import create_loader
+
+    from ..contestants.ours import recipe as recipe_of
 
     made = recipe_of(s.job("", recipe, size=size or s.size), jitter=recipe == "strong" and options.pop("jitter", False))
     same: dict[str, Any] = {"batch_size": s.batch_size, "num_workers": s.workers, "device": s.device}
@@ -173,16 +175,23 @@ def hardware(s: Settings, say: Say) -> None:
     say("hardware", found)
 
 
-def _all_in_graph(loader: Any) -> Any:
-    """A loader whose DALI does on the CPU what it does on the GPU, resizing and all."""
-    from dali_imagenet.dali.stage import DaliStage
+def _all_in_graph(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The loader's batches where DALI does on the CPU what it does on the GPU, resizing and all."""
+    from dali_imagenet.engine import EngineOptions, make_engine
+    from dali_imagenet.transforms.postprocess import soft_targets
 
-    engine = loader._engine
-    engine._dali.close()
-    engine._dali = DaliStage(
-        batch_size=loader.batch_size, num_threads=2, prefetch=2, **(engine._options | {"in_graph": True})
-    )
-    return loader
+    recipe = loader.plan.recipe
+    options = EngineOptions(device=torch.device("cpu"), num_workers=2, roi_decode=False, in_graph=True)
+    engine = make_engine("dali", loader.plan, options)
+    engine.mixing = recipe.mixing
+    with contextlib.closing(engine):
+        for plan, images, _ in engine.batches(0, 0):
+            lam = plan.mix.lam if plan.mix is not None else None
+            if recipe.soft_targets:
+                soft = soft_targets(plan.label, lam, loader.num_classes, recipe.label_smoothing)
+                yield images, torch.from_numpy(soft)
+            else:
+                yield images, torch.from_numpy(plan.label)
 
 
 def agree(s: Settings, say: Say) -> None:
@@ -195,11 +204,12 @@ def agree(s: Settings, say: Say) -> None:
     unit = 255 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     for recipe in ("classic", "eval", "strong"):
         loaders = [
-            _ours(small, recipe, roi_decode=False) if s.cuda else _all_in_graph(_ours(cpu, recipe, roi_decode=False)),
+            _ours(small, recipe, roi_decode=False),
             _ours(cpu, recipe, roi_decode=False),
             _ours(cpu, recipe, "torchvision"),
         ]
-        batches = [[(x.cpu(), y.cpu()) for x, y in itertools.islice(loader, 2)] for loader in loaders]
+        graph = loaders[0] if s.cuda else _all_in_graph(loaders[0])
+        batches = [[(x.cpu(), y.cpu()) for x, y in itertools.islice(each, 2)] for each in (graph, *loaders[1:])]
         for name, other in (("DALI on the CPU", 1), ("torchvision", 2)):
             pairs = list(zip(batches[0], batches[other], strict=True))
             delta = torch.stack([((a - b) * unit).abs() for (a, _), (b, _) in pairs])
@@ -304,7 +314,7 @@ def nvjpeg(s: Settings, say: Say) -> None:
     from PIL import Image
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    from bench import images
+    from ..core import images
 
     names = [f for f in images.image_files(Path(s.root))[: 4 * s.batch_size] if Image.open(f).mode in ("RGB", "L")]
     files = [torch.from_numpy(np.fromfile(f, np.uint8)) for f in names if f.read_bytes()[:2] == b"\xff\xd8"]
@@ -333,9 +343,10 @@ def _finished(batch_stage: Any, plans: Iterable[Any], pixels: torch.Tensor, host
 
 def stage(s: Settings, say: Say) -> None:
     """Drawing a plan, and the batch stage alone on pixels that are already there: milliseconds a batch."""
-    from bench.contestants.ours import recipe as recipe_of
     from dali_imagenet import Plan, SampleIndex
-    from dali_imagenet.transforms.postprocess import BatchStage
+    from dali_imagenet.transforms.postprocess import Postprocess
+
+    from ..contestants.ours import recipe as recipe_of
 
     index = SampleIndex.from_folder(s.root)
     shape = (s.batch_size, 3, s.size, s.size)
@@ -343,7 +354,7 @@ def stage(s: Settings, say: Say) -> None:
     for name, jitter in (("strong", False), ("strong", True), ("advanced", False)):
         recipe = recipe_of(s.job("", name), jitter)
         plan = Plan(index, recipe, batch_size=s.batch_size, seed=0)
-        batch_stage = BatchStage(recipe)
+        batch_stage = Postprocess()
         start = time.perf_counter()
         plans = [plan.batch(0, step) for step in range(min(8, len(plan)))]
         draw = (time.perf_counter() - start) / len(plans)
@@ -356,7 +367,7 @@ def stage(s: Settings, say: Say) -> None:
 
 def train(s: Settings, say: Say, model: str, who: str, recipe: str, size: int = 0) -> None:
     """A training step behind a loader: bf16 autocast and channels_last on the GPU."""
-    from bench.training import trainer
+    from ..core.training import trainer
 
     size = size or s.size
     job = s.job(who, recipe, model=model, size=size)

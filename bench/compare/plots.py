@@ -5,17 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 from matplotlib import pyplot as plt
 
-from bench import stats
-from bench.contestants import BY_NAME
-from bench.report import measured, rate, recipes, title
+from ..contestants import BY_NAME
+from ..core import stats
+from ..core.figures import BASE, BOUND, OURS, PEER, STYLE, save
+from .results import measured, rate, recipes, title
 
-OURS, PEER, CEILING, BASE = "#0b8f62", "#8aa0b6", "#d9c27a", "#4a6480"
 LINES = {
     "ours-dali-gpu": "#0a5c40",
     "ours-dali-cpu": "#0b8f62",
@@ -24,24 +20,13 @@ LINES = {
     "tv-v2-tensor": "#93a8be",
     "dali-doc-cpu": "#c8553d",
 }
-STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": "#9aa5b1",
-    "figure.dpi": 130,
-    "savefig.bbox": "tight",
-    "legend.frameon": False,
-}
 
 
 def _colour(name: str) -> str:
     if name == "tv-v1-pil":
         return BASE
     kind = BY_NAME[name].kind if name in BY_NAME else "peer"
-    return {"ours": OURS, "ceiling": CEILING}.get(kind, PEER)
+    return {"ours": OURS, "bound": BOUND}.get(kind, PEER)
 
 
 def _bars(axes: Any, cells: list[dict[str, Any]], values: list[float], unit: str, errors: Any = None) -> None:
@@ -89,7 +74,7 @@ def throughput(results: dict[str, Any], folder: Path) -> Path | None:
         f"{m['gpus'][0] if m['gpus'] and s['device'] == 'cuda' else str(m['cores']) + ' cores'}",
         x=0.01, ha="left", fontsize=10, color="#555",
     )  # fmt: skip
-    return _save(figure, folder / "throughput.png")
+    return save(figure, folder / "throughput.png")
 
 
 def memory(results: dict[str, Any], folder: Path) -> Path | None:
@@ -99,13 +84,13 @@ def memory(results: dict[str, Any], folder: Path) -> Path | None:
     if not cells:
         return None
     cells.sort(key=lambda c: float(c["summary"]["memory_mb"]))
-    kind = cells[0]["visits"][0]["memory_kind"]
+    kind = cells[0]["runs"][0]["memory_kind"]
     figure, axes = _panels(1, len(cells))
     _bars(
         axes[0], cells, [c["summary"]["memory_mb"] for c in cells], f"MB of the process tree ({kind}), lower is better"
     )
     axes[0].set_title(f"memory, {recipe}")
-    return _save(figure, folder / "memory.png")
+    return save(figure, folder / "memory.png")
 
 
 def batch_times(results: dict[str, Any], folder: Path) -> Path | None:
@@ -118,7 +103,7 @@ def batch_times(results: dict[str, Any], folder: Path) -> Path | None:
     ax = axes[0]
     limit = 0.0
     for place, cell in zip(range(len(cells))[::-1], cells, strict=True):
-        times = [t for v in cell["visits"] if v["round"] >= 0 for t in v["batch_ms"]]
+        times = [t for r in cell["runs"] if r["round"] >= 0 for t in r["batch_ms"]]
         q = [stats.quantile(times, p) for p in (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)]
         colour = _colour(cell["contestant"])
         ax.plot([q[0], q[4]], [place, place], color=colour, lw=1.5)
@@ -131,7 +116,7 @@ def batch_times(results: dict[str, Any], folder: Path) -> Path | None:
     ax.set_xlim(0, limit * 1.05)
     ax.set_xlabel("ms between batches: box quartiles, line 5 to 95%, circle 99%")
     ax.set_title(f"batch times, {recipe}")
-    return _save(figure, folder / "batch_times.png")
+    return save(figure, folder / "batch_times.png")
 
 
 def workers(results: dict[str, Any], folder: Path) -> Path | None:
@@ -148,7 +133,7 @@ def workers(results: dict[str, Any], folder: Path) -> Path | None:
             if not points:
                 continue
             x = range(len(points))
-            colour = LINES.get(name, CEILING)
+            colour = LINES.get(name, BOUND)
             ax.plot(x, [p[1]["median"] for p in points], "o-", color=colour, label=title(name), ms=4)
             ax.fill_between(x, [p[1]["q1"] for p in points], [p[1]["q3"] for p in points], color=colour, alpha=0.15)
             ax.set_xticks(x, [str(p[0]) for p in points])
@@ -157,7 +142,7 @@ def workers(results: dict[str, Any], folder: Path) -> Path | None:
         ax.set_ylabel("images a second")
         ax.set_title(recipe)
     axes[0][0].legend(fontsize=8)
-    return _save(figure, folder / "workers.png")
+    return save(figure, folder / "workers.png")
 
 
 def modes(results: dict[str, Any], folder: Path) -> Path | None:
@@ -171,18 +156,12 @@ def modes(results: dict[str, Any], folder: Path) -> Path | None:
     for number, name in enumerate(names):
         mine = {c["recipe"]: rate(c) for c in cells if c["contestant"] == name}
         places = [i - 0.4 + width * (number + 0.5) for i in range(len(asked))]
-        ax.bar(places, [mine.get(m, 0) for m in asked], width * 0.92, label=title(name), color=LINES.get(name, CEILING))
+        ax.bar(places, [mine.get(m, 0) for m in asked], width * 0.92, label=title(name), color=LINES.get(name, BOUND))
     ax.set_xticks(range(len(asked)), asked)
     ax.set_ylabel("images a second")
     ax.set_title("augmentation modes")
     ax.legend(fontsize=8)
-    return _save(figure, folder / "modes.png")
-
-
-def _save(figure: Any, file: Path) -> Path:
-    figure.savefig(file)
-    plt.close(figure)
-    return file
+    return save(figure, folder / "modes.png")
 
 
 def draw(results: dict[str, Any], folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""A contestant's own process: `python -m bench.worker JOB ANSWER` runs one visit and writes its numbers as JSON."""
+"""A contestant's own process: `python -m bench.core.worker JOB ANSWER` performs one run and says its numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 
 _STARTED = time.perf_counter()
-MOST_BATCHES = 1000  # of one visit; only ceilings reach it
+MOST_BATCHES = 1000  # of one run; only upper bounds reach it
 
 # E402 is silenced down to the last import: the clock starts before any import that costs.
 import json  # noqa: E402
@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from bench.contestants import BY_NAME  # noqa: E402
-from bench.job import Job  # noqa: E402
-from bench.machine import cores  # noqa: E402
+from ..contestants import BY_NAME  # noqa: E402
+from .job import Job  # noqa: E402
+from .machine import cores  # noqa: E402
 
 
 def _tree() -> list[Any]:
@@ -110,7 +110,7 @@ def synchronize(job: Job) -> None:
         torch.cuda.synchronize()
 
 
-def visit(job: Job) -> dict[str, Any]:
+def run(job: Job) -> dict[str, Any]:
     """Build, warm up, measure; the numbers of one round."""
     import torch
 
@@ -188,7 +188,7 @@ def _gpu_memory_mb() -> float:
 
 
 def _trainer(job: Job) -> Any:
-    from bench.training import trainer
+    from .training import trainer
 
     return trainer(job)
 
@@ -196,7 +196,7 @@ def _trainer(job: Job) -> Any:
 def main() -> None:
     job, answer = Job.from_json(sys.argv[1]), Path(sys.argv[2])
     try:
-        result = visit(job)
+        result = run(job)
     except Exception as error:
         import traceback
 

@@ -1,20 +1,16 @@
-"""`python -m bench gpu`: every open question about a GPU machine in one go, each in its own process with a time limit.
+"""Every open question about a GPU machine in one go, each in its own process with a time limit.
 
 What is said is written to disk at once, and the report after every question: a run that is cut off keeps what it has,
-and a question that crashes or hangs is a result like any other. `--device cpu` asks the same of DALI's CPU graph.
+and a question that crashes or hangs is a result like any other. --device cpu asks the same of DALI's CPU graph.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import importlib.util
 import json
-import os
 import shlex
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..core import PROGRAM
+from ..core.process import call
+
+NAME = "gpu"
+HELP = "every open question about a GPU machine, in one go"
 SCHEMA = "dali-imagenet-gpu-1"
 NEEDED = ("numpy", "PIL", "torch", "torchvision", "timm", "platformdirs", "tqdm", "nvidia.dali")
 OPTIONAL = {
@@ -37,7 +38,7 @@ Points = dict[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Question:
-    ask: str  # a function of bench.gpu_questions
+    ask: str  # a function of gpu_questions
     arguments: dict[str, Any] = field(default_factory=dict)
     limit: float = 60.0  # seconds, after which it is ended
     core: bool = False  # asked again while there is time
@@ -107,8 +108,8 @@ def questions(cuda: bool) -> list[Question]:
 # ---- what the numbers say
 
 
-def middle(points: Points, key: str, number: str = "images_per_s") -> float | None:
-    """The median over the visits to a point; None where it was not measured."""
+def median(points: Points, key: str, number: str = "images_per_s") -> float | None:
+    """The median over the runs to a point; None where it was not measured."""
     values = sorted(v[number] for v in points.get(key, []) if v.get(number) is not None)
     if not values:
         return None
@@ -117,7 +118,7 @@ def middle(points: Points, key: str, number: str = "images_per_s") -> float | No
 
 
 def _best(points: Points, prefix: str) -> float | None:
-    rates = [middle(points, key) for key in points if key.startswith(prefix)]
+    rates = [median(points, key) for key in points if key.startswith(prefix)]
     return max((r for r in rates if r is not None), default=None)
 
 
@@ -128,28 +129,28 @@ def _ratio(a: float | None, b: float | None) -> float | None:
 def targets(points: Points, cuda: bool) -> list[dict[str, Any]]:
     """Each target with its value, or None, and "met", "missed" or "open". On a CPU all are open: they are a GPU's."""
     documented, model = ("dali-doc-gpu", "resnet50 224") if cuda else ("dali-doc-cpu", "small 224")
-    hardware, kernels = middle(points, "decode|hw=1.0"), middle(points, "decode|hw=0.0")
+    hardware, kernels = median(points, "decode|hw=1.0"), median(points, "decode|hw=0.0")
     both = None if hardware is None or kernels is None else hardware + kernels
-    decoded, synthetic = middle(points, "decode|default"), middle(points, f"train|{model}|synthetic|classic")
+    decoded, synthetic = median(points, "decode|default"), median(points, f"train|{model}|synthetic|classic")
     found: list[tuple[str, float | None, str, float]] = [
-        ("strong recipe / decode alone", _ratio(middle(points, "ours|strong"), decoded), ">=", 0.95),
+        ("strong recipe / decode alone", _ratio(median(points, "ours|strong"), decoded), ">=", 0.95),
         ("tuned mixed decode / (hardware alone + CUDA alone)", _ratio(_best(points, "decode|"), both), ">=", 0.75),
     ]
     for recipe, least in (("classic", 0.98), ("strong", 0.95)):
-        value = _ratio(middle(points, f"train|{model}|ours|{recipe}"), synthetic)
+        value = _ratio(median(points, f"train|{model}|ours|{recipe}"), synthetic)
         found.append((f"training on ours / on synthetic tensors, {recipe}", value, ">=", least))
     for recipe, least in (("classic", 2.0), ("strong", 4.0)):
-        peers = [middle(points, f"{name}|{recipe}") for name in ("tv-v1-pil", "tv-v2-tensor")]
+        peers = [median(points, f"{name}|{recipe}") for name in ("tv-v1-pil", "tv-v2-tensor")]
         best = max((p for p in peers if p is not None), default=None)
-        found.append((f"ours / torchvision, {recipe}", _ratio(middle(points, f"ours|{recipe}"), best), ">=", least))
+        found.append((f"ours / torchvision, {recipe}", _ratio(median(points, f"ours|{recipe}"), best), ">=", least))
     for recipe in ("classic", "strong"):
-        value = _ratio(middle(points, f"ours|{recipe}"), middle(points, f"{documented}|{recipe}"))
+        value = _ratio(median(points, f"ours|{recipe}"), median(points, f"{documented}|{recipe}"))
         found.append((f"ours / DALI as documented, {recipe}", value, ">=", 1.0))
     for recipe in ("classic", "strong"):
         key = f"ours|{recipe}"
-        value = _ratio(middle(points, key, "p99_ms"), middle(points, key, "p50_ms"))
+        value = _ratio(median(points, key, "p99_ms"), median(points, key, "p50_ms"))
         found.append((f"p99 / p50 of the time between batches, {recipe}", value, "<=", 1.6))
-    used, before = middle(points, "ours|strong", "gpu_mb"), middle(points, "ours|strong", "gpu_mb_before")
+    used, before = median(points, "ours|strong", "gpu_mb"), median(points, "ours|strong", "gpu_mb_before")
     found.append(("GPU memory in use, strong, GB", None if used is None else used / 1024, "<=", 4.0))
     grown = None if used is None or before is None else used - before
     found.append(("growth of it while measuring, MB", grown, "<=", 32.0))
@@ -165,7 +166,7 @@ def targets(points: Points, cuda: bool) -> list[dict[str, Any]]:
 # ---- the report
 
 Rows = list[list[str]]
-RATES = ("", "img/s", "visits", "p50 ms", "p99 ms", "cores", "MB", "GPU MB", "first s")
+RATES = ("", "img/s", "runs", "p50 ms", "p99 ms", "cores", "MB", "GPU MB", "first s")
 
 
 def _text(value: float | None, digits: int = 0) -> str:
@@ -174,11 +175,11 @@ def _text(value: float | None, digits: int = 0) -> str:
 
 def rate_rows(points: Points, chosen: Callable[[str], bool]) -> Rows:
     rows = []
-    for key, visits in points.items():
-        if chosen(key) and middle(points, key) is not None:
+    for key, runs in points.items():
+        if chosen(key) and median(points, key) is not None:
             cells = [("images_per_s", 0), None, ("p50_ms", 1), ("p99_ms", 1), ("cpu_cores", 1), ("memory_mb", 0),
                      ("gpu_mb", 0), ("first_s", 1)]  # fmt: skip
-            texts = [str(len(visits)) if c is None else _text(middle(points, key, c[0]), c[1]) for c in cells]
+            texts = [str(len(runs)) if c is None else _text(median(points, key, c[0]), c[1]) for c in cells]
             rows.append([key.replace("|", ", "), *texts])
     return rows
 
@@ -193,7 +194,7 @@ def markdown(results: dict[str, Any], picture: str = "") -> str:
     hardware = points.get("hardware", [{}])[-1]
     gpus = ", ".join(hardware.get("gpus") or []) or "no GPU"
     lines = [f"# Answers from {gpus if results['settings']['device'] == 'cuda' else 'DALI on the CPU'}", ""]
-    lines += [f"- Command: `python -m bench gpu {results['command']}`", f"- Started: {results['created']}"]
+    lines += [f"- Command: `{PROGRAM} gpu {results['command']}`", f"- Started: {results['created']}"]
     if hardware:
         lines.append(
             f"- Machine: {gpus}; {hardware.get('processor')}, {hardware.get('cores')} cores, "
@@ -234,7 +235,7 @@ def markdown(results: dict[str, Any], picture: str = "") -> str:
         rows = rate_rows(points, chosen)
         if rows:
             lines += [f"## {title}", "", *_table(RATES, rows)]
-    rows = [[k.removeprefix("stage|"), *(_text(middle(points, k, n), d) for n, d in
+    rows = [[k.removeprefix("stage|"), *(_text(median(points, k, n), d) for n, d in
              (("images_per_s", 0), ("p50_ms", 2), ("p99_ms", 2), ("host_ms", 2), ("draw_ms", 2)))]
             for k in points if k.startswith("stage|")]  # fmt: skip
     if rows:
@@ -255,7 +256,7 @@ def draw(points: Points, target: Path) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rates = {k: middle(points, k) for k in points if not k.startswith("stage|")}
+    rates = {k: median(points, k) for k in points if not k.startswith("stage|")}
     groups = [
         ("loaders", [k for k in rates if not k.startswith(("train|", "decode|", "read|", "torchvision decode"))]),
         ("decoding and reading alone", [k for k in rates if k.startswith(("decode|", "torchvision decode", "read|"))]),
@@ -304,59 +305,17 @@ def write(results: dict[str, Any], folder: Path, picture: bool) -> None:
 # ---- asking
 
 
-def why(code: int | None, log: Path) -> str:
-    """In words, how a question's process ended; empty for a good end."""
-    if code == 0:
-        return ""
-    lines = log.read_text(errors="replace").strip().splitlines()
-    last = f": {lines[-1][:300]}" if lines else ""
-    if code is not None and code < 0:
-        return f"crashed with {signal.Signals(-code).name}{last}"
-    return f"ended with code {code}{last}"
-
-
-def ask(task: str, limit: float, folder: Path) -> tuple[dict[str, Any], str]:
-    """One question in a process of its own, ended with all its children when `limit` seconds are over.
-
-    Returns what it said, and why it ended badly (empty for a good end).
-    """
-    answer, log = folder / "answer.json", folder / "log.txt"
-    answer.unlink(missing_ok=True)
-    root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.gpu_questions", task, str(answer)],
-            stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True,
-            env=os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"},
-        )  # fmt: skip
-        try:
-            error = why(process.wait(limit), log)
-        except subprocess.TimeoutExpired:
-            error = f"no answer within {limit:.0f} s"
-        finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    said: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {}
-    return said, error
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m bench gpu", description="Every open question about this GPU machine, in one go."
-    )
-    p.add_argument("--data", type=Path, help="ImageFolder tree, or a folder with train/; default: generated images")
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--data", type=Path, metavar="DIR", help="ImageFolder tree, or train/ of it; default: generated")
     p.add_argument("--device", choices=("cuda", "cpu"), help="cuda where there is a GPU")
     p.add_argument("--quick", action="store_true", help="fewer questions and shorter ones")
-    p.add_argument("--minutes", type=float, default=10.0, help="time for everything (10)")
-    p.add_argument("--batch-size", type=int, help="images a batch (256; on the CPU 64)")
-    p.add_argument("--workers", type=int, help="threads or workers of every loader (the cores, at most 16)")
-    p.add_argument("--seconds", type=float, help="measured seconds a point (3; quick: 1)")
-    p.add_argument("--only", default="", help="questions to ask, separated by commas: " + ",".join(
+    p.add_argument("--minutes", type=float, metavar="N", default=10.0, help="time for everything (10)")
+    p.add_argument("--batch-size", type=int, metavar="N", help="images a batch (256; on the CPU 64)")
+    p.add_argument("--workers", type=int, metavar="N", help="threads or workers of each loader (the cores, at most 16)")
+    p.add_argument("--seconds", type=float, metavar="N", help="measured seconds a point (3; quick: 1)")
+    p.add_argument("--only", default="", metavar="NAMES", help="questions to ask, by commas: " + ", ".join(
         dict.fromkeys(q.ask for q in questions(True))))  # fmt: skip
-    p.add_argument("--out", type=Path, help="folder of the report (runs/gpu-<time>)")
-    return p
+    p.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (runs/gpu-<time>)")
 
 
 def _importable(module: str) -> bool:
@@ -366,15 +325,15 @@ def _importable(module: str) -> bool:
         return False
 
 
-def main(arguments: Sequence[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
-    options = parser().parse_args(arguments)
     absent = [name for name in NEEDED if not _importable(name)]
     if absent:
         print(f"Missing here: {', '.join(absent)}. Install them, or put them on PYTHONPATH.", file=sys.stderr)
         return 2
-    from bench import contestants, images, machine
-    from bench.gpu_questions import Settings, task
+    from .. import contestants
+    from ..core import images, machine
+    from .gpu_questions import Settings, task
 
     device = options.device or ("cuda" if contestants.has_cuda() else "cpu")
     if device == "cuda" and not contestants.has_cuda():
@@ -410,7 +369,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     folder = options.out or Path("runs") / f"gpu-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder.mkdir(parents=True, exist_ok=True)
-    words = [Path(w).name if "/" in w else w for w in arguments]  # a report names no path of the machine it ran on
+    words = [Path(w).name if "/" in w else w for w in options.words]  # a report names no path of the machine it ran on
     results: dict[str, Any] = {
         "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -442,7 +401,8 @@ def main(arguments: Sequence[str]) -> int:
             else:
                 begun = time.monotonic()
                 limit = min(question.limit, left - 2)
-                said, entry["error"] = ask(task(settings, question.ask, question.arguments), limit, Path(scratch))
+                asked = task(settings, question.ask, question.arguments)
+                said, entry["error"] = call("gpu.gpu_questions", asked, limit, Path(scratch))
                 entry["seconds"] = took[question.name] = round(time.monotonic() - begun, 1)
                 for name, numbers in said.items():
                     results["points"].setdefault(name, []).append(numbers)

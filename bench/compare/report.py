@@ -1,83 +1,30 @@
-"""Results as a terminal table, Markdown and one HTML page; the schema of the JSON.
-
-The JSON (`results.json`), schema "dali-imagenet-bench/1":
-
-    schema        str
-    created       str       UTC time of the start, ISO 8601
-    command       str       what was typed after `python -m bench`; the data folder by its name only
-    seed          int
-    settings      {batch_size, workers, device, seconds, rounds, warmup_rounds, size, quick, page_cache, epoch_images}
-    data          {name, generated, train: {files, distinct, mean_kb}, val: {...}}
-    machine       {system, processor, cores, memory_gb, gpus}
-    versions      {package: version}
-    load          {before, after}    one-minute load averages
-    cells         one for each (question, contestant, recipe, workers, batch size):
-        key, question, contestant, recipe, workers, batch_size, model
-        error     str       empty, or why there is no number
-        visits    one for each round (round < 0: warm-up, dropped from the summary):
-            round, images, seconds, images_per_s, batch_ms [ms between batches], first_batch_s (from building the
-            loader to its first batch), import_s, memory_mb and memory_kind (process tree; PSS or RSS), cpu_cores
-            (CPU seconds a second), other_cores (the same of all other programs), wait_share (training only: share of
-            time spent waiting for a batch), visit_s
-        summary   absent without a measured round:
-            images_per_s {median, q1, q3, iqr_relative}, rounds, noisy, batch_ms {min, median, mean, p95, p99, max},
-            and the medians of first_batch_s, import_s, memory_mb, cpu_cores, other_cores, wait_share
-    missing       [{contestant, reason, install}]   contestants that could not take part
-    verdict       [str]     sentences drawn from the numbers
-    too_noisy     bool      a third of the cells or more have an interquartile range above 10% of the median, or other
-                            programs used more than 15% of the cores
-    complete      bool      false after an interruption or when the time was up
-"""
+"""Write the report of a results.json again: Markdown, one HTML page and plots beside it, tables in the terminal."""
 
 from __future__ import annotations
 
+import argparse
 import base64
 import html
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.contestants import BY_NAME
-from bench.job import RECIPES_IN_WORDS
-from bench.measure import rounds_of
+from ..contestants import BY_NAME
+from ..core import PROGRAM, stats
+from ..core.job import RECIPES_IN_WORDS
+from ..core.measure import rounds_of
+from . import verdict
+from .results import BASE, measured, rate, read, recipes, title
 
-SCHEMA = "dali-imagenet-bench/1"
-QUESTIONS = {
-    "loaders": "Loaders side by side",
-    "ceilings": "Ceilings",
-    "modes": "Augmentation modes",
-    "workers": "Workers",
-    "batches": "Batch sizes",
-    "training": "Training",
-}
-BASE = "tv-v1-pil"  # ratios are against this one
-
-Cell = dict[str, Any]
+NAME = "report"
+HELP = "write the report of a results.json again"
 Row = list[str]
 
 
-def measured(results: dict[str, Any], question: str, recipe: str | None = None) -> list[Cell]:
-    """Cells of a question that have numbers, fastest first."""
-    found = [
-        c
-        for c in results["cells"]
-        if c["question"] == question and "summary" in c and (recipe is None or c["recipe"] == recipe)
-    ]
-    return sorted(found, key=rate, reverse=True)
-
-
-def rate(cell: Cell) -> float:
-    """Median images a second."""
-    return float(cell["summary"]["images_per_s"]["median"])
-
-
-def recipes(results: dict[str, Any], question: str) -> list[str]:
-    """Recipes of a question in the order they were asked."""
-    return list(dict.fromkeys(c["recipe"] for c in results["cells"] if c["question"] == question))
-
-
-def title(name: str) -> str:
-    return BY_NAME[name].title if name in BY_NAME else name
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", type=Path, metavar="results.json")
 
 
 def _number(value: float | None, digits: int = 0) -> str:
@@ -86,9 +33,9 @@ def _number(value: float | None, digits: int = 0) -> str:
     return f"{value:,.{digits}f}" if value < 1e6 else "> 1 million"
 
 
-def loader_rows(results: dict[str, Any], recipe: str, question: str = "loaders") -> list[Row]:
+def loader_rows(results: dict[str, Any], recipe: str, section: str = "loaders") -> list[Row]:
     """name, images a second, interquartile range, ratio to torchvision, first batch, memory, cores, batch p99."""
-    cells = measured(results, question, recipe)
+    cells = measured(results, section, recipe)
     base = next((rate(c) for c in cells if c["contestant"] == BASE), None)
     rows = []
     for cell in cells:
@@ -136,9 +83,9 @@ def mode_rows(results: dict[str, Any]) -> tuple[Row, list[Row]]:
     return ["loader", *modes], rows
 
 
-def sweep_rows(results: dict[str, Any], question: str, field: str) -> tuple[Row, list[Row]]:
+def sweep_rows(results: dict[str, Any], section: str, field: str) -> tuple[Row, list[Row]]:
     """Rates by `workers` or `batch_size`; for workers with the speed-up over none."""
-    cells = measured(results, question)
+    cells = measured(results, section)
     points = sorted({c[field] for c in cells})
     rows = []
     for name, recipe in dict.fromkeys((c["contestant"], c["recipe"]) for c in cells):
@@ -178,7 +125,7 @@ def tables(results: dict[str, Any]) -> list[tuple[str, Sequence[str], list[Row]]
     made: list[tuple[str, Sequence[str], list[Row]]] = []
     for recipe in recipes(results, "loaders"):
         made.append((f"{recipe}: {RECIPES_IN_WORDS[recipe]}", LOADER_HEADS, loader_rows(results, recipe)))
-    made.append(("Ceilings", LOADER_HEADS, loader_rows(results, "classic", "ceilings")))
+    made.append(("Upper bounds", LOADER_HEADS, loader_rows(results, "classic", "bounds")))
     made.append(("Augmentation modes, img/s (time added over none)", *mode_rows(results)))
     made.append(("Workers, img/s (speed-up over 0)", *sweep_rows(results, "workers", "workers")))
     made.append(("Batch sizes, img/s", *sweep_rows(results, "batches", "batch_size")))
@@ -227,17 +174,17 @@ def facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     )
     drop = f" after {s['warmup_rounds']} dropped" if s["warmup_rounds"] else ""
     return [
-        ("Command", f"python -m bench {results['command']}".strip()),
+        ("Command", f"{PROGRAM} {results['command']}".strip()),
         ("Started", results["created"]),
         ("Images", f"{d['name']} ({origin}); {parts}. Every contestant reads the same files; links repeat them to "
                    f"epochs of {s['epoch_images']} names"),
         ("Page cache", s["page_cache"]),
         ("Settings", f"batches of {s['batch_size']}, {s['workers']} workers or threads each, float32 {s['size']} px "
                      f"on {s['device']}, seed {results['seed']}"),
-        ("Method", f"each visit in its own process, {s['seconds']:g} s measured after warming up; {s['rounds']} "
-                   f"interleaved rounds{drop} (in the tables after the ceilings {len(rounds_of('', s['rounds'], 0))}), "
-                   "order rotating; medians, half the interquartile range (IQR/2; ! above 10%); memory is "
-                   "the process tree's at the end of a visit"),
+        ("Method", f"each run in its own process, {s['seconds']:g} s measured after warming up; {s['rounds']} "
+                   f"interleaved rounds{drop} (after the upper bounds {len(rounds_of('', s['rounds'], 0))}), order "
+                   "rotating; medians, half the interquartile range (IQR/2; ! above 10%); memory is "
+                   "the process tree's at the end of a run"),
         ("Machine", f"{m['processor']}, {m['cores']} cores, {m['memory_gb']} GB, "
                     f"{', '.join(m['gpus']) or 'no GPU'}, {m['system']}; load {results['load']['before']} before, "
                     f"{results['load']['after']} after"),
@@ -330,9 +277,33 @@ def html_page(results: dict[str, Any], plots: Sequence[Path]) -> str:
 
 def write(results: dict[str, Any], folder: Path) -> list[Path]:
     """results.md, results.html and the plots beside results.json; the files written."""
-    from bench import plots
+    from . import plots
 
     pictures = plots.draw(results, folder)
     (folder / "results.md").write_text(markdown(results, pictures))
     (folder / "results.html").write_text(html_page(results, pictures))
     return [folder / "results.md", folder / "results.html", *pictures]
+
+
+def settle(results: dict[str, Any]) -> None:
+    """The conclusions: noise and verdict."""
+    cells = [c for c in results["cells"] if "summary" in c]
+    results["too_noisy"] = stats.too_noisy(cells, results["machine"]["cores"])
+    s = results["settings"]
+    results["verdict"] = verdict.sentences(results, s["estimate_images"], s["estimate_epochs"])
+
+
+def run(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    try:
+        results = read(options.results)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    settle(results)
+    options.results.write_text(json.dumps(results, indent=1))
+    for file in write(results, options.results.parent):
+        print(file)
+    print_tables(results, Console())
+    return 0

@@ -1,0 +1,1 @@
+"""Checks of what loaders hand out: order, pixels, odd files, long runs."""

@@ -1,0 +1,75 @@
+"""How far each backend's pixels are from torchvision on PIL, for the same draws."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ..core import PROGRAM, images, machine
+
+NAME = "parity"
+HELP = "how far are the pixels from torchvision's?"
+
+
+def markdown(results: dict[str, Any]) -> str:
+    lines = [
+        "# Parity with torchvision",
+        "",
+        f"`{PROGRAM} parity`, {results['images']} images of {results['data']}, 224 pixels, the same draws "
+        'executed by torchvision (references) and by each backend on the CPU. In grey levels of 255. "differing" '
+        "counts values more than half a level away.",
+        "",
+        "| recipe | backend | reference | mean | max | differing | labels agree |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    names = {"pil": "PIL images", "tensor": "uint8 tensors"}
+    for c in results["pixels"]:
+        lines.append(
+            f"| {c['case']} | {c['backend']} | {names[c['reference']]} | {c['mean']:.3f} | {c['max']:.0f} | "
+            f"{c['differing']:.1%} | {c['labels_agree']:.0%} |"
+        )
+    if results["top1"]:
+        lines += [
+            "",
+            "Top-1 of one small network trained on CIFAR-10 JPEGs, evaluated (resize 40, centre crop 32) through:",
+            "",
+            "| interpolation | through | top-1 | other prediction than torchvision on PIL |",
+            "|---|---|---:|---:|",
+        ]
+        for c in results["top1"]:
+            text = f"{c['differing']} of {c['images']}"
+            lines.append(f"| {c['interpolation']} | {c['through']} | {c['top1']:.2%} | {text} |")
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return "\n".join([*lines, "", f"{results['machine']['processor']}; {versions}.", ""])
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--data", type=Path, metavar="DIR", help="ImageFolder tree; default: generated images")
+    p.add_argument("--images", type=int, metavar="N", default=128, help="images a recipe (128)")
+    p.add_argument("--cifar", type=Path, metavar="DIR", help="train/ and test/ of CIFAR-10 JPEGs, for the top-1")
+    p.add_argument("--steps", type=int, metavar="N", default=196, help="training steps of its network (196, an epoch)")
+    p.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/parity"), help="for the report (runs/parity)")
+
+
+def run(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from .parity_cases import agreement, compare
+
+    console = Console(soft_wrap=True)
+    data = options.data or images.default_data()
+    results = {
+        "data": "generated images" if options.data is None else options.data.resolve().name,
+        "images": options.images,
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "pixels": compare(images.split_roots(data)[0], options.images, console),
+        "top1": agreement(options.cifar, options.steps, console) if options.cifar else [],
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "parity.json").write_text(json.dumps(results, indent=1))
+    (options.out / "parity.md").write_text(markdown(results))
+    console.print(f"{options.out / 'parity.md'}", highlight=False)
+    return 0

@@ -1,0 +1,1 @@
+"""The comparison of loaders, and what is made of its results."""

@@ -1,0 +1,1 @@
+"""What is open about a GPU machine."""
