@@ -27,8 +27,8 @@ import pytest
 import torch
 
 from dali_imagenet import BadImageError, EvalRecipe, Plan, SampleIndex, TrainRecipe, create_loader
-from dali_imagenet import image as stage_module
 from dali_imagenet.dali.stage import dali_available
+from dali_imagenet.data import folder as folder_module
 from dali_imagenet.data import index_cache
 from tests.conftest import make_folder
 from torchvision_fallback import workers as workers_module
@@ -115,7 +115,7 @@ def test_a_worker_killed_between_epochs_is_an_error_and_the_next_iteration_works
 
 def test_an_error_that_is_held_holds_no_worker(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its traceback would: then workers of the failed iteration would write to the slots of the next one."""
-    real = stage_module.read_pixels
+    real = folder_module.read_pixels
 
     def broken(samples: SampleIndex, sample: int, *rest: Any) -> Any:
         if sample == 17:
@@ -149,7 +149,7 @@ def test_a_forked_child_closes_nothing_of_its_parent(index: SampleIndex) -> None
 
 
 def test_a_read_that_blocks_runs_into_the_timeout(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = stage_module.read_pixels
+    real = folder_module.read_pixels
 
     def slow(samples: SampleIndex, sample: int, *rest: Any) -> Any:
         if sample == 17:
@@ -177,7 +177,7 @@ def test_a_pipe_in_a_files_place_blocks_nothing(new_folder: Callable[..., Path],
 
 
 def test_a_read_that_fails_costs_that_sample(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = stage_module._open
+    real = folder_module._open
 
     def failing(path: str, flags: int) -> int:
         if path == index.path(5):
@@ -186,13 +186,13 @@ def test_a_read_that_fails_costs_that_sample(index: SampleIndex, monkeypatch: py
 
     with loader(index, workers=0, recipe=EVAL, on_error="skip", max_broken=0.5) as ours:
         expected = torch.cat([images.clone() for images, _ in ours])
-        monkeypatch.setattr(stage_module, "_open", failing)
+        monkeypatch.setattr(folder_module, "_open", failing)
         got = torch.cat([images.clone() for images, _ in ours])
         assert "Input/output error" in ours.failures[index.path(5)]
         assert [i for i in range(48) if not torch.equal(got[i], expected[i])] == [5]
         monkeypatch.undo()
         assert torch.equal(torch.cat([images.clone() for images, _ in ours]), expected)  # it can be read again
-    monkeypatch.setattr(stage_module, "_open", failing)
+    monkeypatch.setattr(folder_module, "_open", failing)
     with loader(index, workers=0, recipe=EVAL) as ours, pytest.raises(BadImageError, match="Input/output error"):
         list(ours)
 

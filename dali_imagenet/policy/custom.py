@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from dali_imagenet.ops import FILTERS, Op
-from dali_imagenet.policy.base import INF, AugmentPolicy, Entry, Row, Size, Table, auto_table
-from dali_imagenet.policy.timm import PIL_MOVES
-from dali_imagenet.policy.torchvision import FACTORS, MOVES
+from dali_imagenet.ops import OPS, Op, check_aux
+from dali_imagenet.policy.base import AugmentPolicy, Entry, Row, Size, Table, auto_table
 from dali_imagenet.validation import probability, sequence, wrong
 
 
@@ -31,22 +29,6 @@ class Step(NamedTuple):
     aux: int | None = None
 
 
-_ALL_FACTORS = (*FACTORS, Op.PIL_BRIGHTNESS, Op.PIL_COLOR, Op.PIL_CONTRAST, Op.PIL_SHARPNESS)
-_ALL_MOVES = (*MOVES, *PIL_MOVES)
-_WHOLE = (Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.POSTERIZE, Op.PIL_POSTERIZE, Op.SOLARIZE_ADD, Op.PIL_SOLARIZE_ADD)
-# The arguments allowed, where not everything is.
-_DOMAIN: dict[Op, tuple[float, float]] = {
-    **dict.fromkeys(_ALL_FACTORS, (0.0, INF)),
-    **dict.fromkeys((Op.POSTERIZE, Op.PIL_POSTERIZE), (0, 8)),
-    Op.SOLARIZE: (0, 255),
-    Op.PIL_SOLARIZE: (0, 256),
-    **dict.fromkeys((Op.SOLARIZE_ADD, Op.PIL_SOLARIZE_ADD), (0, 255)),
-    Op.HUE: (-0.5, 0.5),
-    Op.GAUSSIAN_BLUR: (1e-3, 100),
-    Op.PIL_GAUSSIAN_BLUR: (0, 100),
-}
-
-
 def _step(given: Any) -> Step:
     step = Step(*given)
     op = Op(step.op)
@@ -55,32 +37,29 @@ def _step(given: Any) -> Step:
     if len(ends) != 2 or not all(math.isfinite(x) for x in ends) or ends[0] > ends[1]:
         raise wrong(what, step.magnitude, "a number or (low, high) with low <= high")
     chance = probability(f"{op.name}: probability", step.probability)
-    if step.sign and op not in (*_ALL_FACTORS, *_ALL_MOVES, Op.HUE):
+    info = OPS[op]
+    if step.sign and info.mirror is None:
         raise wrong(f"{op.name}: sign", step.sign, "False: only moving operations, factors and hue have one")
-    low, high = _DOMAIN.get(op, (-INF, INF))
-    mirror = 2.0 if op in _ALL_FACTORS else 0.0
-    reached = [*ends, *(mirror - x for x in ends)] if step.sign else ends
-    if min(reached) < low or max(reached) > high:
-        raise wrong(what, step.magnitude, f"one that stays in [{low:g}, {high:g}]; with its sign it reaches "
+    mirror = info.mirror
+    reached = [*ends, *(mirror - x for x in ends)] if step.sign and mirror is not None else ends
+    if min(reached) < info.low or max(reached) > info.high:
+        raise wrong(what, step.magnitude, f"one that stays in [{info.low:g}, {info.high:g}]; with its sign it reaches "
                     f"{min(reached):g} to {max(reached):g}")  # fmt: skip
-    if op in _WHOLE and any(x != int(x) for x in ends):
+    if info.whole and any(x != int(x) for x in ends):
         raise wrong(what, step.magnitude, "whole numbers")
-    aux = step.aux if step.aux is not None else 3 if op in PIL_MOVES else 0
-    if op == Op.GAUSSIAN_BLUR and aux % 2 == 0:
-        raise wrong(f"{op.name}: aux", step.aux, "the kernel size, an odd number such as 23")
-    if op in _ALL_MOVES and aux not in FILTERS.values():
-        raise wrong(f"{op.name}: aux", step.aux, "0 (nearest), 2 (bilinear) or 3 (bicubic)")
-    return Step(op, chance, (float(ends[0]), float(ends[1])), bool(step.sign), int(aux))
+    aux = info.default_aux if step.aux is None else step.aux
+    check_aux(op, info, aux)
+    return Step(op, chance, (float(ends[0]), float(ends[1])), bool(step.sign), int(aux or 0))
 
 
 def _step_entry(step: Step) -> Entry:
     low, high = step.magnitude  # type: ignore[misc]  # _step made it a pair
-    whole = step.op in _WHOLE
+    whole, mirror = OPS[step.op].whole, OPS[step.op].mirror
     row = Row(step.op, step.aux or 0, offset=low, sign=1.0, scale=10.0, spread=high - low, whole=float(whole))
     if whole:
         row = row._replace(spread=high - low + 1.0, cap=high - low)
-    mirror = 2.0 if step.op in _ALL_FACTORS else 0.0
-    return Entry([row, row._replace(offset=mirror - low, sign=-1.0)] if step.sign else [row], step.probability)
+    rows = [row, row._replace(offset=mirror - low, sign=-1.0)] if step.sign and mirror is not None else [row]
+    return Entry(rows, step.probability)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +82,7 @@ class TablePolicy(AugmentPolicy):
         object.__setattr__(self, "sub_policies", steps)
         if self.weights is not None:
             weights = tuple(float(w) for w in self.weights)
-            if len(weights) != len(steps) or min(weights) < 0 or not 0 < sum(weights) < INF:
+            if len(weights) != len(steps) or min(weights) < 0 or not 0 < sum(weights) < math.inf:
                 raise wrong("weights", self.weights, f"{len(steps)} numbers >= 0 with a positive sum")
             object.__setattr__(self, "weights", weights)
 

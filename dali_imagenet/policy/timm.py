@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dali_imagenet.ops import FILTERS, Op
+from dali_imagenet.ops import FILTERS, OPS, Op
 from dali_imagenet.policy.augmix import augmix_uniforms, draw_augmix
 from dali_imagenet.policy.base import (
     INF,
@@ -60,7 +60,6 @@ _TIMM_OPS: dict[str, tuple[Op, dict[str, float], bool]] = {
     "GaussianBlur": (Op.PIL_GAUSSIAN_BLUR, {"scale": 1.9, "offset": 0.1, "high": 2.0}, False),
     "GaussianBlurRand": (Op.PIL_GAUSSIAN_BLUR, {"scale": 1.0, "high": 1.0, "radius": 1}, False),
 }
-PIL_MOVES = (Op.PIL_SHEAR_X, Op.PIL_SHEAR_Y, Op.PIL_TRANSLATE_X, Op.PIL_TRANSLATE_Y, Op.PIL_ROTATE)
 _TIMM_RAND = ("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color",
               "Contrast", "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")  # fmt: skip
 _TIMM_RAND_INC = tuple(name + "Increasing" if name + "Increasing" in _TIMM_OPS else name for name in _TIMM_RAND)
@@ -94,7 +93,7 @@ def _timm_rows(
     # `fields` are of many types
     row = Row(op, sign=1.0)._replace(base=base, spread=spread, limit=limit, **fields)  # type: ignore[arg-type]
     rows = [row, row._replace(sign=-1.0)] if signed else [row]
-    return [r._replace(aux=aux) for r in rows for aux in (filters if op in PIL_MOVES else (0,))]
+    return [r._replace(aux=aux) for r in rows for aux in (filters if OPS[op].aux == "filter" else (0,))]
 
 
 def _timm_noise(std: float) -> str:

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dali_imagenet.ops import FILTERS, Op
+from dali_imagenet.ops import FILTERS, OPS, Op
 from dali_imagenet.policy.augmix import augmix_uniforms, draw_augmix
 from dali_imagenet.policy.base import (
     AugmentPolicy,
@@ -45,7 +45,6 @@ _TV_OPS = {
     "Equalize": (Op.EQUALIZE, False),
     "Invert": (Op.INVERT, False),
 }
-MOVES = (Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.ROTATE)
 FACTORS = (Op.BRIGHTNESS, Op.COLOR, Op.CONTRAST, Op.SHARPNESS)
 _RAND_SPACE = tuple(name for name in _TV_OPS if name != "Invert")
 _MIX_SPACE = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Posterize", "Solarize", "AutoContrast",
@@ -87,7 +86,7 @@ def _tv_magnitudes(op: Op, limits: _Limits, bins: int) -> list[float]:
 def _tv_rows(name: str, limits: _Limits, bins: int, picked: Iterable[int], interpolation: str) -> list[Row]:
     """The outcomes of an operation at the picked bins, two for each (its signs, or twice the same)."""
     op, signed = _TV_OPS[name]
-    aux = FILTERS[interpolation] if op in MOVES else 0
+    aux = FILTERS[interpolation] if OPS[op].aux == "filter" else 0
     rows = []
     magnitudes = _tv_magnitudes(op, limits, bins)
     for sign in (1, -1 if signed else 1):

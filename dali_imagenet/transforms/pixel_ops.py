@@ -22,27 +22,19 @@ from torch import Tensor
 from torch.nn.functional import conv2d, grid_sample, pad
 
 from dali_imagenet._compiled import compiled
-from dali_imagenet.ops import Op
+from dali_imagenet.ops import FILTERS, Op, check_op
 
 _pixel_ops = compiled("dali_imagenet.transforms._pixel_ops")
 
 Fill = float | Sequence[float] | None
 
 GRAY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma as torchvision's rgb_to_grayscale rounds it
-_OPS = frozenset(int(op) for op in Op)
 # Point operations with a table that does not depend on the image.
 POINT_OPS = frozenset({Op.BRIGHTNESS, Op.POSTERIZE, Op.SOLARIZE, Op.INVERT, Op.SOLARIZE_ADD})
 PIL_POINT_OPS = frozenset({Op.PIL_BRIGHTNESS, Op.PIL_POSTERIZE, Op.PIL_SOLARIZE, Op.PIL_INVERT, Op.PIL_SOLARIZE_ADD})
 
 
 # ---- host arithmetic shared with the batched executor ----
-
-
-def check_ops(op: npt.ArrayLike) -> None:
-    """Raise ValueError if an operation id is not in `Op`."""
-    unknown = {int(o) for o in np.unique(np.asarray(op))} - _OPS
-    if unknown:
-        raise ValueError(f"unknown operation ids {sorted(unknown)}; the known ones are in dali_imagenet.ops.Op")
 
 
 def check_image(shape: Sequence[int], dtype: torch.dtype, dims: int) -> None:
@@ -150,14 +142,11 @@ def point_lut(op: int, arg: float) -> bytes:
     v = np.arange(256)
     out: npt.NDArray[Any]
     if op == Op.BRIGHTNESS:
-        out = np.clip(v.astype(np.float32) * np.float32(check_factor(op, arg)), 0, 255)
+        out = np.clip(v.astype(np.float32) * np.float32(arg), 0, 255)
     elif op == Op.PIL_BRIGHTNESS:
         out = pil_blend(np.zeros(256, np.float32), v.astype(np.float32), arg)
     elif op in (Op.POSTERIZE, Op.PIL_POSTERIZE):
-        bits = int(arg)
-        if not 0 <= bits <= 8:
-            raise ValueError(f"posterize keeps 0 to 8 bits; got {arg}")
-        out = v & (0xFF00 >> bits)
+        out = v & (0xFF00 >> int(arg))
     elif op in (Op.SOLARIZE, Op.PIL_SOLARIZE):
         out = np.where(v >= arg, 255 - v, v)
     elif op in (Op.INVERT, Op.PIL_INVERT):
@@ -184,19 +173,6 @@ def equalize_lut(histogram: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
     step = (below[:, -1:] - last[:, None]) // 255
     table = (below - histogram + step // 2) // np.maximum(step, 1)
     return np.where(step == 0, np.arange(256), np.minimum(table, 255)).astype(np.uint8)
-
-
-def check_factor(op: int, arg: float) -> float:
-    """The factor itself; ValueError where torchvision refuses it."""
-    if arg < 0 and op < 100:
-        raise ValueError(f"the factor of {Op(op).name} is not negative; got {arg}")
-    return arg
-
-
-def check_turns(arg: float) -> None:
-    """Raise ValueError for a shift of the hue that torchvision refuses."""
-    if not -0.5 <= arg <= 0.5:
-        raise ValueError(f"hue is shifted by -0.5 to 0.5 turns; got {arg}")
 
 
 # ---- one image ----
@@ -265,22 +241,10 @@ def apply_ops_image(
     for o, a, x in zip(_ints(op), _floats(arg), _ints(aux), strict=True):
         if o == Op.IDENTITY:
             continue
-        if o not in _OPS:
-            check_ops([o])
-        if _pixel_ops is not None and _in_c(work, o, a, x):
-            continue
-        if o < 100:
-            _TORCH[o](work, o, a, x)
-        else:
-            _pil(work, o, a, x)
+        check_op(o, a, x)
+        if _pixel_ops is None or not _in_c(work, o, a, x):
+            EXECUTORS[o](work, o, a, x)
     return work.planar()
-
-
-def warp_filter(op: int, aux: int) -> int:
-    """The aux of a torchvision warp: ValueError if it is neither of the two filters that v2 has for tensors."""
-    if aux not in (0, 2):
-        raise ValueError(f"aux of {Op(op).name} is the filter: 0 nearest or 2 bilinear; got {aux}")
-    return aux
 
 
 def _ints(values: Any) -> list[int]:
@@ -363,7 +327,7 @@ def _gather(work: _Work, op: int, arg: float, aux: int) -> None:
     _, height, width = work.shape
     if op == Op.ROTATE and arg % 360 == 0:
         return
-    if warp_filter(op, aux):
+    if aux == FILTERS["bilinear"]:
         _bilinear(work, op, arg)
         return
     count = height * width
@@ -384,8 +348,7 @@ def _gather(work: _Work, op: int, arg: float, aux: int) -> None:
 
 def _shift(work: _Work, op: int, arg: float, aux: int) -> None:
     pixels = int(arg)
-    warp_filter(op, aux)  # both filters give the same for whole pixels
-    source = work.planar()
+    source = work.planar()  # both filters give the same for whole pixels
     out = work.out()
     axis = 2 if op == Op.TRANSLATE_X else 1
     size = work.shape[axis]
@@ -428,19 +391,19 @@ def _bits(work: _Work, op: int, arg: float, aux: int) -> None:
 
 
 def _brightness(work: _Work, op: int, arg: float, aux: int) -> None:
-    work.keep_truncated(work.floats().mul_(check_factor(op, arg)).clamp_(0, 255))
+    work.keep_truncated(work.floats().mul_(arg).clamp_(0, 255))
 
 
 def _color(work: _Work, op: int, arg: float, aux: int) -> None:
     image = work.floats()
     gray = work.gray(image).floor_()
-    work.keep_truncated(image.mul_(check_factor(op, arg)).add_(gray, alpha=1.0 - arg).clamp_(0, 255))
+    work.keep_truncated(image.mul_(arg).add_(gray, alpha=1.0 - arg).clamp_(0, 255))
 
 
 def _contrast(work: _Work, op: int, arg: float, aux: int) -> None:
     image = work.floats()
     mean = work.gray(image).floor_().mean(dim=(-3, -2, -1), keepdim=True)
-    work.keep_truncated(image.mul_(check_factor(op, arg)).add_(mean, alpha=1.0 - arg).clamp_(0, 255))
+    work.keep_truncated(image.mul_(arg).add_(mean, alpha=1.0 - arg).clamp_(0, 255))
 
 
 def _grayscale(work: _Work, op: int, arg: float, aux: int) -> None:
@@ -449,7 +412,6 @@ def _grayscale(work: _Work, op: int, arg: float, aux: int) -> None:
 
 
 def _sharpness(work: _Work, op: int, arg: float, aux: int) -> None:
-    check_factor(op, arg)
     _, height, width = work.shape
     if height <= 2 or width <= 2:
         return
@@ -517,8 +479,6 @@ def _hue(work: _Work, op: int, arg: float, aux: int) -> None:
 
 def shift_hue(image: Tensor, turns: float | Tensor) -> Tensor:
     """v2's adjust_hue of uint8 [..., 3, H, W] by `turns` (-0.5..0.5; a tensor broadcasts against [..., H, W])."""
-    if isinstance(turns, float):
-        check_turns(turns)
     # Selections are products with 0 or 1, exact and several times faster than torch.where on a CPU. Ranges are 0..1, so
     # that 1 - ceil(x) tells where x is 0.
     rgb = image.to(torch.float32).mul_(1.0 / 255)
@@ -603,28 +563,6 @@ def gaussian_kernel(sigma: float, size: int) -> Tensor:
     return line.unsqueeze(-1) * line
 
 
-_TORCH: dict[int, Callable[[_Work, int, float, int], None]] = {
-    Op.SHEAR_X: _gather,
-    Op.SHEAR_Y: _gather,
-    Op.TRANSLATE_X: _shift,
-    Op.TRANSLATE_Y: _shift,
-    Op.ROTATE: _gather,
-    Op.BRIGHTNESS: _brightness,
-    Op.COLOR: _color,
-    Op.CONTRAST: _contrast,
-    Op.SHARPNESS: _sharpness,
-    Op.POSTERIZE: _bits,
-    Op.SOLARIZE: _bits,
-    Op.AUTO_CONTRAST: _auto_contrast,
-    Op.EQUALIZE: _equalize,
-    Op.INVERT: _bits,
-    Op.HUE: _hue,
-    Op.GRAYSCALE: _grayscale,
-    Op.GAUSSIAN_BLUR: _blur,
-    Op.SOLARIZE_ADD: _point,
-}
-
-
 # ---- compiled ----
 
 _JOBS: dict[int, str] = {
@@ -658,15 +596,11 @@ if _pixel_ops is not None:
 def _in_c(work: _Work, op: int, arg: float, aux: int) -> bool:
     """Whether `_pixel_ops` has the operation, and then its result, the same as without it."""
     assert _pixel_ops is not None
-    warps = op in _PIL_WARPS and pil_filter(op, aux) != 0
+    warps = op in _PIL_WARPS and aux != FILTERS["nearest"]
     job = _JOBS.get(op)
     if not (warps or job) or not abs(arg) <= 1e6:
         return False
     _, height, width = work.shape
-    if op == Op.HUE:
-        check_turns(arg)
-    elif job:
-        check_factor(op, arg)
     if op == Op.CONTRAST and height * width > 65793:  # a float32 sum may round, and its order matters
         return False
     room = work.workspace.get("room", (9 * (height + 4) * (width + 4),), torch.uint8).numpy()  # ROOM in _pixel_ops.c
@@ -683,24 +617,22 @@ def _in_c(work: _Work, op: int, arg: float, aux: int) -> bool:
 # ---- PIL, as timm calls it ----
 
 
-def _pil(work: _Work, op: int, arg: float, aux: int) -> None:
-    if op in _PLANAR:
-        _PLANAR[op](work, op, arg, aux)
-        return
-    image = work.as_pil()
-    if op == Op.PIL_COLOR:
-        work.pil = ImageEnhance.Color(image).enhance(arg)
-    elif op == Op.PIL_GRAYSCALE:
-        work.pil = image.convert("L").convert("RGB")
-    else:
-        resample = Image.Resampling(pil_filter(op, aux))
-        if op == Op.PIL_ROTATE:
-            work.pil = image.rotate(arg, resample=resample, fillcolor=work.fill)
-        else:
-            matrix = pil_matrix(op, arg, work.shape[1], work.shape[2])
-            work.pil = image.transform(
-                image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=work.fill
-            )
+def _pil_color(work: _Work, op: int, arg: float, aux: int) -> None:
+    work.pil = ImageEnhance.Color(work.as_pil()).enhance(arg)
+
+
+def _pil_grayscale(work: _Work, op: int, arg: float, aux: int) -> None:
+    work.pil = work.as_pil().convert("L").convert("RGB")
+
+
+def _pil_rotate(work: _Work, op: int, arg: float, aux: int) -> None:
+    work.pil = work.as_pil().rotate(arg, resample=Image.Resampling(aux), fillcolor=work.fill)
+
+
+def _pil_warp(work: _Work, op: int, arg: float, aux: int) -> None:
+    image, matrix = work.as_pil(), pil_matrix(op, arg, work.shape[1], work.shape[2])
+    affine, resample = Image.Transform.AFFINE, Image.Resampling(aux)
+    work.pil = image.transform(image.size, affine, matrix, resample=resample, fillcolor=work.fill)
 
 
 def _pil_contrast(work: _Work, op: int, arg: float, aux: int) -> None:
@@ -732,28 +664,6 @@ def _pil_sharpness(work: _Work, op: int, arg: float, aux: int) -> None:
     work.keep(out)
 
 
-# What is faster on planar memory than on a PIL image, with the same result.
-_PLANAR: dict[int, Callable[[_Work, int, float, int], None]] = {
-    Op.PIL_BRIGHTNESS: _point,
-    Op.PIL_SOLARIZE_ADD: _point,
-    Op.PIL_POSTERIZE: _bits,
-    Op.PIL_SOLARIZE: _bits,
-    Op.PIL_INVERT: _bits,
-    Op.PIL_AUTO_CONTRAST: _auto_contrast,
-    Op.PIL_EQUALIZE: _equalize,
-    Op.PIL_CONTRAST: _pil_contrast,
-    Op.PIL_SHARPNESS: _pil_sharpness,
-    Op.PIL_GAUSSIAN_BLUR: _pil_blur,
-}
-
-
-def pil_filter(op: int, aux: int) -> int:
-    """The aux of a PIL warp: ValueError if it is none of PIL's three filters for transforms."""
-    if aux not in (0, 2, 3):
-        raise ValueError(f"aux of {Op(op).name} is PIL's filter: 0 nearest, 2 bilinear or 3 bicubic; got {aux}")
-    return aux
-
-
 def pil_matrix(op: int, arg: float, height: int, width: int) -> tuple[float, ...]:
     """The six numbers of PIL's AFFINE transform (output pixel to input pixel) for an operation of the PIL family."""
     if op == Op.PIL_SHEAR_X:
@@ -769,3 +679,44 @@ def pil_matrix(op: int, arg: float, height: int, width: int) -> tuple[float, ...
     d, e = round(-math.sin(angle), 15), a
     cx, cy = width / 2, height / 2
     return (a, b, a * -cx + b * -cy + 0.0 + cx, d, e, d * -cx + e * -cy + 0.0 + cy)
+
+
+EXECUTORS: dict[int, Callable[[_Work, int, float, int], None]] = {
+    Op.SHEAR_X: _gather,
+    Op.SHEAR_Y: _gather,
+    Op.TRANSLATE_X: _shift,
+    Op.TRANSLATE_Y: _shift,
+    Op.ROTATE: _gather,
+    Op.BRIGHTNESS: _brightness,
+    Op.COLOR: _color,
+    Op.CONTRAST: _contrast,
+    Op.SHARPNESS: _sharpness,
+    Op.POSTERIZE: _bits,
+    Op.SOLARIZE: _bits,
+    Op.AUTO_CONTRAST: _auto_contrast,
+    Op.EQUALIZE: _equalize,
+    Op.INVERT: _bits,
+    Op.HUE: _hue,
+    Op.GRAYSCALE: _grayscale,
+    Op.GAUSSIAN_BLUR: _blur,
+    Op.SOLARIZE_ADD: _point,
+    Op.PIL_SHEAR_X: _pil_warp,
+    Op.PIL_SHEAR_Y: _pil_warp,
+    Op.PIL_TRANSLATE_X: _pil_warp,
+    Op.PIL_TRANSLATE_Y: _pil_warp,
+    Op.PIL_ROTATE: _pil_rotate,
+    Op.PIL_BRIGHTNESS: _point,
+    Op.PIL_COLOR: _pil_color,
+    Op.PIL_CONTRAST: _pil_contrast,
+    Op.PIL_SHARPNESS: _pil_sharpness,
+    # on planar memory, where it is faster than on a PIL image, with the same result
+    Op.PIL_POSTERIZE: _bits,
+    Op.PIL_SOLARIZE: _bits,
+    Op.PIL_AUTO_CONTRAST: _auto_contrast,
+    Op.PIL_EQUALIZE: _equalize,
+    Op.PIL_INVERT: _bits,
+    Op.PIL_GRAYSCALE: _pil_grayscale,
+    Op.PIL_GAUSSIAN_BLUR: _pil_blur,
+    Op.PIL_SOLARIZE_ADD: _point,
+}
+"""What carries out each operation but the identity. The compiled `_pixel_ops` comes first, where it has one."""
