@@ -7,21 +7,7 @@ import logging
 import sys
 
 from dali_imagenet import EvalRecipe, SampleIndex, TrainRecipe, create_loader
-
-_PRESETS = (
-    "classic",
-    "strong",
-    "advanced",
-    "torchvision_v2",
-    "rsb_a1",
-    "rsb_a2",
-    "rsb_a3",
-    "deit",
-    "deit3",
-    "convnext",
-    "swin",
-    "eval",
-)
+from dali_imagenet.presets import PRESETS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     index.add_argument("folder")
     preview = commands.add_parser("preview", help="save a grid of augmented images, before and after mixing")
     preview.add_argument("folder")
-    preview.add_argument("--recipe", choices=_PRESETS, default="strong")
+    preview.add_argument("--recipe", choices=(*PRESETS, "eval"), default="strong")
     preview.add_argument("--backend", choices=("auto", "dali", "torchvision"), default="auto")
     preview.add_argument("--device", help="cpu, cuda or cuda:N; by default the GPU where there is one")
     preview.add_argument("--count", type=int, default=8, help="images (default: 8)")

@@ -5,42 +5,30 @@ Executes the same `BatchPlan` as DALI does. Every engine uses it for the rows th
 
 from __future__ import annotations
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.decode.decode import Box, Pixels, decode
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.plan.batch_plan import BatchPlan
+from dali_imagenet.transforms.pixel_ops import Workspace
 from dali_imagenet.transforms.resize import required_region, resize_crop_flip
 
 
-class DecodeBuffer:
-    """Memory for one decoded image at a time, used again: fresh memory costs a page fault for every 4 KiB."""
-
-    def __init__(self) -> None:
-        self._bytes = np.empty(0, np.uint8)
-
-    def of(self, size: int) -> Pixels:
-        """At least that many bytes; what was handed out before is overwritten."""
-        if self._bytes.size < size:
-            self._bytes = np.empty(size * 5 // 4, np.uint8)
-        return self._bytes
-
-
-def decode_and_resize(index: SampleIndex, plan: BatchPlan, row: int, buffer: DecodeBuffer | None = None) -> Tensor:
+def decode_and_resize(index: SampleIndex, plan: BatchPlan, row: int, workspace: Workspace | None = None) -> Tensor:
     """One row of a plan, up to the pixel operations: uint8 [3, H, W], strides as they fall.
 
     Raises:
         BadImageError: as `read_pixels`.
     """
     region = required_region(plan, row)
-    pixels = read_pixels(index, int(plan.source_index[row]), region.box, buffer)
+    pixels = read_pixels(index, int(plan.source_index[row]), region.box, workspace)
     return resize_crop_flip(pixels, region, plan, row)
 
 
-def read_pixels(index: SampleIndex, sample: int, box: Box, buffer: DecodeBuffer | None = None) -> Pixels:
-    """Decode a box (top, left, height, width) of one sample: uint8 [height, width, 3]; in `buffer` where it is given.
+def read_pixels(index: SampleIndex, sample: int, box: Box, workspace: Workspace | None = None) -> Pixels:
+    """Decode a box (top, left, height, width) of one sample: uint8 [height, width, 3], in the workspace if any.
 
     Raises:
         BadImageError: it cannot be read, or is not of the size that the index knows; names path and reason.
@@ -53,6 +41,9 @@ def read_pixels(index: SampleIndex, sample: int, box: Box, buffer: DecodeBuffer 
             raise ValueError(
                 f"{len(data)} bytes, but the index says {expected}: the file has changed since it was indexed"
             )
-        return decode(data, (height, width), box, None if buffer is None else buffer.of(height * width * 3))
+        memory = None
+        if workspace is not None:  # fresh memory for each image costs a page fault for every 4 KiB
+            memory = workspace.get("decoded", (height * width * 3,), torch.uint8).numpy()
+        return decode(data, (height, width), box, memory)
     except Exception as error:  # decoders raise what they like: OSError, ValueError, SyntaxError, struct.error ...
         raise BadImageError(f"{index.source.name(sample)}: {type(error).__name__}: {error}") from error

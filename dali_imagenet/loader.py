@@ -405,6 +405,7 @@ class Loader:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+            self.dataset.source.close()
 
     def __enter__(self) -> Loader:
         return self

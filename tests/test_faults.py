@@ -27,6 +27,7 @@ import pytest
 import torch
 
 from dali_imagenet import BadImageError, EvalRecipe, Plan, SampleIndex, TrainRecipe, create_loader
+from dali_imagenet import image as image_module
 from dali_imagenet.dali.stage import dali_available
 from dali_imagenet.data import folder as folder_module
 from dali_imagenet.data import index_cache
@@ -115,7 +116,7 @@ def test_a_worker_killed_between_epochs_is_an_error_and_the_next_iteration_works
 
 def test_an_error_that_is_held_holds_no_worker(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its traceback would: then workers of the failed iteration would write to the slots of the next one."""
-    real = folder_module.read_pixels
+    real = image_module.read_pixels
 
     def broken(samples: SampleIndex, sample: int, *rest: Any) -> Any:
         if sample == 17:
@@ -149,7 +150,7 @@ def test_a_forked_child_closes_nothing_of_its_parent(index: SampleIndex) -> None
 
 
 def test_a_read_that_blocks_runs_into_the_timeout(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = folder_module.read_pixels
+    real = image_module.read_pixels
 
     def slow(samples: SampleIndex, sample: int, *rest: Any) -> Any:
         if sample == 17:
@@ -361,7 +362,7 @@ def test_an_exception_in_the_training_loop(index: SampleIndex, backend: str, wor
     ours.close()
 
 
-INTERRUPTED = (  # the files whose lines are visited
+VISITED = (  # the files in whose lines Ctrl-C is pressed
     "dali_imagenet/loader.py",
     "dali_imagenet/dali/engine.py",
     "dali_imagenet/dali/stage.py",
@@ -372,7 +373,7 @@ INTERRUPTED = (  # the files whose lines are visited
 
 def interrupted(call: Callable[[], Any], line: int) -> int:
     """Presses Ctrl-C at that line which the loader runs in this thread; without, how many lines there are."""
-    count, process, files = 0, os.getpid(), {str(ROOT / name) for name in INTERRUPTED}
+    count, process, files = 0, os.getpid(), {str(ROOT / name) for name in VISITED}
     assert all(map(os.path.isfile, files)), files
 
     def at_call(frame: Any, event: str, argument: Any) -> Any:

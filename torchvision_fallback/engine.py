@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Generator
 
 import torch
 
+from dali_imagenet.data.source import Source
 from dali_imagenet.decode.decode import decoder_name
 from dali_imagenet.engine import Batch, EngineOptions
 from dali_imagenet.plan.plan import Plan
 from dali_imagenet.transforms.postprocess import Postprocess
+from dali_imagenet.validation import wrong
 from torchvision_fallback.workers import Workers
+
+log = logging.getLogger("dali_imagenet")
+
+
+def _context(source: Source, options: EngineOptions) -> str | None:
+    """How workers start: forked ones cannot go on with every source."""
+    asked = options.multiprocessing_context
+    if source.fork_safe or not options.num_workers:
+        return asked
+    if asked == "fork":
+        raise wrong("multiprocessing_context", asked, f"'spawn' or 'forkserver' for {type(source).__name__}")
+    if asked is None:
+        log.info("workers are spawned: forked ones cannot go on with %s", type(source).__name__)
+    return asked or "spawn"
 
 
 class TorchvisionEngine:
@@ -32,7 +49,7 @@ class TorchvisionEngine:
             num_workers=options.num_workers,
             prefetch=options.prefetch,
             pin_memory=not self._on_cpu,
-            multiprocessing_context=options.multiprocessing_context,
+            multiprocessing_context=_context(plan.index.source, options),
             timeout=options.timeout,
         )
 

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dali_imagenet.image import DecodeBuffer, decode_and_resize
+from dali_imagenet.image import decode_and_resize
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import Plan
+from dali_imagenet.transforms.pixel_ops import Workspace
 from dali_imagenet.transforms.postprocess import Postprocess, mix_pair_
 from torchvision_fallback.ring import batch_on, make_ring, new_batch
 
@@ -56,10 +57,11 @@ class _Batches(Dataset[WorkerResult]):
 
     def __init__(self, plan: Plan, postprocess: Postprocess | None, ring: list[Tensor]) -> None:
         self.plan, self.postprocess, self.ring = plan, postprocess, ring
-        self._buffer = DecodeBuffer()
+        self._workspace = Workspace()
 
     def __getitem__(self, task: WorkerTask) -> WorkerResult:
         plan = self.plan.batch(task.epoch, task.step)
+        self.plan.index.source.will_read(plan.source_index[~plan.is_padding].tolist())
         shape = (len(plan), 3, *plan.size)
         if task.slot == _NO_SLOT:
             images = new_batch(shape, self.postprocess)
@@ -76,7 +78,7 @@ class _Batches(Dataset[WorkerResult]):
         return WorkerResult(plan, task.slot, images if task.slot == _NO_SLOT else None, failures, task.mix)
 
     def _row(self, plan: BatchPlan, row: int, out: Tensor) -> None:
-        image = decode_and_resize(self.plan.index, plan, row, self._buffer)
+        image = decode_and_resize(self.plan.index, plan, row, self._workspace)
         if self.postprocess is None:
             out.copy_(image)
         else:

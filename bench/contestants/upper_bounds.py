@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from dali_imagenet import Plan, SampleIndex, TrainRecipe
-from dali_imagenet.image import DecodeBuffer, read_pixels
+from dali_imagenet.image import read_pixels
+from dali_imagenet.transforms.pixel_ops import Workspace
 
 from ..core import images
 from ..core.job import MEAN, STD, Job
@@ -74,9 +75,9 @@ def decode_crops(job: Job) -> Iterable[Any]:
     own = threading.local()
 
     def call(file: Path) -> None:
-        own.buffer = getattr(own, "buffer", None) or DecodeBuffer()
+        own.workspace = getattr(own, "workspace", None) or Workspace()
         sample, box = boxes[str(file)]
-        read_pixels(index, sample, box, own.buffer)
+        read_pixels(index, sample, box, own.workspace)
 
     return Threads(job, call)
 

@@ -120,6 +120,7 @@ class DaliEngine:
 
     def _submit(self, plan: BatchPlan) -> dict[int, Future[Tensor]]:
         """Starts DALI on the rows that are its own, and Pillow on the others, which are returned."""
+        self._plan.index.source.will_read(plan.source_index[~plan.is_padding].tolist())
         others = ~plan.is_padding & self._needs_cpu_decode[plan.source_index]
         mine = (~plan.is_padding & ~others).nonzero()[0]
         part = plan if len(mine) == len(plan) else plan.select_rows(mine)

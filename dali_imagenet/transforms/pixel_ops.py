@@ -196,13 +196,17 @@ class Workspace:
         count = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.dtype != dtype or buffer.numel() < count:
-            buffer = self._buffers[name] = torch.empty(count, dtype=dtype)
+            # images come in all sizes: with some room to spare the largest is soon met
+            buffer = self._buffers[name] = torch.empty(count * 5 // 4, dtype=dtype, device="cpu")
         return buffer[:count].view(tuple(shape))
 
     def index_map(self, op: int, arg: float, height: int, width: int) -> Tensor:
         """The int32 map of `nearest_map` for this operation, from memory or new."""
-        theta = affine_theta(op, arg, height, width)
-        return self._kept((op, arg, height, width, 0), lambda: torch.from_numpy(nearest_map(theta, height, width)))
+
+        def make() -> Tensor:
+            return torch.from_numpy(nearest_map(affine_theta(op, arg, height, width), height, width))
+
+        return self._kept((op, arg, height, width, 0), make)
 
     def grid(self, op: int, arg: float, height: int, width: int) -> tuple[Tensor, Tensor]:
         """theta [1, 2, 3] and the `bilinear_grid` of this operation, from memory or new."""
