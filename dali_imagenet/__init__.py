@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dali_imagenet.data.index import SampleIndex
+    from dali_imagenet.data.source import Source
     from dali_imagenet.errors import BadImageError
     from dali_imagenet.loader import Loader, create_loader
+    from dali_imagenet.metrics import Accuracy
     from dali_imagenet.ops import Op
     from dali_imagenet.plan.batch_plan import BatchPlan
     from dali_imagenet.plan.plan import Plan
+    from dali_imagenet.preview import save_preview
     from dali_imagenet.recipe import EvalRecipe, TrainRecipe
 
 __version__ = "0.1.0"
 __all__ = [
+    "Accuracy",
     "BadImageError",
     "BatchPlan",
     "EvalRecipe",
@@ -26,11 +30,14 @@ __all__ = [
     "Op",
     "Plan",
     "SampleIndex",
+    "Source",
     "TrainRecipe",
     "create_loader",
+    "save_preview",
 ]
 
 _HOMES = {
+    "Accuracy": "metrics",
     "BadImageError": "errors",
     "BatchPlan": "plan.batch_plan",
     "EvalRecipe": "recipe",
@@ -38,8 +45,10 @@ _HOMES = {
     "Op": "ops",
     "Plan": "plan.plan",
     "SampleIndex": "data.index",
+    "Source": "data.source",
     "TrainRecipe": "recipe",
     "create_loader": "loader",
+    "save_preview": "preview",
 }
 
 
