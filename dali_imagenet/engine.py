@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import Plan
+from dali_imagenet.validation import wrong
 
 Batch = tuple[BatchPlan, Tensor, dict[int, str]]
 """The plan as it was executed; the images [B, 3, H, W], whose padding rows hold anything, mixed if the engine's
@@ -100,10 +101,11 @@ def choose_backend(backend: str, device: torch.device) -> tuple[str, str]:
     """The name of an engine, and why it was chosen.
 
     Raises:
-        ValueError: for a name that is unknown. RuntimeError: what was asked for is not on this machine.
+        ValueError: for a name that is unknown.
+        RuntimeError: what was asked for is not on this machine.
     """
     if backend not in ("auto", *ENGINES):
-        raise ValueError(f"backend={backend!r}: must be 'auto', {', '.join(map(repr, ENGINES))}")
+        raise wrong("backend", backend, f"one of 'auto', {', '.join(map(repr, ENGINES))}")
     if backend == "auto" and device.type == "cpu":
         return "torchvision", "auto takes it on the CPU, where it is faster than DALI (python -m bench shows it)"
     if backend not in ("auto", "dali"):

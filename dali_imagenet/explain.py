@@ -178,7 +178,8 @@ def reproduce(plan: Plan, engine: Engine, row: dict[str, Any]) -> Tensor:
         [3, H, W], bit for bit the row of the batch before mixing (on a GPU as far as its decoder repeats itself).
 
     Raises:
-        ValueError: for a padding row, or a row of other data. BadImageError: the image cannot be read.
+        ValueError: for a padding row, or a row of other data.
+        BadImageError: the image cannot be read.
     """
     data = plan.index
     if row["index"] < 0:

@@ -24,6 +24,7 @@ from dali_imagenet.samplers import BatchSampler, Sampler
 from dali_imagenet.state import position_in, state_of
 from dali_imagenet.transforms.postprocess import soft_targets, zero_padding_
 from dali_imagenet.transforms.transfer import to_device
+from dali_imagenet.validation import choice, probability, real, whole, wrong
 
 log = logging.getLogger("dali_imagenet")
 
@@ -61,8 +62,8 @@ def create_loader(
 
     ::
 
-        SampleIndex + recipe -> Plan(seed, epoch) -> image stage (DALI | torchvision)
-                             -> batch stage -> (images, targets)
+        SampleIndex + recipe -> Plan(seed, epoch) -> Engine (DALI | torchvision workers | reference)
+                             -> (images, targets)
 
     Args:
         data: an ImageFolder tree (or a folder that holds train/ and val/: training takes the one, evaluation the
@@ -70,7 +71,8 @@ def create_loader(
         recipe: `TrainRecipe` or `EvalRecipe`.
         batch_size: rows per rank; even where the recipe mixes.
         backend: "dali", "torchvision", or "auto": DALI for a GPU where it is installed; torchvision for the CPU, where
-            it is the faster one.
+            it is the faster one. "reference" and "reference-tensor" carry the plan out by torchvision's and timm's own
+            functions on PIL images and on tensors, slowly: what the others are measured against.
         device: where batches are handed over. None: the current CUDA device where there is one, else the CPU.
         num_workers: DALI's threads (0 means 1) or the fallback's processes (0 works in-process). None: one a core, 16
             at most.
@@ -79,7 +81,8 @@ def create_loader(
             validation in between, too; in evaluation none are held between epochs.
         seed: of order and augmentation. The same seed gives the same batches on every backend, for any number of
             workers and for any number of ranks with the same global batch.
-        rank, world_size: by default from torch.distributed where it is initialised, else 0 and 1.
+        rank: by default that of torch.distributed where it is initialised, else 0.
+        world_size: by default that of torch.distributed where it is initialised, else 1.
         drop_last: None drops the last partial batch in training and keeps it in evaluation.
         dtype: float32, float16 or bfloat16.
         memory_format: torch.contiguous_format or torch.channels_last.
@@ -98,22 +101,25 @@ def create_loader(
         mixes or smooths labels; both on `device`.
 
     Raises:
-        FileNotFoundError, ValueError: bad data or arguments. RuntimeError: what was asked for is not on this machine.
+        FileNotFoundError: no data.
+        TypeError: a recipe that is none.
+        ValueError: bad data or arguments.
+        RuntimeError: what was asked for is not on this machine.
         BadImageError: the data holds broken images, and on_error is "raise".
     """
     target = _device(device)
-    if on_error not in ("raise", "replace", "skip"):
-        raise ValueError(f"on_error={on_error!r}: must be 'raise', 'replace' or 'skip'")
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"dtype={dtype}: must be torch.float32, torch.float16 or torch.bfloat16")
-    if memory_format not in (torch.contiguous_format, torch.channels_last):
-        raise ValueError(f"memory_format={memory_format}: must be torch.contiguous_format or torch.channels_last")
+    choice("on_error", on_error, ("raise", "replace", "skip"))
+    choice("dtype", dtype, (torch.float32, torch.float16, torch.bfloat16))
+    choice("memory_format", memory_format, (torch.contiguous_format, torch.channels_last))
+    choice("multiprocessing_context", multiprocessing_context, (None, "fork", "spawn", "forkserver"))
+    max_broken = probability("max_broken", max_broken)
+    timeout = real("timeout", timeout, 0)
+    if hw_decoder_load is not None:
+        hw_decoder_load = probability("hw_decoder_load", hw_decoder_load)
     if not isinstance(recipe, TrainRecipe | EvalRecipe):
         raise TypeError(f"recipe={recipe!r}: must be a TrainRecipe or an EvalRecipe, such as TrainRecipe.classic()")
-    if num_workers is None:
-        num_workers = min(16, _cores())
-    if num_workers < 0 or prefetch < 1:
-        raise ValueError(f"num_workers={num_workers}, prefetch={prefetch}: must be at least 0 and 1")
+    num_workers = min(16, _cores()) if num_workers is None else whole("num_workers", num_workers, 0)
+    prefetch = whole("prefetch", prefetch, 1)
     chosen, why = choose_backend(backend, target)
     index = data if isinstance(data, SampleIndex) else _index(data, recipe)
     _check_health(index, on_error, max_broken)
@@ -153,7 +159,7 @@ def _device(device: torch.device | str | None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     target = torch.device(device)
     if target.type not in ("cpu", "cuda"):
-        raise ValueError(f"device={device!r}: must be 'cpu', 'cuda' or 'cuda:N'")
+        raise wrong("device", device, "'cpu', 'cuda' or 'cuda:N'")
     if target.type == "cuda":
         if not torch.cuda.is_available():
             raise RuntimeError(f"device={device!r}, but torch sees no CUDA GPU here: use device='cpu'")
@@ -204,7 +210,7 @@ def _num_classes(index: SampleIndex, recipe: Recipe) -> int:
     found = len(index.classes)
     asked = recipe.num_classes if isinstance(recipe, TrainRecipe) else None
     if asked is not None and asked < found:
-        raise ValueError(f"num_classes={asked}, but the data has {found} classes")
+        raise wrong("num_classes", asked, f"at least {found}, the classes of the data")
     return asked or found
 
 
@@ -216,8 +222,15 @@ class Loader:
     meanwhile needs a copy (`images.clone()`), for its own references do not count. Cannot be copied or pickled.
 
     Attributes:
-        plan: the draws. dataset: the `SampleIndex`. sampler, batch_sampler: the order. backend: "dali" or
-        "torchvision". batch_size: rows per rank. drop_last. device. num_classes.
+        plan: the draws.
+        dataset: the `SampleIndex`.
+        sampler: the order of this rank's samples.
+        batch_sampler: the same, step by step.
+        backend: the name of the engine.
+        batch_size: rows per rank.
+        drop_last: whether the last partial batch is left out.
+        device: where batches are handed over.
+        num_classes: of the data, or of the recipe where that says more.
         roi_decode: whether DALI decodes the crop alone; None where it is not DALI that decodes.
         mixup_enabled: False stops mixing from the next yielded batch on; targets stay float and smoothed.
     """
@@ -266,8 +279,7 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next `iter()` runs: from its first step, or, where this very epoch was just restored
         by `load_state_dict`, from the restored step."""
-        if not isinstance(epoch, int) or not 0 <= epoch < EPOCHS:
-            raise ValueError(f"epoch={epoch!r}: must be a whole number in [0, {EPOCHS})")
+        epoch = whole("epoch", epoch, 0, EPOCHS - 1)
         restored = self._restored is not None and self._restored[0] == epoch
         self._next = self._restored if restored else (epoch, 0)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dali_imagenet.plan.batch_plan import PADDING
+from dali_imagenet.validation import whole, wrong
 
 
 class Accuracy:
@@ -20,9 +21,9 @@ class Accuracy:
     """
 
     def __init__(self, topk: Sequence[int] = (1,)) -> None:
-        if not topk or min(topk) < 1:
-            raise ValueError(f"topk={topk!r}: must be numbers of at least 1, such as (1, 5)")
-        self.topk = tuple(topk)
+        if not topk:
+            raise wrong("topk", topk, "numbers of at least 1, such as (1, 5)")
+        self.topk = tuple(whole("topk", k, 1) for k in topk)
         self._counts: Tensor | None = None
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dali_imagenet.loader import Loader
+from dali_imagenet.validation import whole
 
 _EDGE, _TEXT = 6, 18  # pixels around a tile, and of a line of text
 
@@ -22,8 +23,7 @@ def save_preview(loader: Loader, path: str | os.PathLike[str], *, count: int = 8
     Raises:
         ValueError: for a path whose extension PIL does not know, or a count below 1.
     """
-    if count < 1:
-        raise ValueError(f"count={count}: must be at least 1")
+    count = whole("count", count, 1)
     enabled = loader.mixup_enabled
     rows: list[tuple[str, Tensor, list[str]]] = []
     try:

@@ -48,7 +48,11 @@ def uniforms(seed: int, epoch: int, stream: int, index: npt.ArrayLike, count: in
     """`count` uniforms in [0, 1) for each index, on 2**-32 steps: a pure function of the arguments.
 
     Args:
-        seed: 0..2**64-1. epoch: 0..2**32-1. stream: 0..255. index: int [B], 0..2**63-1. count: 1..1024.
+        seed: 0..2**64-1.
+        epoch: 0..2**32-1.
+        stream: 0..255.
+        index: int [B], 0..2**63-1.
+        count: 1..1024.
         repeat: int [B] or one for all, 0..255.
 
     Returns:

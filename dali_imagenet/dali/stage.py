@@ -28,6 +28,7 @@ from torch.utils.dlpack import from_dlpack
 from dali_imagenet.ops import FILTERS
 from dali_imagenet.transforms.normalize_erase import normalize, normalize_constants
 from dali_imagenet.transforms.resize import required_region, resize_crop_flip
+from dali_imagenet.validation import choice, whole, wrong
 
 if TYPE_CHECKING:
     from dali_imagenet.plan.batch_plan import BatchPlan
@@ -122,21 +123,17 @@ class DaliStage:
         decoder_args: Mapping[str, Any] | None = None,
         encoded: bool = False,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("prefetch", prefetch)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+        batch_size, prefetch = whole("batch_size", batch_size, 1), whole("prefetch", prefetch, 1)
         if dtype not in (_FLOATS if normalize else (torch.uint8,)):
-            raise ValueError(f"dtype={dtype}: must be float32, float16 or bfloat16 with normalize, uint8 without")
-        if memory_format not in (torch.contiguous_format, torch.channels_last):
-            raise ValueError(f"memory_format={memory_format}: must be contiguous_format or channels_last")
+            raise wrong("dtype", dtype, "float32, float16 or bfloat16 with normalize, uint8 without")
+        choice("memory_format", memory_format, (torch.contiguous_format, torch.channels_last))
         self.device = torch.device(device)
-        if self.device.type not in ("cpu", "cuda"):
-            raise ValueError(f"device={device}: DALI runs on 'cpu' and 'cuda'")
+        choice("device", self.device.type, ("cpu", "cuda"))
         if self.device.type == "cuda":
             if not torch.cuda.is_available():
                 raise RuntimeError(f"device={device}: torch sees no CUDA GPU here; use device='cpu'")
             if in_graph is False:
-                raise ValueError("in_graph=False is for device='cpu'; on the GPU DALI does everything")
+                raise wrong("in_graph", in_graph, "True or None on a GPU, where DALI does everything")
             if self.device.index is None:
                 self.device = torch.device("cuda", torch.cuda.current_device())
         self.batch_size = batch_size

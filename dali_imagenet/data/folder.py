@@ -16,6 +16,7 @@ from dali_imagenet.data.names import Names
 from dali_imagenet.data.progress import progress_bar
 from dali_imagenet.data.source import read_each
 from dali_imagenet.formats import IMG_EXTENSIONS
+from dali_imagenet.validation import wrong
 
 logger = logging.getLogger("dali_imagenet")
 
@@ -79,7 +80,7 @@ def _holds_folders(folder: str) -> bool:
 def resolve_split(root: str, split: str | None) -> str:
     """The folder whose subfolders are the classes. A class may be called "train": a split holds folders itself."""
     if split not in (None, *SPLIT_FOLDERS):
-        raise ValueError(f"split={split!r}: must be 'train', 'val' or None")
+        raise wrong("split", split, "'train', 'val' or None")
     if not os.path.lexists(root):
         raise FileNotFoundError(f"data folder {root!r} does not exist; give the folder that holds one folder a class")
     if not os.path.isdir(root):

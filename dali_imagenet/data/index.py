@@ -24,6 +24,7 @@ from dali_imagenet.data.index_cache import COLUMNS, Array, cache_file, load_cach
 from dali_imagenet.data.names import Names
 from dali_imagenet.data.source import Source
 from dali_imagenet.formats import MAX_PIXELS
+from dali_imagenet.validation import whole
 
 logger = logging.getLogger("dali_imagenet")
 
@@ -71,7 +72,8 @@ class SampleIndex:
         root: the absolute folder that the paths are relative to.
         classes: class names in label order.
         labels: int64 [N], 0 <= label < len(classes).
-        height, width: int32 [N], pixels as stored (EXIF orientation is not applied); 0 where broken.
+        height: int32 [N], pixels as stored (EXIF orientation is not applied); 0 where broken.
+        width: int32 [N], as `height`.
         components: uint8 [N], colour components of a JPEG (1, 3 or 4); 0 for other formats and where broken.
         format: uint8 [N], position in `FORMATS`; 0 where broken.
         broken: bool [N], True where the image cannot be decoded; `reason(i)` says why.
@@ -132,10 +134,9 @@ class SampleIndex:
         """
         if num_threads is None:
             num_threads = min(32, 4 * (os.cpu_count() or 1))
-        if num_threads < 1:
-            raise ValueError(f"num_threads={num_threads}: must be 1 or more, or None")
-        if max_pixels is not None and max_pixels < 1:
-            raise ValueError(f"max_pixels={max_pixels}: must be 1 or more, or None for no limit")
+        num_threads = whole("num_threads", num_threads, 1)
+        if max_pixels is not None:
+            max_pixels = whole("max_pixels", max_pixels, 1)
         start = time.perf_counter()
         folder = resolve_split(os.path.abspath(os.path.expanduser(os.fspath(root))), split)
         classes = find_classes(folder)
@@ -192,11 +193,15 @@ class SampleIndex:
         """An index from what is already known, without looking at a file.
 
         Args:
-            labels, height, width: [N] or scalars that are spread over the others, integers.
+            labels: integers [N], or one that is spread over the others, as the next two.
+            height: integers [N], pixels.
+            width: integers [N], pixels.
             root: folder that `paths` are relative to.
             paths: N paths; None makes up `0000000000.JPEG`, `0000000001.JPEG`, ...
             classes: names; None makes up "0", "1", ... up to the largest label.
-            components, format, file_size: as the attributes; None for 3, JPEG and 0.
+            components: as the attribute; None for 3.
+            format: as the attribute; None for JPEG.
+            file_size: as the attribute; None for 0, not known.
             reasons: {position: why} for broken images; their height and width become 0.
 
         Raises:

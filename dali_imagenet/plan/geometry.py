@@ -20,7 +20,10 @@ def random_resized_crop(
     """torchvision's RandomResizedCrop: up to ten tries at an area and a ratio that fit, else the central crop.
 
     Args:
-        source: int [B, 2], height and width. u: uniforms [B, 2 * tries + 2].
+        source: int [B, 2], height and width of the images in pixels.
+        scale: range of the share of the area.
+        ratio: range of width / height.
+        u: uniforms [B, 2 * tries + 2].
 
     Returns:
         int32 [B, 4]: top, left, height, width.

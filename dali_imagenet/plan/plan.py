@@ -19,6 +19,7 @@ from dali_imagenet.plan.batch_plan import F64, I64, PADDING, U64, BatchPlan, Mix
 from dali_imagenet.plan.geometry import TRIES, cutmix_box, eval_geometry, random_erasing, random_resized_crop
 from dali_imagenet.plan.program import color_factors, color_matrix, ops_of, policy_of
 from dali_imagenet.recipe import EvalRecipe, Recipe, Size, TrainRecipe
+from dali_imagenet.validation import boolean, whole, wrong
 
 OnError = Literal["raise", "replace", "skip"]
 EPOCHS = 2**32  # as many as the draws can tell apart
@@ -54,16 +55,15 @@ class Plan:
         on_error: OnError = "raise",
     ) -> None:
         self.train = isinstance(recipe, TrainRecipe)
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank={rank}, world_size={world_size}: rank must be in [0, world_size)")
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed={seed}: must be in [0, 2**64)")
+        batch_size = whole("batch_size", batch_size, 1)
+        world_size = whole("world_size", world_size, 1)
+        rank = whole("rank", rank, 0, world_size - 1)
+        seed = whole("seed", seed, 0, 2**64 - 1)
         if recipe.mixing and batch_size % 2:
-            raise ValueError(f"batch_size={batch_size}: must be even for Mixup and CutMix, which mix rows in pairs")
+            raise wrong("batch_size", batch_size, "even for Mixup and CutMix, which mix rows in pairs")
         if on_error == "skip" and self.train:
-            raise ValueError("on_error='skip' is for evaluation; in training use 'replace' or 'raise'")
+            raise wrong("on_error", on_error, "'replace' or 'raise' in training; 'skip' is for evaluation")
+        drop_last = None if drop_last is None else boolean("drop_last", drop_last)
         self.index, self.recipe, self.seed = index, recipe, seed
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.drop_last = self.train if drop_last is None else drop_last

@@ -29,7 +29,13 @@ INF = math.inf
 
 
 class OpPlan(NamedTuple):
-    """The operations of B samples, slot after slot: op int16 [B,K], arg float32 [B,K], aux int16 [B,K] (see `Op`)."""
+    """The operations of B samples, slot after slot (see `Op`).
+
+    Attributes:
+        op: int16 [B, K].
+        arg: float32 [B, K].
+        aux: int16 [B, K].
+    """
 
     op: NDArray[np.int16]
     arg: NDArray[np.float32]
@@ -39,8 +45,13 @@ class OpPlan(NamedTuple):
 class AugMixPlan(NamedTuple):
     """AugMix of B samples: W chains of up to D operations each, applied to the image, then mixed.
 
-    op int16, arg float32, aux int16 [B,W,D], unused places at the end of a chain being `Op.IDENTITY`;
-    weights float32 [B,W]; m float32 [B], the share of the augmented image in the result. By `mode`:
+    Attributes:
+        op: int16 [B, W, D], unused places at the end of a chain being `Op.IDENTITY`.
+        arg: float32 [B, W, D].
+        aux: int16 [B, W, D].
+        weights: float32 [B, W].
+        m: float32 [B], the share of the augmented image in the result.
+        mode: how they are mixed:
 
     - "torchvision": truncate((1 - m) * image + sum_i m * weights_i * chain_i), weights summing to 1
     - "timm": Image.blend(image, truncate(clip(sum_i weights_i * chain_i, 0, 255)), m), weights summing to 1
@@ -153,8 +164,10 @@ def _normals(u: Float, n: int) -> Float:
 class AugmentPolicy:
     """What every policy offers. Policies are values: frozen, equal by content, picklable, with a stable repr.
 
-    `fill` is the colour (0..255) of what lies outside a moved image. A policy of one's own derives from this class
-    and gives itself a `name`.
+    A policy of one's own derives from this class and gives itself a `name`.
+
+    Attributes:
+        fill: colour (0..255) of what lies outside a moved image.
     """
 
     name: ClassVar[str] = ""
@@ -207,6 +220,7 @@ def table_of(policy: AugmentPolicy, size: Size) -> Table:
 
 
 def checked_uniforms(policy: AugmentPolicy, u: Float) -> Float:
+    """The uniforms; ValueError where their shape is not what the policy consumes."""
     if u.ndim != 2 or u.shape[1] != policy.num_uniforms:
         raise ValueError(f"uniforms of shape {u.shape}: {policy!r} needs [B,{policy.num_uniforms}]")
     return u

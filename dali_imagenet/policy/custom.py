@@ -15,11 +15,14 @@ from dali_imagenet.validation import probability, sequence, wrong
 class Step(NamedTuple):
     """An operation of a `TablePolicy`.
 
-    probability: in 0..1. magnitude: the final argument that `Op` describes, or its range (low, high), drawn uniformly
-    (whole numbers, both ends included, where the operation wants whole ones: translate, posterize, solarize-add).
-    sign: with probability one half mirrors the argument about the value that changes nothing: -x, or 2 - x for the
-    factors of brightness, color, contrast and sharpness.
-    aux: what `Op` says; None is 3 (bicubic) for PIL's moving operations and 0 else.
+    Attributes:
+        op: the operation.
+        probability: 0..1.
+        magnitude: the final argument that `Op` describes, or its range (low, high), drawn uniformly (whole numbers,
+            both ends included, where the operation wants whole ones: translate, posterize, solarize-add).
+        sign: with probability one half mirrors the argument about the value that changes nothing: -x, or 2 - x for the
+            factors of brightness, color, contrast and sharpness.
+        aux: what `Op` says; None is 3 (bicubic) for PIL's moving operations and 0 else.
     """
 
     op: Op
@@ -66,9 +69,11 @@ def _step_entry(step: Step) -> Entry:
 class TablePolicy(AugmentPolicy):
     """A policy of one's own: a sub-policy is drawn for each sample and its steps are applied in order.
 
-    sub_policies: sequences of `Step`, or of tuples in the order of its fields, for example
-    `[[(Op.ROTATE, 0.7, (0, 30), True), (Op.EQUALIZE, 0.5)], [(Op.COLOR, 1.0, 1.4)]]`.
-    weights: of the sub-policies, not negative; None draws each alike.
+    Attributes:
+        sub_policies: sequences of `Step`, or of tuples in the order of its fields, for example
+            `[[(Op.ROTATE, 0.7, (0, 30), True), (Op.EQUALIZE, 0.5)], [(Op.COLOR, 1.0, 1.4)]]`.
+        weights: of the sub-policies, not negative; None draws each alike.
+        fill: colour (0..255) of what lies outside a moved image.
     """
 
     name: ClassVar[str] = "table"

@@ -94,11 +94,15 @@ def resolve(
 ) -> AugmentPolicy | None:
     """The policy that `auto_augment` names (the table above), or the one that it is; None and "" give None.
 
-    mean (in 0..1) and interpolation (the filter that resizes; None or "random" for none) are used as timm's
-    `create_transform` uses them, for the names that are timm's: the mean colour fills, and moving operations use the
-    filter. `fill` (0..255) replaces the colour of a named policy: black for torchvision's, the mean for timm's.
-    `image_size` prepares the draws for square images of that size, which the first `draw` of a size does else.
-    Raises ValueError for what is unknown or out of range.
+    Args:
+        auto_augment: a name of the table above, or a policy.
+        image_size: prepares the draws for square images of that size, which the first `draw` of a size does else.
+        mean: of each channel, 0..1: the colour that fills where the name is timm's.
+        interpolation: the filter that resizes; None or "random" for none. timm's moving operations use it.
+        fill: replaces the colour (0..255) of a named policy: black for torchvision's, the mean for timm's.
+
+    Raises:
+        ValueError: for what is unknown or out of range.
     """
     policy = _policy(auto_augment, mean, None if interpolation == "random" else interpolation)
     if policy is not None and fill is not None and isinstance(auto_augment, str):

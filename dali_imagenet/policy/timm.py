@@ -104,10 +104,13 @@ def _timm_noise(std: float) -> str:
 class TimmPolicy(AugmentPolicy):
     """What timm's policies share.
 
-    magnitude_std: of the normal noise on each magnitude; inf draws it uniformly from 0 to the magnitude instead.
-    interpolation: the filter of moving operations; None draws bilinear or bicubic for each, as timm does for
-    `interpolation="random"`. timm's `create_transform` passes the filter that resizes.
-    fill: timm's `img_mean`.
+    Attributes:
+        magnitude_std: of the normal noise on each magnitude, 0 or more; inf draws it uniformly from 0 to the magnitude
+            instead.
+        interpolation: the filter of moving operations, "nearest", "bilinear" or "bicubic"; None draws bilinear or
+            bicubic for each, as timm does for `interpolation="random"`. timm's `create_transform` passes the filter
+            that resizes.
+        fill: timm's `img_mean`, 0..255.
     """
 
     fill: Color = (128, 128, 128)
@@ -126,9 +129,14 @@ class TimmPolicy(AugmentPolicy):
 class TimmRandAugment(TimmPolicy):
     """timm's RandAugment, named `rand-...`: num_layers operations, each applied with probability `prob`.
 
-    magnitude_max: the largest magnitude after noise (10 is the level where timm's ranges end).
-    transforms: "" for timm's list (with `increasing`, the one whose severity grows with the magnitude), "3a" for its
-    three, or "3aw", "weights", "w0": drawn by weight, without replacement (at most 4 layers).
+    Attributes:
+        magnitude: 0..1000; timm's ranges end at 10.
+        num_layers: operations for each image, 1..100.
+        prob: of each layer, 0..1.
+        magnitude_max: the largest magnitude after noise, 1..1000.
+        increasing: whether severity grows with the magnitude in every operation.
+        transforms: "" for timm's list, "3a" for its three, or "3aw", "weights", "w0": drawn by weight, without
+            replacement (at most 4 layers).
     """
 
     name: ClassVar[str] = "timm-randaugment"
@@ -211,10 +219,15 @@ class TimmAutoAugment(TimmPolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class TimmAugMix(TimmPolicy):
-    """timm's AugMix, named `augmix-...`; draws an `AugMixPlan`. Fields as `AugMix`'s; see also `TimmPolicy`.
+    """timm's AugMix, named `augmix-...`; draws an `AugMixPlan`. See also `TimmPolicy`.
 
-    magnitude_std: its default, inf, draws each magnitude uniformly from 0 to `magnitude`.
-    blended: blend each chain into the result, with timm's weights, instead of summing the chains first.
+    Attributes:
+        magnitude_std: its default, inf, draws each magnitude uniformly from 0 to `magnitude`.
+        magnitude: 0..1000.
+        width: chains, 1..100.
+        depth: operations in a chain, at most 100; not positive draws 1 to 3 for each chain.
+        alpha: of the Dirichlet and Beta distributions, 0.01..1000.
+        blended: blend each chain into the result, with timm's weights, instead of summing the chains first.
     """
 
     name: ClassVar[str] = "timm-augmix"

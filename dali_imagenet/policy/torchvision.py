@@ -103,7 +103,15 @@ def _relative(size: Size, share: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class RandAugment(AugmentPolicy):
-    """torchvision's `v2.RandAugment`: num_ops of 14 operations with replacement, at one magnitude, random signs."""
+    """torchvision's `v2.RandAugment`: num_ops of 14 operations with replacement, at one magnitude, random signs.
+
+    Attributes:
+        num_ops: operations for each image, 1..100.
+        magnitude: bin of the magnitude, 0..num_magnitude_bins-1.
+        num_magnitude_bins: 2..1000.
+        interpolation: "nearest" or "bilinear".
+        fill: colour (0..255) of what lies outside a moved image.
+    """
 
     name: ClassVar[str] = "randaugment"
     num_ops: int = 2
@@ -126,7 +134,13 @@ class RandAugment(AugmentPolicy):
 
 @dataclass(frozen=True)
 class TrivialAugmentWide(AugmentPolicy):
-    """torchvision's `v2.TrivialAugmentWide`: one of 14 operations at a magnitude drawn from all bins."""
+    """torchvision's `v2.TrivialAugmentWide`: one of 14 operations at a magnitude drawn from all bins.
+
+    Attributes:
+        num_magnitude_bins: 2..1000.
+        interpolation: "nearest" or "bilinear".
+        fill: colour (0..255) of what lies outside a moved image.
+    """
 
     name: ClassVar[str] = "trivialaugment"
     num_magnitude_bins: int = 31
@@ -176,7 +190,10 @@ AUTO_AUGMENT = {
 class AutoAugment(AugmentPolicy):
     """torchvision's `v2.AutoAugment`: one of 25 pairs of operations, each with a probability. See arXiv 1805.09501.
 
-    policy: "imagenet", "cifar10" or "svhn".
+    Attributes:
+        policy: "imagenet", "cifar10" or "svhn".
+        interpolation: "nearest" or "bilinear".
+        fill: colour (0..255) of what lies outside a moved image.
     """
 
     name: ClassVar[str] = "autoaugment"
@@ -201,10 +218,14 @@ class AutoAugment(AugmentPolicy):
 class AugMix(AugmentPolicy):
     """torchvision's `v2.AugMix` (arXiv 1912.02781); draws an `AugMixPlan`.
 
-    severity: operations draw their magnitude from the first so many of 10 bins.
-    mixture_width: chains. chain_depth: operations in a chain; not positive draws 1 to 3 for each chain.
-    alpha: of the Dirichlet and Beta distributions. all_ops: with brightness, contrast, color and sharpness.
-    interpolation: torchvision's default for AugMix is bilinear, for its other policies nearest.
+    Attributes:
+        severity: operations draw their magnitude from the first so many of 10 bins, 1..10.
+        mixture_width: chains, 1..100.
+        chain_depth: operations in a chain, at most 100; not positive draws 1 to 3 for each chain.
+        alpha: of the Dirichlet and Beta distributions, 0.01..1000.
+        all_ops: with brightness, contrast, color and sharpness.
+        interpolation: "nearest" or "bilinear"; torchvision's default is bilinear here, nearest in its other policies.
+        fill: colour (0..255) of what lies outside a moved image.
     """
 
     name: ClassVar[str] = "augmix"

@@ -16,6 +16,7 @@ from torch import Tensor
 from dali_imagenet._compiled import compiled
 from dali_imagenet.plan.batch_plan import EraseMode
 from dali_imagenet.transforms.transfer import to_device
+from dali_imagenet.validation import wrong
 
 _image_kernels = compiled("dali_imagenet.transforms._image_kernels")
 
@@ -31,10 +32,14 @@ def per_image(images: Tensor) -> bool:
 def normalize_constants(mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu") -> Tensor:
     """scale and bias, float32 [2, 3, 1, 1], with `x * scale + bias == (x / 255 - mean) / std` for x of 0..255.
 
-    mean, std: three numbers each, of pixels scaled to 0..1, std above 0. Make them once: a copy to a GPU waits.
+    Make them once: a copy to a GPU waits.
+
+    Args:
+        mean: of each channel, of pixels in 0..1.
+        std: of each channel, above 0.
     """
     if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
-        raise ValueError(f"mean and std are three numbers each, std above 0; got {mean} and {std}")
+        raise ValueError(f"mean={mean}, std={std}: must be three numbers each, std above 0")
     scale = 1.0 / (255.0 * np.array(std, np.float64))
     bias = -np.array(mean, np.float64) / np.array(std, np.float64)
     return torch.tensor(np.stack([scale, bias]), dtype=torch.float32).view(2, 3, 1, 1).to(device)
@@ -43,13 +48,15 @@ def normalize_constants(mean: Sequence[float], std: Sequence[float], device: tor
 def normalize(images: Tensor, constants: Tensor, out: Tensor) -> Tensor:
     """Write `images * scale + bias`, computed in float32, into `out` and return it.
 
-    images: uint8 [3, H, W] or [B, 3, H, W]; constants: what `normalize_constants` gave on the same device; out:
-    float32, float16 or bfloat16 of the same shape in any memory format.
+    Args:
+        images: uint8 [3, H, W] or [B, 3, H, W].
+        constants: what `normalize_constants` gave, on the same device.
+        out: float32, float16 or bfloat16 of the same shape, in any memory format.
     """
     if images.dtype != torch.uint8 or images.shape[-3:-2] != (3,) or out.shape != images.shape:
         raise ValueError(
-            f"normalize takes uint8 [..., 3, H, W] and an output of that shape; "
-            f"got {images.dtype} {list(images.shape)} and {list(out.shape)}"
+            f"images of {images.dtype} {list(images.shape)}, out of {list(out.shape)}: must be uint8 [..., 3, H, W] and an "
+            "output of that shape"
         )
     if images.dim() == 4 and per_image(images):
         for image, target in zip(images, out, strict=True):
@@ -90,8 +97,12 @@ def erase_image_(
 ) -> None:
     """Overwrite the boxes of one normalized image on the CPU in place, in order: `erase_` for one image.
 
-    image: float [3, H, W]. boxes: [C, 4] top, left, height, width in pixels; a height of 0 is no box. key: the image's
-    uint64 noise key.
+    Args:
+        image: float [3, H, W].
+        boxes: [C, 4] top, left, height, width in pixels; a height of 0 is no box.
+        key: the image's uint64 noise key.
+        mode: as of `erase_`.
+        value: as of `erase_`.
     """
     _, _, width = image.shape
     signed = torch.from_numpy(np.array([key], np.uint64).view(np.int64))
@@ -118,20 +129,25 @@ def erase_(
 ) -> Tensor:
     """Overwrite boxes of normalized images in place (random erasing) and return `images`.
 
-    images: float [B, 3, H, W] on any device. erase: [B, C, 4] top, left, height, width in pixels, later boxes over
-    earlier ones; a height of 0 is no box; None is none at all. noise_key: [B]. mode, as in timm's RandomErasing:
-    "const" writes `value` (a number or one a channel, in normalized units), "rand" one normal number for each box and
-    channel, "pixel" one for each pixel and channel. Noise is a function of (key, box, channel, pixel), so that devices
-    agree.
+    Noise is a function of (key, box, channel, pixel), so that devices agree.
+
+    Args:
+        images: float [B, 3, H, W] on any device.
+        erase: [B, C, 4] top, left, height, width in pixels, later boxes over earlier ones; a height of 0 is no box;
+            None is none at all.
+        noise_key: uint64 [B].
+        mode: as in timm's RandomErasing: "const" writes `value`, "rand" one normal number for each box and channel,
+            "pixel" one for each pixel and channel.
+        value: a number or one a channel, in normalized units.
     """
     if mode not in ("const", "rand", "pixel"):
-        raise ValueError(f'mode is "const", "rand" or "pixel"; got {mode!r}')
+        raise wrong("mode", mode, "'const', 'rand' or 'pixel'")
     if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise ValueError(f"erase_ takes float images [B, 3, H, W]; got {images.dtype} {list(images.shape)}")
+        raise ValueError(f"images of {images.dtype} {list(images.shape)}: must be floats [B, 3, H, W]")
     if erase is None:
         return images
     if erase.ndim != 3 or erase.shape[0] != len(images) or erase.shape[2] != 4:
-        raise ValueError(f"erase is [B, C, 4] for images {list(images.shape)}; got {list(erase.shape)}")
+        raise ValueError(f"erase of {list(erase.shape)}: must be [B, C, 4] for images {list(images.shape)}")
     rows = np.flatnonzero((erase[:, :, 2] > 0).any(1))
     if not len(rows):
         return images
@@ -146,7 +162,7 @@ def erase_(
 def _value(value: float | Sequence[float]) -> Tensor:
     values = [value] if isinstance(value, (int, float)) else list(value)
     if len(values) not in (1, 3):
-        raise ValueError(f"value is a number or one for each of the three channels; got {value!r}")
+        raise wrong("value", value, "a number or one for each of the three channels")
     return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
 
 

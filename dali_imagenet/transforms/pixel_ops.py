@@ -23,6 +23,7 @@ from torch.nn.functional import conv2d, grid_sample, pad
 
 from dali_imagenet._compiled import compiled
 from dali_imagenet.ops import FILTERS, Op, check_op
+from dali_imagenet.validation import wrong
 
 _pixel_ops = compiled("dali_imagenet.transforms._pixel_ops")
 
@@ -42,8 +43,8 @@ def check_image(shape: Sequence[int], dtype: torch.dtype, dims: int) -> None:
     if len(shape) != dims or shape[-3] != 3 or dtype != torch.uint8 or 0 in shape[-2:]:
         wanted = "[3, H, W]" if dims == 3 else "[B, 3, H, W]"
         raise ValueError(
-            f"pixel operations take uint8 RGB of shape {wanted}; got {dtype} {list(shape)}. "
-            "Convert grayscale images to RGB when they are decoded"
+            f"image of {dtype} {list(shape)}: must be uint8 RGB of shape {wanted}; grayscale images are converted when "
+            "they are decoded"
         )
 
 
@@ -51,7 +52,7 @@ def fill_bytes(fill: Fill) -> tuple[int, int, int]:
     """The three uint8 values that `fill` (None is black, one number, or one a channel; 0..255) stands for."""
     values = [0.0] if fill is None else [float(fill)] if isinstance(fill, (int, float)) else [float(f) for f in fill]
     if len(values) not in (1, 3) or not all(0 <= v <= 255 for v in values):
-        raise ValueError(f"fill is None, a number or three numbers of 0..255; got {fill!r}")
+        raise wrong("fill", fill, "None, a number or three numbers in [0, 255]")
     r, g, b = (round(v) for v in (values * 3)[:3])
     return r, g, b
 
@@ -235,10 +236,21 @@ def apply_ops_image(
 ) -> Tensor:
     """Apply the operations `op[k]` with `arg[k]` and `aux[k]` in order to one image on the CPU.
 
-    image: uint8 [3, H, W], any strides, not modified; contiguous (planar) is fastest. fill: for what geometric
-    operations leave empty: None (black), a number, or three of 0..255; PIL operations round it to whole values.
-    Returns uint8 [3, H, W], contiguous: the image itself where nothing was to be done, else memory of the workspace,
-    valid until the next call with it. Raises ValueError for other shapes, unknown operations and wrong arguments.
+    Args:
+        image: uint8 [3, H, W], any strides, not modified; contiguous (planar) is fastest.
+        op: numbers of `Op` [K].
+        arg: arguments [K].
+        aux: filters or kernel sizes [K].
+        fill: for what geometric operations leave empty: None (black), a number, or three of 0..255; PIL operations
+            round it to whole values.
+        workspace: memory to work in; None for memory of its own.
+
+    Returns:
+        uint8 [3, H, W], contiguous: the image itself where nothing was to be done, else memory of the workspace, valid
+        until the next call with it.
+
+    Raises:
+        ValueError: for other shapes, unknown operations and wrong arguments.
     """
     check_image(image.shape, image.dtype, 3)
     work = _Work(image, fill_bytes(fill), workspace or Workspace(), fill is not None)
@@ -560,7 +572,7 @@ def _convolves_like_torch() -> bool:
 def gaussian_kernel(sigma: float, size: int) -> Tensor:
     """v2's two-dimensional kernel, float32 [size, size], for sigma in pixels and an odd size."""
     if not sigma > 0 or size < 1 or size % 2 == 0:
-        raise ValueError(f"Gaussian blur takes a sigma above 0 and an odd kernel size in aux; got {sigma} and {size}")
+        raise wrong("gaussian_blur", (sigma, size), "a sigma above 0 and an odd kernel size")
     limit = (size - 1) / (2.0 * math.sqrt(2.0))
     x = torch.linspace(-limit, limit, steps=size)
     line = torch.softmax(x.div(sigma).pow(2).neg(), dim=0)

@@ -51,20 +51,32 @@ _ADAPTIVE = (Op.CONTRAST, Op.PIL_CONTRAST, Op.AUTO_CONTRAST, Op.PIL_AUTO_CONTRAS
 def apply_ops_batch(images: Tensor, op: Array, arg: Array, aux: Array, fill: Fill = None) -> Tensor:
     """Apply to image i the operations `op[i, k]` with `arg[i, k]` and `aux[i, k]`, k in order.
 
-    images: uint8 [B, 3, H, W] on any device, not modified. op, aux: integers [B, K]; arg: float [B, K], numpy, on the
-    host. fill: for what geometric operations leave empty: None (black), a number, or three of 0..255.
-    Returns uint8 [B, 3, H, W] on the same device: `images` itself where nothing was to be done. Work goes to the
-    current stream. Raises ValueError for other shapes, unknown operations and wrong arguments.
+    Args:
+        images: uint8 [B, 3, H, W] on any device, not modified.
+        op: numbers of `Op` [B, K], numpy.
+        arg: arguments [B, K], numpy.
+        aux: filters or kernel sizes [B, K], numpy.
+        fill: for what geometric operations leave empty: None (black), a number, or three of 0..255.
+
+    Returns:
+        uint8 [B, 3, H, W] on the same device: `images` itself where nothing was to be done. Work goes to the current
+        stream.
+
+    Raises:
+        ValueError: for other shapes, unknown operations and wrong arguments.
+        NotImplementedError: for an operation that has no batched executor.
     """
     check_image(images.shape, images.dtype, 4)
     op, arg, aux = np.asarray(op), np.asarray(arg), np.asarray(aux)
     if op.ndim != 2 or len(op) != len(images) or arg.shape != op.shape or aux.shape != op.shape:
         raise ValueError(
-            f"op, arg and aux are [B, K] for images [B, 3, H, W]; got {op.shape}, {arg.shape}, {aux.shape} "
-            f"for {list(images.shape)}"
+            f"op, arg, aux of {op.shape}, {arg.shape}, {aux.shape}: must be [B, K] for images {list(images.shape)}"
         )
-    for o, a, x in zip(op.ravel().tolist(), arg.ravel().tolist(), aux.ravel().tolist(), strict=True):
-        check_op(o, a, x)
+    for number in np.unique(op).tolist():
+        mine = op == number
+        for a in (arg[mine].min(), arg[mine].max()):
+            for x in np.unique(aux[mine]).tolist():
+                check_op(number, float(a), x)
     color = np.array(fill_bytes(fill), np.uint8).reshape(1, 3, 1, 1)
     groups = [g for k in range(op.shape[1]) for g in _groups(op[:, k], arg[:, k], aux[:, k], *images.shape[2:])]
     if not groups:

@@ -253,7 +253,10 @@ def soft_targets(
     """timm's mixup_target: smoothed one-hot rows, mixed with the flipped batch.
 
     Args:
-        labels: int64 [B], in [0, num_classes), or -100 for padding. lam: float32 [B], or None where nothing is mixed.
+        labels: int64 [B], in [0, num_classes), or -100 for padding.
+        lam: float32 [B], or None where nothing is mixed.
+        num_classes: columns of the result.
+        smoothing: share that is spread over all classes, 0..1.
 
     Returns:
         float32 [B, num_classes]; rows sum to 1, also where both labels of a pair are the same. Padding is zeros, which
