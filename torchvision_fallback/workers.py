@@ -1,9 +1,20 @@
-"""The fallback's engine: a DataLoader whose items are whole batches, rendered into a ring of (shared) memory.
+"""A DataLoader whose items are whole batches, made by workers in a ring of shared memory.
 
-The plan travels as (epoch, step); a worker draws it itself, renders it row by row, and for a CPU target also runs the
-batch stage, mixing included, so that nothing but the number of a ring slot comes back. A slot is free again when
-the last tensor on its memory is gone; where none is free the worker allocates, and DataLoader's own sharing carries it.
-In training the workers are fed across the ends of epochs: to the DataLoader all epochs are one.
+    caller's process                                      worker process
+    ----------------                                      --------------
+    Workers.batches --next()--> DataLoader
+      _Tasks: next (epoch, step) of the schedule,
+              a free slot of the ring     --WorkerTask--> _Batches.__getitem__
+                                                            Plan.batch: draws the plan itself
+                                                            Plan.execute_rows: read, decode, resize,
+                                                              and for a CPU target operations, normalize,
+                                                              erase and mix, into the slot's memory
+      tensor on the slot's memory       <--WorkerResult--   the plan as executed, slot, failures
+    yields (plan, images, failures)
+      ... the last tensor on that memory is gone: finalize puts the slot back among the free ones
+
+Where no slot is free the worker allocates, and the DataLoader's own sharing carries the images. In training the workers
+are fed across the ends of epochs: to the DataLoader all epochs are one. With num_workers=0 both sides are one process.
 """
 
 from __future__ import annotations

@@ -55,8 +55,8 @@ def normalize(images: Tensor, constants: Tensor, out: Tensor) -> Tensor:
     """
     if images.dtype != torch.uint8 or images.shape[-3:-2] != (3,) or out.shape != images.shape:
         raise ValueError(
-            f"images of {images.dtype} {list(images.shape)}, out of {list(out.shape)}: must be uint8 [..., 3, H, W] and an "
-            "output of that shape"
+            f"images of {images.dtype} {list(images.shape)}, out of {list(out.shape)}: must be uint8 [..., 3, H, W], "
+            "and an output of that shape"
         )
     if images.dim() == 4 and per_image(images):
         for image, target in zip(images, out, strict=True):
