@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
+import functools
+import inspect
 import json
 import logging
 import os
+import sys
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from dali_imagenet.data.index import SampleIndex
-from dali_imagenet.engine import Engine, EngineOptions, choose_backend, make_engine
+from dali_imagenet.engine import Batch, Engine, EngineOptions, choose_backend, make_engine
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import EPOCHS, OnError, Plan
@@ -27,6 +30,7 @@ from dali_imagenet.transforms.transfer import to_device
 from dali_imagenet.validation import choice, probability, real, whole, wrong
 
 log = logging.getLogger("dali_imagenet")
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 Backend = Literal["auto", "dali", "torchvision", "reference", "reference-tensor"]
 
@@ -214,12 +218,76 @@ def _num_classes(index: SampleIndex, recipe: Recipe) -> int:
     return asked or found
 
 
+def _uncompiled(method: _F) -> _F:
+    """A method that torch.compile leaves to Python, a graph break; without importing the compiler for it."""
+    disabled: Any = None
+
+    @functools.wraps(method)
+    def call(*arguments: Any) -> Any:
+        nonlocal disabled
+        if "torch._dynamo" not in sys.modules:
+            return method(*arguments)
+        if disabled is None:
+            disabled = torch.compiler.disable(method)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        return disabled(*arguments)
+
+    call.__dict__["_torchdynamo_disable"] = True  # what torch.compiler.disable marks functions with
+    return cast(_F, call)
+
+
+_SUPERSEDED = (
+    "this iteration was ended by another iter() of the same loader, which runs one at a time: make a second loader to "
+    "iterate twice at once"
+)
+
+
+class _Made(NamedTuple):
+    """A batch that the user has not seen yet."""
+
+    step: int
+    images: Tensor
+    targets: Tensor
+
+
+class _Peeked(NamedTuple):
+    """The first batch of a coming iteration, and where the others come from."""
+
+    at: tuple[int, int]
+    mixing: bool
+    batches: Generator[Batch, None, None]
+    batch: _Made | None
+
+
+class _Iteration(Iterator[tuple[Tensor, Tensor]]):
+    """What `iter(loader)` gives: one that was ended from outside never looks as if the epoch were over."""
+
+    def __init__(self, batches: Generator[tuple[Tensor, Tensor], None, None]) -> None:
+        self._batches, self._ended = batches, ""
+
+    @_uncompiled
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        if self._ended:
+            raise RuntimeError(self._ended)
+        return next(self._batches)
+
+    def close(self) -> None:
+        """As a generator's: frees what is in flight."""
+        self._batches.close()
+
+    def end(self, why: str) -> None:
+        """Close; a later step raises RuntimeError, unless the epoch was over."""
+        if inspect.getgeneratorstate(self._batches) != inspect.GEN_CLOSED:
+            self._ended = why
+        self._batches.close()
+
+
 class Loader:
     """An iterable of (images, targets), made by `create_loader`. Usable wherever a DataLoader is iterated.
 
     Each `iter()` goes on to the next epoch unless `set_epoch` said which. One iteration runs at a time: a new one
-    ends the one before. A yielded batch stays valid and writable as long as this process holds it; one that is forked
-    meanwhile needs a copy (`images.clone()`), for its own references do not count. Cannot be copied or pickled.
+    ends the one before, whose next step raises RuntimeError. A yielded batch stays valid and writable as long as this
+    process holds it; one that is forked meanwhile needs a copy (`images.clone()`), for its own references do not count.
+    Cannot be copied or pickled.
 
     Attributes:
         plan: the draws.
@@ -259,7 +327,18 @@ class Loader:
         self._restored: tuple[int, int] | None = None  # a loaded position, until an iteration has begun
         self._fresh = False  # an iteration has been made, but has not begun
         self._active = False
-        self._running: weakref.ref[Any] | None = None
+        self._warned = False
+        self._peeked: _Peeked | None = None
+        self._running: weakref.ref[_Iteration] | None = None
+
+    def __repr__(self) -> str:
+        """Backend, data, batch, ranks and position."""
+        kind, plan = type(self.plan.recipe).__name__, self.plan
+        epoch, step = self._at if self._active or self._next is None else self._next
+        return (
+            f"Loader({kind} on {self.dataset!r}, {self.backend} on {self.device}, batch_size={self.batch_size}, "
+            f"rank {plan.rank} of {plan.world_size}, epoch {epoch}, step {step} of {len(self)})"
+        )
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         """A copy would share the engine, or have memory that no worker writes to."""
@@ -283,16 +362,41 @@ class Loader:
         restored = self._restored is not None and self._restored[0] == epoch
         self._next = self._restored if restored else (epoch, 0)
 
+    @_uncompiled
+    def peek(self) -> tuple[Tensor, Tensor]:
+        """A copy of the batch that the next iteration yields first, the same bits, made once for both.
+
+        Neither the position nor what `set_epoch` said changes.
+
+        Raises:
+            RuntimeError: while an iteration runs: it would have to end.
+        """
+        engine = self._open_engine()
+        if self._active:
+            raise RuntimeError("peek() while an iteration runs: call it before or after, or look at the batch in hand")
+        at = self._next if self._next is not None else (self._at[0] + (not self._fresh), 0)
+        found = None if self._peeked is None or self._peeked.at != at else self._peeked
+        if found is None or found.mixing != self._mixing:
+            self._peeked = None  # first: what it holds is the engine's
+            batches = engine.batches(*at)
+            found = self._peeked = _Peeked(at, self._mixing, batches, self._make(engine, batches))
+        if found.batch is None:
+            raise RuntimeError("peek() at the end of an epoch that was resumed there: call set_epoch for the next one")
+        images, targets = found.batch.images, found.batch.targets
+        return images.clone(memory_format=torch.preserve_format), targets.clone()
+
+    @_uncompiled
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         engine = self._open_engine()
-        self._stop()
+        self._warn_of_a_start_left()
+        self._stop(_SUPERSEDED)
         # Lightning asks for iterators more than once, and says set_epoch after that: what never began does not count.
         if self._next is not None:
             self._at = self._next
         elif not self._fresh:
             self._at = (self._at[0] + 1, 0)
         self._next, self._fresh = None, True
-        iteration = self._run(engine)
+        iteration = _Iteration(self._run(engine))
         self._running = weakref.ref(iteration)  # weak: leaving the loop frees it, and with it what it has in flight
         return iteration
 
@@ -300,28 +404,56 @@ class Loader:
         self._at = self._at if self._next is None else self._next
         self._next, self._restored, self._fresh, self._active = None, None, False, True
         epoch, start = self._at
-        batches = engine.batches(epoch, start)
+        peeked, self._peeked = self._peeked, None
+        made: _Made | None = None
+        if peeked is not None and (peeked.at, peeked.mixing) == (self._at, self._mixing):
+            batches, made = peeked.batches, peeked.batch
+        else:
+            batches = engine.batches(epoch, start)
+        del peeked
         try:
             while True:
-                if self._owner != os.getpid():  # neither DALI's threads nor the workers have come along
-                    raise RuntimeError("a loader cannot be iterated in a forked child: create it there")
-                # Memory that is written from another thread, or again later, must not be an inference tensor.
-                with torch.inference_mode(False):
-                    engine.mixing = self.mixup_enabled and self.plan.recipe.mixing
-                    found = next(batches, None)
-                    if found is None:
-                        return
-                    plan, images, failures = found
-                    self._note(failures)
-                    zero_padding_(images, plan)
-                    batch = images, self._targets(plan, engine.mixing)
-                self._at = (epoch, plan.step + 1)
-                del found, plan, images
+                made = made or self._make(engine, batches)
+                if made is None:
+                    return
+                self._at = (epoch, made.step + 1)
+                batch, made = (made.images, made.targets), None
                 yield batch
                 del batch  # else the user's batch would live on here while the next one is made
         finally:
             self._active = False
             batches.close()
+
+    @property
+    def _mixing(self) -> bool:
+        return self.mixup_enabled and self.plan.recipe.mixing
+
+    def _make(self, engine: Engine, batches: Generator[Batch, None, None]) -> _Made | None:
+        """The next batch; None at the end of the epoch."""
+        if self._owner != os.getpid():  # neither DALI's threads nor the workers have come along
+            raise RuntimeError("a loader cannot be iterated in a forked child: create it there")
+        # Memory that is written from another thread, or again later, must not be an inference tensor.
+        with torch.inference_mode(False):
+            engine.mixing = self._mixing
+            found = next(batches, None)
+            if found is None:
+                return None
+            plan, images, failures = found
+            self._note(failures)
+            zero_padding_(images, plan)
+            return _Made(plan.step, images, self._targets(plan, engine.mixing))
+
+    def _warn_of_a_start_left(self) -> None:
+        """A look at the first batches before training makes the training start with the next epoch: say so, once."""
+        (epoch, step), all_steps = self._at, len(self)
+        left = self._next is None and not self._fresh and 0 < step < 0.01 * all_steps
+        if left and not self._warned:
+            self._warned = True
+            log.warning(
+                "epoch %d was left after %d of %d steps, and this iteration is epoch %d: to begin epoch %d again call "
+                "set_epoch(%d) first; to look at a batch without beginning call peek()",
+                *(epoch, step, all_steps, epoch + 1, epoch, epoch),
+            )
 
     def _targets(self, plan: BatchPlan, mixed: bool) -> Tensor:
         recipe = self.plan.recipe
@@ -400,20 +532,22 @@ class Loader:
             ValueError: for a state of other data, recipe, seed or global batch; prints both values of each field.
         """
         epoch, step = position_in(self.plan, state)
-        self._stop()
+        self._stop("load_state_dict ended this iteration: call iter(loader) again")
         self._at = self._restored = (epoch, step)
         self._fresh = False
         self._next = None if step == len(self) else self._at  # a finished epoch: the next iteration is the next epoch
 
-    def _stop(self) -> None:
+    def _stop(self, why: str) -> None:
+        """End the running iteration; its next step says why."""
         iteration = None if self._running is None else self._running()
         if iteration is not None:
-            iteration.close()
+            iteration.end(why)
         self._running = None
 
     def close(self) -> None:
         """End the running iteration, the workers and the pipeline. Batches that are held stay valid."""
-        self._stop()
+        self._stop("the loader is closed")
+        self._peeked = None
         if self._engine is not None:
             self._engine.close()
             self._engine = None

@@ -42,7 +42,7 @@ def save_preview(loader: Loader, path: str | os.PathLike[str], *, count: int = 8
 def _pixels(loader: Loader, images: Tensor) -> Tensor:
     """Normalized images back to uint8 [B, H, W, 3] on the CPU."""
     recipe = loader.plan.recipe
-    mean, std = (torch.tensor(v)[:, None, None] for v in (recipe.mean, recipe.std))
+    mean, std = (torch.tensor(v, dtype=torch.float32, device="cpu")[:, None, None] for v in (recipe.mean, recipe.std))
     floats = images.detach().to("cpu", torch.float32) * std + mean
     return floats.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 

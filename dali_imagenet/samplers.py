@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterator
 from typing import Protocol
@@ -21,10 +22,12 @@ class _HasOrder(Protocol):
 
 
 def _order(loader: _HasOrder | None, plan: Plan) -> Iterator[list[int]]:
-    """The samples of this rank in the coming epoch, step by step, without padding."""
+    """The samples of this rank in the coming epoch, step by step, without padding.
+
+    Which epoch that is, is asked now, not when the first is taken: the loader may have begun it by then.
+    """
     epoch = 0 if loader is None else loader.epoch
-    for step in range(len(plan)):
-        yield [int(i) for i in plan.samples(epoch, step) if i >= 0]
+    return ([int(i) for i in plan.samples(epoch, step) if i >= 0] for step in range(len(plan)))
 
 
 class Sampler:
@@ -44,8 +47,7 @@ class Sampler:
         return last * self._plan.batch_size + int((self._plan.positions(last) >= 0).sum())
 
     def __iter__(self) -> Iterator[int]:
-        for batch in _order(self._loader(), self._plan):
-            yield from batch
+        return itertools.chain.from_iterable(_order(self._loader(), self._plan))
 
 
 class BatchSampler:

@@ -104,7 +104,8 @@ def test_break_and_again(folder: Path, backend: str, workers: int) -> None:
         old = iter(loader)
         next(old)
         new = iter(loader)
-        assert next(old, None) is None  # the new one has ended it
+        with pytest.raises(RuntimeError, match="ended by another iter"):
+            next(old)
         assert len(list(new)) == 3
     with pytest.raises(RuntimeError, match="closed"):
         iter(loader)

@@ -54,7 +54,8 @@ class ReferenceEngine:
             images = torch.zeros((len(plan), 3, *plan.size), dtype=torch.float32, device="cpu")
 
             def make(plan: BatchPlan, row: int, images: Tensor = images) -> None:
-                images[row] = finished(self._pixels(plan, row), plan, row)
+                with torch.device("cpu"):  # torchvision makes its grids on the user's default device
+                    images[row] = finished(self._pixels(plan, row), plan, row)
 
             plan, failures = self._plan.execute_rows(plan, make)
             if self.mixing and plan.mix is not None:
@@ -108,11 +109,12 @@ def finished(pixels: Tensor, plan: BatchPlan, row: int) -> Tensor:
     key = torch.from_numpy(plan.noise_key[row : row + 1].view(np.int64))
     for number, (top, left, height, width) in enumerate(plan.erase[row].tolist()):
         if height:
-            values = torch.zeros(3, height, width)
+            values = torch.zeros(3, height, width, dtype=torch.float32, device="cpu")
             if plan.erase_mode != "const":
-                pixel = torch.arange(image[0].numel()).view(image.shape[1:])[top : top + height, left : left + width]
+                pixel = torch.arange(image[0].numel(), device="cpu").view(image.shape[1:])
+                pixel = pixel[top : top + height, left : left + width]
                 one = torch.zeros_like(pixel) if plan.erase_mode == "rand" else pixel
-                values = noise(key, torch.arange(3)[:, None, None] + 3 * number, one)
+                values = noise(key, torch.arange(3, device="cpu")[:, None, None] + 3 * number, one)
             image = F.erase(image, top, left, height, width, values)
     return image
 

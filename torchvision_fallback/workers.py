@@ -185,7 +185,7 @@ class Workers:
             pin_memory=pin_memory,
             multiprocessing_context=multiprocessing_context if num_workers else None,
             timeout=timeout if num_workers else 0,
-            generator=torch.Generator(),  # else it draws a base seed from torch's global generator
+            generator=torch.Generator("cpu"),  # else it draws a base seed from torch's global generator
         )
         self._owner = os.getpid()
 
@@ -203,7 +203,9 @@ class Workers:
                 if results is None:
                     self._tasks.epoch, self._tasks.start = epoch, start
                     # Workers that are there already are asked for what they had in flight, which may take time.
-                    with _no_interrupt() if self._loader._iterator is None else contextlib.nullcontext():
+                    # The DataLoader makes a tensor of its own, on the user's default device unless told otherwise.
+                    starting = self._loader._iterator is None
+                    with _no_interrupt() if starting else contextlib.nullcontext(), torch.device("cpu"):
                         results = iter(self._loader)
                 done = [next(results)]
             except BaseException as error:

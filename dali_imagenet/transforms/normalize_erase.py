@@ -42,7 +42,7 @@ def normalize_constants(mean: Sequence[float], std: Sequence[float], device: tor
         raise ValueError(f"mean={mean}, std={std}: must be three numbers each, std above 0")
     scale = 1.0 / (255.0 * np.array(std, np.float64))
     bias = -np.array(mean, np.float64) / np.array(std, np.float64)
-    return torch.tensor(np.stack([scale, bias]), dtype=torch.float32).view(2, 3, 1, 1).to(device)
+    return torch.tensor(np.stack([scale, bias]), dtype=torch.float32, device="cpu").view(2, 3, 1, 1).to(device)
 
 
 def normalize(images: Tensor, constants: Tensor, out: Tensor) -> Tensor:
@@ -110,13 +110,14 @@ def erase_image_(
         if h == 0:
             continue
         target = image[:, top : top + h, left : left + w]
-        stream = torch.arange(3)[:, None, None] + 3 * number
+        stream = torch.arange(3, device="cpu")[:, None, None] + 3 * number
         if mode == "const":
             target.copy_(_value(value)[0].expand_as(target))
         elif mode == "rand":
-            target.copy_(noise(signed, stream, torch.zeros(1, dtype=torch.int64)).expand_as(target))
+            target.copy_(noise(signed, stream, torch.zeros(1, dtype=torch.int64, device="cpu")).expand_as(target))
         else:
-            y, x = torch.arange(top, top + h)[:, None], torch.arange(left, left + w)
+            y = torch.arange(top, top + h, device="cpu")[:, None]
+            x = torch.arange(left, left + w, device="cpu")
             target.copy_(noise(signed, stream, y * width + x))
 
 
@@ -163,7 +164,7 @@ def _value(value: float | Sequence[float]) -> Tensor:
     values = [value] if isinstance(value, (int, float)) else list(value)
     if len(values) not in (1, 3):
         raise wrong("value", value, "a number or one for each of the three channels")
-    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+    return torch.tensor(values, dtype=torch.float32, device="cpu").view(1, -1, 1, 1)
 
 
 def _erase_batch(

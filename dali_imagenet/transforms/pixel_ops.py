@@ -380,7 +380,7 @@ def _shift(work: _Work, op: int, arg: float, aux: int) -> None:
 
 def _bilinear(work: _Work, op: int, arg: float) -> None:
     theta, grid = work.workspace.grid(op, arg, *work.shape[1:])
-    fill = torch.tensor(work.fill, dtype=torch.float32).view(1, 3, 1, 1) if work.filled else None
+    fill = torch.tensor(work.fill, dtype=torch.float32, device="cpu").view(1, 3, 1, 1) if work.filled else None
     work.keep(work.out().copy_(bilinear_warp(work.planar()[None], theta, fill, grid)[0]))
 
 
@@ -545,7 +545,7 @@ def convolve(image: Tensor, kernel: Tensor) -> Tensor:
     height, width = (n - size + 1 for n in image.shape[1:])
     fits = height >= 4 and width >= 16 and size <= 63 and image.device.type == "cpu"
     if _pixel_ops is not None and fits and _convolves_like_torch():
-        out = torch.empty(3, height, width)
+        out = torch.empty(3, height, width, dtype=torch.float32, device="cpu")
         _pixel_ops.convolve(image.contiguous().numpy(), kernel.contiguous().numpy(), out.numpy(), height, width, size)
         return out
     return conv2d(image[None], kernel.expand(3, 1, size, size), groups=3)[0]
@@ -556,9 +556,9 @@ def _convolves_like_torch() -> bool:
     """Whether torch's conv2d adds up in the order of `_pixel_ops.convolve` here: it is ten times as slow."""
     kernel = gaussian_kernel(1.5, 23)
     height, width = 9, 70
-    image = torch.arange(3 * (height + 22) * (width + 22), dtype=torch.float32).mul_(0.61803399).frac_().mul_(255)
-    image = image.view(3, height + 22, width + 22)
-    out = torch.empty(3, height, width)
+    image = torch.arange(3 * (height + 22) * (width + 22), dtype=torch.float32, device="cpu")
+    image = image.mul_(0.61803399).frac_().mul_(255).view(3, height + 22, width + 22)
+    out = torch.empty(3, height, width, dtype=torch.float32, device="cpu")
     if _pixel_ops is None:
         return False
     try:
@@ -574,7 +574,7 @@ def gaussian_kernel(sigma: float, size: int) -> Tensor:
     if not sigma > 0 or size < 1 or size % 2 == 0:
         raise wrong("gaussian_blur", (sigma, size), "a sigma above 0 and an odd kernel size")
     limit = (size - 1) / (2.0 * math.sqrt(2.0))
-    x = torch.linspace(-limit, limit, steps=size)
+    x = torch.linspace(-limit, limit, steps=size, dtype=torch.float32, device="cpu")
     line = torch.softmax(x.div(sigma).pow(2).neg(), dim=0)
     return line.unsqueeze(-1) * line
 

@@ -127,7 +127,8 @@ def run_image(
     )
     if pixel_ops._pixel_ops is not None:
         return _augmix_in_c(image.contiguous(), chains, part.weights[row], part.m[row], part.mode, workspace)
-    return _augmix(image, chains, torch.from_numpy(part.weights[row]), torch.tensor(float(part.m[row])), part.mode)
+    weights, m = torch.from_numpy(part.weights[row]), torch.from_numpy(part.m[row : row + 1])
+    return _augmix(image, chains, weights, m, part.mode)
 
 
 def run_batch(images: Tensor, part: OpPlan | AugMixPlan, fill: Sequence[float] | None) -> Tensor:

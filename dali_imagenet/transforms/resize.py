@@ -73,7 +73,7 @@ def resize_crop_flip(pixels: npt.NDArray[np.uint8], region: DecodeRegion, plan: 
     interpolation = int(plan.interpolation[row])
     inside = 0 <= top <= height - rows and 0 <= left <= width - columns
     if inside and _image_kernels is not None and hasattr(_image_kernels, "resize"):
-        image = torch.empty((3, rows, columns), dtype=torch.uint8)
+        image = torch.empty((3, rows, columns), dtype=torch.uint8, device="cpu")
         factors = region.factors[0] or 0.0, region.factors[1] or 0.0
         window, mirrored = (top, left, rows, columns), (plan.vflip[row], plan.hflip[row])
         _image_kernels.resize(
@@ -107,12 +107,12 @@ def apply_color_matrix(image: Tensor, matrix: npt.NDArray[np.float32]) -> Tensor
 
     matrix: [3, 4], in 0..255 units.
     """
-    out = torch.empty(image.shape, dtype=torch.uint8)
+    out = torch.empty(image.shape, dtype=torch.uint8, device="cpu")
     if _image_kernels is not None:
         _image_kernels.recolor(image.numpy(), np.ascontiguousarray(matrix, np.float32), out.numpy())
         return out
     floats = image.to(torch.float32, memory_format=torch.contiguous_format)
-    term = torch.empty(image.shape[1:])
+    term = torch.empty(image.shape[1:], dtype=torch.float32, device="cpu")
     for numbers, target in zip(matrix.tolist(), out, strict=True):
         total = floats[0] * numbers[0]
         total.add_(torch.mul(floats[1], numbers[1], out=term)).add_(torch.mul(floats[2], numbers[2], out=term))
