@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dali_imagenet.data.index import SampleIndex
     from dali_imagenet.data.source import Source
-    from dali_imagenet.errors import BadImageError
+    from dali_imagenet.errors import BadImageError, RankMismatchError
     from dali_imagenet.loader import Loader, create_loader
     from dali_imagenet.metrics import Accuracy
     from dali_imagenet.ops import Op
@@ -29,6 +29,7 @@ __all__ = [
     "Loader",
     "Op",
     "Plan",
+    "RankMismatchError",
     "SampleIndex",
     "Source",
     "TrainRecipe",
@@ -44,6 +45,7 @@ _HOMES = {
     "Loader": "loader",
     "Op": "ops",
     "Plan": "plan.plan",
+    "RankMismatchError": "errors",
     "SampleIndex": "data.index",
     "Source": "data.source",
     "TrainRecipe": "recipe",

@@ -9,6 +9,8 @@ import sys
 from dali_imagenet import EvalRecipe, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.presets import PRESETS
 
+BACKENDS = ("auto", "dali", "torchvision", "reference", "reference-tensor")  # engine.ENGINES, without importing torch
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dali_imagenet", description=__doc__)
@@ -18,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     preview = commands.add_parser("preview", help="save a grid of augmented images, before and after mixing")
     preview.add_argument("folder")
     preview.add_argument("--recipe", choices=(*PRESETS, "eval"), default="strong")
-    preview.add_argument("--backend", choices=("auto", "dali", "torchvision"), default="auto")
+    preview.add_argument("--backend", choices=BACKENDS, default="auto")
     preview.add_argument("--device", help="cpu, cuda or cuda:N; by default the GPU where there is one")
     preview.add_argument("--count", type=int, default=8, help="images (default: 8)")
     preview.add_argument("--epoch", type=int, default=0)

@@ -3,5 +3,9 @@
 from __future__ import annotations
 
 
+class RankMismatchError(RuntimeError):
+    """The ranks of a process group are about to load different data, or in different ways; the message says which."""
+
+
 class BadImageError(RuntimeError):
     """An image that cannot be read; the message names its path and the reason."""

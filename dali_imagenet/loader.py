@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import inspect
 import json
@@ -17,11 +18,13 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast
 import torch
 from torch import Tensor
 
+from dali_imagenet.cores import worker_count
 from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.engine import Batch, Engine, EngineOptions, choose_backend, make_engine
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import EPOCHS, OnError, Plan
+from dali_imagenet.ranks import check_agreement, check_group, in_group, resolve_ranks
 from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
 from dali_imagenet.samplers import BatchSampler, Sampler
 from dali_imagenet.state import position_in, state_of
@@ -78,15 +81,15 @@ def create_loader(
             it is the faster one. "reference" and "reference-tensor" carry the plan out by torchvision's and timm's own
             functions on PIL images and on tensors, slowly: what the others are measured against.
         device: where batches are handed over. None: the current CUDA device where there is one, else the CPU.
-        num_workers: DALI's threads (0 means 1) or the fallback's processes (0 works in-process). None: one a core, 16
-            at most.
+        num_workers: DALI's threads (0 means 1) or the fallback's processes (0 works in-process). None: one for each
+            core that this process may use, divided among the ranks of this machine, 16 at most.
         prefetch: batches in flight: in DALI, or per worker (none with num_workers=0 of the fallback). In training the
             first ones of the next epoch are made while this one ends, and held until they are asked for, through a
             validation in between, too; in evaluation none are held between epochs.
         seed: of order and augmentation. The same seed gives the same batches on every backend, for any number of
             workers and for any number of ranks with the same global batch.
-        rank: by default that of torch.distributed where it is initialised, else 0.
-        world_size: by default that of torch.distributed where it is initialised, else 1.
+        rank: by default that of torch.distributed, asked when the loader is first used, else 0.
+        world_size: by default that of torch.distributed, asked when the loader is first used, else 1.
         drop_last: None drops the last partial batch in training and keeps it in evaluation.
         dtype: float32, float16 or bfloat16.
         memory_format: torch.contiguous_format or torch.channels_last.
@@ -122,40 +125,35 @@ def create_loader(
         hw_decoder_load = probability("hw_decoder_load", hw_decoder_load)
     if not isinstance(recipe, TrainRecipe | EvalRecipe):
         raise TypeError(f"recipe={recipe!r}: must be a TrainRecipe or an EvalRecipe, such as TrainRecipe.classic()")
-    num_workers = min(16, _cores()) if num_workers is None else whole("num_workers", num_workers, 0)
+    num_workers = None if num_workers is None else whole("num_workers", num_workers, 0)
     prefetch = whole("prefetch", prefetch, 1)
     chosen, why = choose_backend(backend, target)
     index = data if isinstance(data, SampleIndex) else _index(data, recipe)
+    if multiprocessing_context == "fork" and not index.source.fork_safe:
+        name = type(index.source).__name__
+        raise wrong(
+            "multiprocessing_context", "fork", f"'spawn' or 'forkserver' for {name}, which no fork goes on with"
+        )
     _check_health(index, on_error, max_broken)
-    rank, world_size = _ranks(rank, world_size)
-    plan = Plan(
-        index,
-        recipe,
-        batch_size=batch_size,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        drop_last=drop_last,
-        on_error=on_error,
+    make_plan = functools.partial(
+        Plan, index, recipe, batch_size=batch_size, seed=seed, drop_last=drop_last, on_error=on_error
+    )
+    make_plan(rank=rank or 0, world_size=world_size or (rank or 0) + 1)  # refuses what is wrong on any rank
+    options = EngineOptions(
+        device=target,
+        dtype=dtype,
+        memory_format=memory_format,
+        prefetch=prefetch,
+        multiprocessing_context=multiprocessing_context,
+        timeout=timeout,
+        roi_decode=roi_decode,
+        hw_decoder_load=hw_decoder_load,
     )
     classes = _num_classes(index, recipe)
-    engine = make_engine(
-        chosen,
-        plan,
-        EngineOptions(
-            device=target,
-            dtype=dtype,
-            memory_format=memory_format,
-            num_workers=num_workers,
-            prefetch=prefetch,
-            multiprocessing_context=multiprocessing_context,
-            timeout=timeout,
-            roi_decode=roi_decode,
-            hw_decoder_load=hw_decoder_load,
-        ),
-    )
-    log.info("backend %s on %s: %s; %s decodes JPEGs", chosen, target, why, engine.decoder)
-    return Loader(plan, engine, target, chosen, classes, max_broken)
+    return Loader(
+        make_plan, chosen, why, options, num_workers=num_workers, ranks=(rank, world_size), num_classes=classes,
+        max_broken=max_broken,
+    )  # fmt: skip
 
 
 def _device(device: torch.device | str | None) -> torch.device:
@@ -172,11 +170,6 @@ def _device(device: torch.device | str | None) -> torch.device:
         if target.index >= torch.cuda.device_count():
             raise RuntimeError(f"device={device!r}, but there are {torch.cuda.device_count()} GPUs")
     return target
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _index(data: str | os.PathLike[str], recipe: Recipe) -> SampleIndex:
@@ -199,15 +192,6 @@ def _check_health(index: SampleIndex, on_error: OnError, max_broken: float) -> N
     if len(broken) > max_broken * len(index):
         raise BadImageError(f"{report}\nThat is more than max_broken={max_broken:.1%} allows")
     log.warning("%s", report)
-
-
-def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if rank is None:
-        rank = torch.distributed.get_rank() if distributed else 0
-    if world_size is None:
-        world_size = torch.distributed.get_world_size() if distributed else 1
-    return rank, world_size
 
 
 def _num_classes(index: SampleIndex, recipe: Recipe) -> int:
@@ -290,35 +274,36 @@ class Loader:
     Cannot be copied or pickled.
 
     Attributes:
-        plan: the draws.
         dataset: the `SampleIndex`.
-        sampler: the order of this rank's samples.
-        batch_sampler: the same, step by step.
+        recipe: what is done with each image.
         backend: the name of the engine.
-        batch_size: rows per rank.
-        drop_last: whether the last partial batch is left out.
         device: where batches are handed over.
         num_classes: of the data, or of the recipe where that says more.
-        roi_decode: whether DALI decodes the crop alone; None where it is not DALI that decodes.
         mixup_enabled: False stops mixing from the next yielded batch on; targets stay float and smoothed.
     """
 
     def __init__(
         self,
-        plan: Plan,
-        engine: Engine,
-        device: torch.device,
+        make_plan: functools.partial[Plan],
         backend: str,
+        why: str,
+        options: EngineOptions,
+        *,
+        num_workers: int | None,
+        ranks: tuple[int | None, int | None],
         num_classes: int,
         max_broken: float,
     ) -> None:
-        self.plan, self.device, self.backend, self.num_classes = plan, device, backend, num_classes
-        self.dataset, self.batch_size, self.drop_last = plan.index, plan.batch_size, plan.drop_last
-        self.mixup_enabled = plan.recipe.mixing
-        self.roi_decode = engine.roi_decode
-        self.sampler = Sampler(self)
-        self.batch_sampler = BatchSampler(self, self.sampler)
-        self._engine: Engine | None = engine
+        self.dataset: SampleIndex = make_plan.args[0]
+        self.recipe: Recipe = make_plan.args[1]
+        self.backend, self.device, self.num_classes = backend, options.device, num_classes
+        self.mixup_enabled = self.recipe.mixing
+        self._make_plan, self._why, self._options = make_plan, why, options
+        self._num_workers, self._ranks = num_workers, ranks
+        self._grouped = False  # the ranks are those of a process group
+        self._compared = False  # with the other ranks
+        self._engine: Engine | None = None
+        self._closed = False
         self._owner = os.getpid()
         self._max_broken = max_broken
         self._failed: dict[int, str] = {}
@@ -331,13 +316,50 @@ class Loader:
         self._peeked: _Peeked | None = None
         self._running: weakref.ref[_Iteration] | None = None
 
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """The draws of this rank, whose number is looked up when they are first needed."""
+        rank, world_size = resolve_ranks(*self._ranks)
+        self._grouped = in_group()
+        return self._make_plan(rank=rank, world_size=world_size)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows per rank."""
+        return int(self._make_plan.keywords["batch_size"])
+
+    @property
+    def drop_last(self) -> bool:
+        """Whether the last partial batch is left out."""
+        asked = self._make_plan.keywords["drop_last"]
+        return isinstance(self.recipe, TrainRecipe) if asked is None else bool(asked)
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        """The order of this rank's samples."""
+        return Sampler(self)
+
+    @functools.cached_property
+    def batch_sampler(self) -> BatchSampler:
+        """The same, step by step."""
+        return BatchSampler(self, self.sampler)
+
+    @property
+    def roi_decode(self) -> bool | None:
+        """Whether DALI decodes the crop alone; None where it is not DALI that decodes."""
+        return self._open_engine().roi_decode
+
     def __repr__(self) -> str:
         """Backend, data, batch, ranks and position."""
-        kind, plan = type(self.plan.recipe).__name__, self.plan
+        kind = type(self.recipe).__name__
+        ranks = (
+            f"rank {self.plan.rank} of {self.plan.world_size}" if "plan" in self.__dict__ else "ranks not looked up yet"
+        )
+        steps = len(self) if "plan" in self.__dict__ else "?"
         epoch, step = self._at if self._active or self._next is None else self._next
         return (
             f"Loader({kind} on {self.dataset!r}, {self.backend} on {self.device}, batch_size={self.batch_size}, "
-            f"rank {plan.rank} of {plan.world_size}, epoch {epoch}, step {step} of {len(self)})"
+            f"{ranks}, epoch {epoch}, step {step} of {steps})"
         )
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
@@ -404,6 +426,7 @@ class Loader:
         self._at = self._at if self._next is None else self._next
         self._next, self._restored, self._fresh, self._active = None, None, False, True
         epoch, start = self._at
+        self._compare_ranks()
         peeked, self._peeked = self._peeked, None
         made: _Made | None = None
         if peeked is not None and (peeked.at, peeked.mixing) == (self._at, self._mixing):
@@ -426,7 +449,7 @@ class Loader:
 
     @property
     def _mixing(self) -> bool:
-        return self.mixup_enabled and self.plan.recipe.mixing
+        return self.mixup_enabled and self.recipe.mixing
 
     def _make(self, engine: Engine, batches: Generator[Batch, None, None]) -> _Made | None:
         """The next batch; None at the end of the epoch."""
@@ -456,7 +479,7 @@ class Loader:
             )
 
     def _targets(self, plan: BatchPlan, mixed: bool) -> Tensor:
-        recipe = self.plan.recipe
+        recipe = self.recipe
         if not isinstance(recipe, TrainRecipe) or not recipe.soft_targets:
             return to_device([plan.label], self.device)[0]
         lam = plan.mix.lam if mixed and plan.mix is not None else None
@@ -516,9 +539,29 @@ class Loader:
         return reproduce(self.plan, self._open_engine(), row)
 
     def _open_engine(self) -> Engine:
-        if self._engine is None:
+        if self._closed:
             raise RuntimeError("the loader is closed")
+        plan = self.plan
+        if not self._grouped and self._ranks == (None, None):
+            check_group(plan.rank, plan.world_size)
+        if self._engine is None:
+            workers = self._num_workers
+            if workers is None:
+                workers = worker_count(plan.world_size, torch.cuda.device_count())
+            self._engine = make_engine(self.backend, plan, dataclasses.replace(self._options, num_workers=workers))
+            log.info(
+                "backend %s on %s: %s; %s decodes JPEGs; rank %d of %d",
+                *(self.backend, self.device, self._why, self._engine.decoder, plan.rank, plan.world_size),
+            )
         return self._engine
+
+    def _compare_ranks(self) -> None:
+        """Once, before the first batch: the ranks must agree."""
+        if not self._compared:
+            self._compared = True
+            plan, (epoch, step) = self.plan, self._at
+            also = {"on_error": plan.on_error, "epoch": epoch, "step": step}
+            check_agreement(plan.rank, plan.world_size, {**plan.fingerprint, **also})
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, as plain JSON: what it depends on, the epoch, and the steps handed out in it."""
@@ -529,7 +572,7 @@ class Loader:
         batch is fine.
 
         Raises:
-            ValueError: for a state of other data, recipe, seed or global batch; prints both values of each field.
+            ValueError: for a state of other data, recipe, seed, global batch or drop_last; prints both values.
         """
         epoch, step = position_in(self.plan, state)
         self._stop("load_state_dict ended this iteration: call iter(loader) again")
@@ -548,9 +591,10 @@ class Loader:
         """End the running iteration, the workers and the pipeline. Batches that are held stay valid."""
         self._stop("the loader is closed")
         self._peeked = None
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        self._closed = True
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
             self.dataset.source.close()
 
     def __enter__(self) -> Loader:

@@ -2,7 +2,7 @@
 
 An operation takes a uint8 image and one final argument (a factor, degrees, pixels, bits, a threshold; sign included),
 so that what executes a draw knows nothing of the policy that drew it. Two families: torchvision's `transforms.v2`
-functional on uint8 tensors (nearest sampling), and PIL as timm's auto-augment uses it (ids from 100).
+functional on uint8 tensors, and PIL as timm's auto-augment uses it (ids from 100).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Op(IntEnum):
 
     IDENTITY = 0
     SHEAR_X = 1  # tangent of the angle; aux = 0 nearest, 2 bilinear
-    SHEAR_Y = 2
+    SHEAR_Y = 2  # as above
     TRANSLATE_X = 3  # whole pixels, right is positive; aux as above
     TRANSLATE_Y = 4  # whole pixels, down is positive; aux as above
     ROTATE = 5  # degrees, as torchvision's rotate; aux as above
@@ -42,9 +42,9 @@ class Op(IntEnum):
     SOLARIZE_ADD = 18  # value added below the threshold 128
 
     PIL_SHEAR_X = 101  # shear factor; aux = PIL resampling filter (0 nearest, 2 bilinear, 3 bicubic)
-    PIL_SHEAR_Y = 102
+    PIL_SHEAR_Y = 102  # as above
     PIL_TRANSLATE_X = 103  # pixels; aux as above
-    PIL_TRANSLATE_Y = 104
+    PIL_TRANSLATE_Y = 104  # as above
     PIL_ROTATE = 105  # degrees; aux as above
     PIL_BRIGHTNESS = 106  # ImageEnhance factor
     PIL_COLOR = 107

@@ -13,7 +13,8 @@ from dali_imagenet.plan.plan import Plan
 class _HasOrder(Protocol):
     """What is asked of a loader."""
 
-    plan: Plan
+    @property
+    def plan(self) -> Plan: ...
 
     @property
     def epoch(self) -> int: ...

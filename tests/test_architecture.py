@@ -7,13 +7,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from dali_imagenet.__main__ import BACKENDS
+from dali_imagenet.engine import ENGINES
+from dali_imagenet.loader import Backend
 
 ROOT = Path(__file__).resolve().parent.parent
 # From the ground up; each may import from its own line and from those above it.
 LAYERS = (
-    ("_compiled", "cache", "errors", "formats", "validation"),
+    ("_compiled", "cache", "cores", "errors", "formats", "validation"),
     ("jpeg_markers", "ops", "rng"),
     ("policy",),
     ("presets",),
@@ -25,7 +30,7 @@ LAYERS = (
     ("image",),
     ("engine",),
     ("dali", "torchvision_fallback"),
-    ("samplers", "state"),
+    ("ranks", "samplers", "state"),
     ("explain",),
     ("loader",),
     ("metrics", "preview"),
@@ -139,6 +144,11 @@ def test_private_names_of_the_package_are_not_imported(folder: str) -> None:
             if isinstance(node, ast.ImportFrom) and node.module and ours(node.module):
                 private = [a.name for a in node.names if a.name.startswith("_") and a.name != "_compiled"]
                 assert not private, (path, private)
+
+
+def test_every_list_of_backends_is_that_of_the_engines() -> None:
+    names = {"auto", *ENGINES}
+    assert set(get_args(Backend)) == set(BACKENDS) == names
 
 
 def test_exported_names_are_there_and_light() -> None:

@@ -272,7 +272,7 @@ def test_bad_arguments() -> None:
         ({"dtype": torch.float32}, "normalize"),
         ({"dtype": torch.uint8, "normalize": NORMALIZE}, "float32"),
         ({"memory_format": torch.channels_last_3d}, "memory_format"),
-        ({"device": "meta"}, "device=meta"),
+        ({"device": "meta"}, "device='meta'"),
     ]:
         with pytest.raises(ValueError, match=message):
             DaliStage(**{**good, **wrong})

@@ -13,7 +13,6 @@ from dali_imagenet.decode.decode import decoder_name
 from dali_imagenet.engine import Batch, EngineOptions
 from dali_imagenet.plan.plan import Plan
 from dali_imagenet.transforms.postprocess import Postprocess
-from dali_imagenet.validation import wrong
 from torchvision_fallback.workers import Workers
 
 log = logging.getLogger("dali_imagenet")
@@ -24,8 +23,6 @@ def _context(source: Source, options: EngineOptions) -> str | None:
     asked = options.multiprocessing_context
     if source.fork_safe or not options.num_workers:
         return asked
-    if asked == "fork":
-        raise wrong("multiprocessing_context", asked, f"'spawn' or 'forkserver' for {type(source).__name__}")
     if asked is None:
         log.info("workers are spawned: forked ones cannot go on with %s", type(source).__name__)
     return asked or "spawn"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 from typing import Any
@@ -30,8 +31,10 @@ def versions() -> dict[str, str]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, rounded up."""
+    from dali_imagenet.cores import usable_cores
+
+    return math.ceil(usable_cores())
 
 
 def _processor() -> str:

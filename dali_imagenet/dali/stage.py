@@ -128,7 +128,8 @@ class DaliStage:
             raise wrong("dtype", dtype, "float32, float16 or bfloat16 with normalize, uint8 without")
         choice("memory_format", memory_format, (torch.contiguous_format, torch.channels_last))
         self.device = torch.device(device)
-        choice("device", self.device.type, ("cpu", "cuda"))
+        if self.device.type not in ("cpu", "cuda"):
+            raise wrong("device", str(device), "'cpu' or 'cuda'")
         if self.device.type == "cuda":
             if not torch.cuda.is_available():
                 raise RuntimeError(f"device={device}: torch sees no CUDA GPU here; use device='cpu'")

@@ -22,7 +22,8 @@ class Step(NamedTuple):
             both ends included, where the operation wants whole ones: translate, posterize, solarize-add).
         sign: with probability one half mirrors the argument about the value that changes nothing: -x, or 2 - x for the
             factors of brightness, color, contrast and sharpness.
-        aux: what `Op` says; None is 3 (bicubic) for PIL's moving operations and 0 else.
+        aux: what `Op` says; None is 3 (bicubic) for PIL's moving operations and 0 else, but for GAUSSIAN_BLUR, which
+            has no default.
     """
 
     op: Op
