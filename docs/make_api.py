@@ -47,7 +47,7 @@ NOTES = {
     "Op": "How exact each is: [augmentation.md](augmentation.md#operations).",
     "Source": "An implementation: [CONTRIBUTING.md](../CONTRIBUTING.md#a-data-source).",
 }
-WHAT = {  # validators that say themselves what they take
+WHAT: dict[str, Callable[..., str]] = {  # validators that say themselves what they take
     "_size": lambda: "a side in [1, 4096], or (height, width)",
     "_sizes": lambda: "a side in [1, 4096], or (height, width), or a schedule of them",
     "_strengths": lambda: "4 numbers in [0, 1], the hue in [0, 0.5]",
@@ -212,7 +212,7 @@ def signature(name: str, made: Callable[..., Any], skip: int = 0) -> str:
         if p.kind is p.KEYWORD_ONLY and not stars:
             parts.append("*")
         stars = stars or p.kind in (p.KEYWORD_ONLY, p.VAR_POSITIONAL)
-        prefix = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        prefix = "*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else ""
         text = prefix + p.name + ("" if p.annotation is p.empty else f": {annotation(p.annotation)}")
         parts.append(text if p.default is p.empty else f"{text} = {default(p.default)}")
     back = (
@@ -262,7 +262,7 @@ def checks(cls: type) -> dict[str, str]:
     owner = next((base for base in cls.__mro__ if "_set" in vars(base)), None)
     if owner is None or cls.__name__ in ("AugmentPolicy", "TimmPolicy"):
         return heard
-    original = vars(owner)["_set"]
+    original: Any = vars(owner)["_set"]
 
     def listen(self: Any, field: str, validate: Any, *bounds: Any) -> None:
         heard[field] = WHAT[validate.__name__](*bounds)
