@@ -36,7 +36,6 @@ MADE_ELSEWHERE = {
     "OpPlan": "Made by `AugmentPolicy.draw`.",
     "TimmPolicy": "A base class: made by its heirs.",
     "AugmentPolicy": "A base class: made by its heirs.",
-    "BadImageError": "",
     "Op": "",
     "Source": "",
 }
@@ -361,7 +360,9 @@ def entry(package: str, name: str) -> Iterator[str]:
     made = getattr(importlib.import_module(package), name)
     is_data = dataclasses.is_dataclass(made)
     yield from (f"## `{name}`", "", f"`from {package} import {name}`", "")
-    if name in MADE_ELSEWHERE:
+    if isinstance(made, type) and issubclass(made, Exception):
+        pass  # raised, not made
+    elif name in MADE_ELSEWHERE:
         yield from (MADE_ELSEWHERE[name], "") if MADE_ELSEWHERE[name] else ()
     elif not is_data:
         yield from ("```text", signature(name, made), "```", "")
