@@ -304,7 +304,7 @@ BROKEN = """
 import sys, pathlib
 sys.path[:0] = {path!r}
 import torch
-from tests.test_pipeline import DaliBatchError, DaliStage, image_paths, make_plan, run
+from tests.test_dali_stage import DaliBatchError, DaliStage, image_paths, make_plan, run
 folder, bad, in_graph = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
 paths = (image_paths(folder) * 6)[:64]
 plans = [make_plan(paths, train=True, seed=n) for n in range(3)]
