@@ -70,7 +70,7 @@ def use(decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if decoder != "region decoder":
         monkeypatch.setattr(decoding, "_jpeg", None)
     if decoder == "Pillow":
-        monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
+        monkeypatch.setattr(decoding, "_simplejpeg_module", lambda: None)
     if decoder_name() != decoder:
         pytest.skip(f"{decoder} is not here")
 

@@ -29,6 +29,7 @@ import torch
 from dali_imagenet import BadImageError, EvalRecipe, Plan, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet import image as stage_module
 from dali_imagenet.dali.stage import dali_available
+from dali_imagenet.data import folder as folder_module
 from dali_imagenet.data import index_cache
 from tests.conftest import make_folder
 from torchvision_fallback import workers as workers_module
@@ -177,7 +178,7 @@ def test_a_pipe_in_a_files_place_blocks_nothing(new_folder: Callable[..., Path],
 
 
 def test_a_read_that_fails_costs_that_sample(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = stage_module._open
+    real = folder_module._open
 
     def failing(path: str, flags: int) -> int:
         if path == index.path(5):
@@ -186,13 +187,13 @@ def test_a_read_that_fails_costs_that_sample(index: SampleIndex, monkeypatch: py
 
     with loader(index, workers=0, recipe=EVAL, on_error="skip", max_broken=0.5) as ours:
         expected = torch.cat([images.clone() for images, _ in ours])
-        monkeypatch.setattr(stage_module, "_open", failing)
+        monkeypatch.setattr(folder_module, "_open", failing)
         got = torch.cat([images.clone() for images, _ in ours])
         assert "Input/output error" in ours.failures[index.path(5)]
         assert [i for i in range(48) if not torch.equal(got[i], expected[i])] == [5]
         monkeypatch.undo()
         assert torch.equal(torch.cat([images.clone() for images, _ in ours]), expected)  # it can be read again
-    monkeypatch.setattr(stage_module, "_open", failing)
+    monkeypatch.setattr(folder_module, "_open", failing)
     with loader(index, workers=0, recipe=EVAL) as ours, pytest.raises(BadImageError, match="Input/output error"):
         list(ours)
 

@@ -278,7 +278,7 @@ def test_the_host_never_waits_in_the_batch_stage(folder: Path, recipe: str) -> N
     stage = Postprocess(dtype=torch.bfloat16, memory_format=torch.channels_last)
     plan = Plan(SampleIndex.from_folder(folder), RECIPES[recipe], batch_size=24, seed=0)
     pixels = torch.randint(0, 256, (24, 3, 48, 48), dtype=torch.uint8, device="cuda")
-    stage.normalize(pixels)  # its constants are copied once
+    stage.normalize(pixels, plan.batch(0, 0))  # its constants are copied once
     try:
         for epoch in range(12):
             drawn = plan.batch(epoch, 0)
