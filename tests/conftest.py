@@ -1,4 +1,4 @@
-"""Small data sets that the tests make themselves, and where real ones are found."""
+"""Fixtures that any test may ask for: small data sets made here, real ones where there are some, quiet threads."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+
+from tests.helpers import make_folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,28 +32,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:
-    """Something with smooth areas and edges, as photographs have."""
-    coarse = rng.integers(0, 256, (max(2, height // 24), max(2, width // 24), 3), np.uint8)
-    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image).astype(np.int16)
-    pixels[height // 3 : height // 2, width // 4 :] //= 2
-    pixels += rng.integers(-8, 9, pixels.shape, np.int16)
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
-
-def make_folder(root: Path, count: int, classes: int = 4, seed: int = 0, low: int = 40, high: int = 200) -> Path:
-    """An ImageFolder tree of JPEGs of mixed sizes and subsamplings."""
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-        folder = root / f"class_{i % classes:03d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        height, width = (int(v) for v in rng.integers(low, high, 2))
-        options = {"quality": int(rng.integers(80, 97)), "subsampling": int(rng.integers(0, 3))}
-        photo(rng, height, width).save(folder / f"{i:05d}.JPEG", "JPEG", **options)
-    return root
 
 
 @pytest.fixture(scope="session")

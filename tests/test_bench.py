@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,7 @@ from bench.compare.results import SCHEMA, read
 from bench.contestants import BY_NAME, CONTESTANTS
 from bench.core import images, measure, stats
 from bench.core.job import SPECS, Job
-
-ROOT = Path(__file__).resolve().parent.parent
-
+from tests.helpers import ROOT, python, script
 
 # statistics
 
@@ -335,7 +331,7 @@ def test_help_lists_every_command_and_imports_nothing_that_costs(tmp_path: Path)
     code = (
         "import sys, bench.__main__ as b; b.parser(); print({'torch', 'rich', 'psutil', 'matplotlib'} & {*sys.modules})"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    found = script(code, check=True)
     assert found.stdout == "set()\n"
 
 
@@ -352,15 +348,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def bench(*arguments: str, cwd: Path, cache: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "DALI_IMAGENET_CACHE": str(cache), "COLUMNS": "80"}
-    return subprocess.run(
-        [sys.executable, "-m", "bench", *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return python("-m", "bench", *arguments, cwd=cwd, env={"DALI_IMAGENET_CACHE": str(cache), "COLUMNS": "80"})
 
 
 def test_a_small_run(tiny: Path, tmp_path: Path) -> None:
@@ -431,8 +419,6 @@ modules = (normalize_erase._image_kernels, resize._image_kernels, jpeg_markers._
 print([m is None for m in modules], decoder_name())
 """
     assert BY_NAME["ours-pure"].environment
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
-    )
+    done = script(code, check=True)
     assert done.stdout.split("]")[0] == "[True, True, True, True"
     assert done.stdout.split()[-1] == "Pillow"

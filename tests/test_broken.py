@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import logging
 import os
@@ -21,15 +22,14 @@ from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
 from bench.checks.inputs import Input, file_name, inputs
-from dali_imagenet import BadImageError, EvalRecipe, SampleIndex, TrainRecipe, create_loader
-from dali_imagenet.dali.stage import dali_available
-from tests.conftest import make_folder
+from dali_imagenet import BadImageError, EvalRecipe, SampleIndex, TrainRecipe
+from tests import helpers
+from tests.helpers import BACKENDS, HERE, copied, make_folder, needs_dali, saved
 
-needs_dali = pytest.mark.skipif(not dali_available()[0], reason=dali_available()[1])
-BACKENDS = [pytest.param("dali", marks=needs_dali), "torchvision"]
 INPUTS = inputs()
 EVAL = EvalRecipe(input_size=48, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 TRAIN = TrainRecipe.classic(input_size=32)
+load = functools.partial(helpers.load, batch_size=4)
 
 
 def named(condition: Callable[[Input], bool]) -> list[str]:
@@ -53,14 +53,9 @@ def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def loader(data: Any, recipe: Any, backend: str, **options: Any) -> Any:
-    options = {"batch_size": 4, "num_workers": 1 if backend == "dali" else 0, "device": "cpu"} | options
-    return create_loader(data, recipe, backend=backend, **options)
-
-
 def epoch(of: Any) -> tuple[Tensor, Tensor]:
-    batches = [(images.clone(), targets.clone()) for images, targets in of]
-    return torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
+    batches = copied(of)
+    return torch.cat([images for images, _ in batches]), torch.cat([targets for _, targets in batches])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -68,7 +63,7 @@ def test_readable_inputs_have_the_pixels_of_imagefolder(readable: Path, backend:
     index = SampleIndex.from_folder(readable)
     assert not index.broken.any()
     recipe = EvalRecipe(input_size=48, resize_size=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    with loader(index, recipe, backend, batch_size=7) as ours:
+    with load(index, recipe, backend=backend, batch_size=7) as ours:
         images, targets = epoch(ours)
         assert ours.failures == {}
     assert targets.tolist() == list(range(len(READABLE)))
@@ -105,7 +100,7 @@ def broken(tmp_path: Path) -> tuple[Path, list[Path]]:
 def test_raise_names_what_is_broken_before_the_first_batch(broken: tuple[Path, list[Path]], backend: str) -> None:
     root, added = broken
     with pytest.raises(BadImageError, match=f"{len(BROKEN)} of {5 * len(BROKEN)} images are broken") as caught:
-        loader(root, TRAIN, backend)
+        load(root, TRAIN, backend=backend)
     named = [path for path in added if f"{path}: " in str(caught.value)]
     assert len(named) == min(10, len(BROKEN))
     assert "on_error='replace'" in str(caught.value)
@@ -118,8 +113,8 @@ def test_replace_is_the_same_everywhere_and_counted(
     index = SampleIndex.from_folder(root)
     options: dict[str, Any] = {"on_error": "replace", "max_broken": 0.5}
     epochs, orders = [], []
-    for backend in ["dali", "torchvision"] if dali_available()[0] else ["torchvision"]:
-        with caplog.at_level(logging.WARNING, "dali_imagenet"), loader(index, TRAIN, backend, **options) as ours:
+    for backend in HERE:
+        with caplog.at_level(logging.WARNING, "dali_imagenet"), load(index, TRAIN, backend=backend, **options) as ours:
             epochs.append(epoch(ours))
             orders.append([ours.plan.batch(0, step).source_index.tolist() for step in range(len(ours))])
             assert set(ours.failures) == {str(path) for path in added}
@@ -128,8 +123,8 @@ def test_replace_is_the_same_everywhere_and_counted(
             ours.set_epoch(0)
             iteration = iter(ours)
             next(iteration)
-            state = json.loads(json.dumps(ours.state_dict()))
-        with loader(index, TRAIN, backend, **options) as again:
+            state = saved(ours)
+        with load(index, TRAIN, backend=backend, **options) as again:
             again.load_state_dict(state)
             rest = epoch(again)
             assert torch.equal(rest[0], epochs[-1][0][4:])
@@ -140,18 +135,18 @@ def test_replace_is_the_same_everywhere_and_counted(
     assert not np.isin(np.concatenate(orders[0]), index.broken.nonzero()[0]).any()
     for images, _ in epochs[1:]:
         assert (images - epochs[0][0]).abs().mean() < 0.02
-    saved = json.loads((tmp_path / "bad.json").read_text())
-    assert [row["path"] for row in saved] == [index.path(row["sample"]) for row in saved]
-    assert sorted(row["path"] for row in saved) == sorted(str(path) for path in added)
+    listed = json.loads((tmp_path / "bad.json").read_text())
+    assert [row["path"] for row in listed] == [index.path(row["sample"]) for row in listed]
+    assert sorted(row["path"] for row in listed) == sorted(str(path) for path in added)
     with open(tmp_path / "bad.csv", newline="") as file:
-        assert [{**row, "sample": int(row["sample"])} for row in csv.DictReader(file)] == saved
+        assert [{**row, "sample": int(row["sample"])} for row in csv.DictReader(file)] == listed
     assert "are broken" in caplog.text
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_skip_counts_exactly(broken: tuple[Path, list[Path]], backend: str) -> None:
     index = SampleIndex.from_folder(broken[0])
-    with loader(index, EVAL, backend, on_error="skip", max_broken=0.5) as ours:
+    with load(index, EVAL, backend=backend, on_error="skip", max_broken=0.5) as ours:
         images, targets = epoch(ours)
     assert targets[: len(index)].eq(-100).tolist() == index.broken.tolist()
     assert int((targets >= 0).sum()) == 4 * len(BROKEN)
@@ -162,7 +157,7 @@ def test_skip_counts_exactly(broken: tuple[Path, list[Path]], backend: str) -> N
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_set_share_stops_the_run(broken: tuple[Path, list[Path]], backend: str) -> None:
     with pytest.raises(BadImageError, match=r"more than max_broken=10\.0% allows"):
-        loader(broken[0], TRAIN, backend, on_error="replace", max_broken=0.1)
+        load(broken[0], TRAIN, backend=backend, on_error="replace", max_broken=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +178,7 @@ def test_a_file_that_changes_later_loses_that_sample_alone(
     shutil.copytree(whole, root)
     index = SampleIndex.from_folder(root, cache=False)
     options: dict[str, Any] = {"on_error": "replace", "max_broken": 0.05}
-    with loader(index, TRAIN, backend, **options) as ours:
+    with load(index, TRAIN, backend=backend, **options) as ours:
         ours.set_epoch(1)
         before, _ = epoch(ours)
         ours.set_epoch(1)
@@ -202,7 +197,7 @@ def test_a_file_that_changes_later_loses_that_sample_alone(
     # the substitute is the next sample, with the draws of the one that is lost: what it is on every backend
     plan = ours.plan.batch(1, at // 4, failed=[7])
     assert plan.source_index[at % 4] == 8
-    strict = loader(index, TRAIN, backend)
+    strict = load(index, TRAIN, backend=backend)
     with strict, pytest.raises(BadImageError, match="00007"):
         epoch(strict)
 
@@ -213,14 +208,14 @@ def test_what_only_a_decoder_finds_is_lost_on_every_backend(tmp_path: Path) -> N
     index = SampleIndex.from_folder(root)
     assert not index.broken.any()
     epochs = []
-    for backend in ["dali", "torchvision"] if dali_available()[0] else ["torchvision"]:
-        with loader(index, TRAIN, backend, on_error="replace", max_broken=0.5) as ours:
+    for backend in HERE:
+        with load(index, TRAIN, backend=backend, on_error="replace", max_broken=0.5) as ours:
             epochs.append(torch.cat([epoch(ours)[0] for _ in range(3)]))
             assert set(ours.failures) == {str(path) for path in added}
-        with loader(index, EVAL, backend, on_error="skip", max_broken=0.5) as ours:
+        with load(index, EVAL, backend=backend, on_error="skip", max_broken=0.5) as ours:
             _, targets = epoch(ours)
             assert {index.path(int(i)) for i in targets.eq(-100).nonzero()} == {str(path) for path in added}
-        with loader(index, TRAIN, backend) as ours, pytest.raises(BadImageError, match="broken data stream"):
+        with load(index, TRAIN, backend=backend) as ours, pytest.raises(BadImageError, match="broken data stream"):
             epoch(ours)
     for images in epochs[1:]:
         assert (images - epochs[0]).abs().mean((1, 2, 3)).max() < 0.02
@@ -229,7 +224,7 @@ def test_what_only_a_decoder_finds_is_lost_on_every_backend(tmp_path: Path) -> N
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_changes_later_counts_towards_the_share(new_folder: Callable[..., Path], backend: str) -> None:
     index = SampleIndex.from_folder(new_folder(20), cache=False)
-    with loader(index, EVAL, backend, on_error="skip", max_broken=0.1) as ours:
+    with load(index, EVAL, backend=backend, on_error="skip", max_broken=0.1) as ours:
         for sample in (3, 9):
             os.unlink(index.path(sample))
         _, targets = epoch(ours)
@@ -243,7 +238,7 @@ def test_what_changes_later_counts_towards_the_share(new_folder: Callable[..., P
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_everything_lost_is_an_error(new_folder: Callable[..., Path], backend: str) -> None:
     index = SampleIndex.from_folder(new_folder(4), cache=False)
-    with loader(index, TRAIN, backend, batch_size=2, on_error="replace", max_broken=1.0) as ours:
+    with load(index, TRAIN, backend=backend, batch_size=2, on_error="replace", max_broken=1.0) as ours:
         for i in range(4):
             os.unlink(index.path(i))
         with pytest.raises(RuntimeError, match="all 4 images are broken"):
@@ -259,7 +254,10 @@ def test_what_dali_cannot_decode_but_pillow_can(tmp_path: Path, monkeypatch: pyt
     index = SampleIndex.from_arrays(
         true.labels, true.height, true.width, root=root, paths=[true.relative_path(i) for i in range(8)]
     )
-    with loader(index, TRAIN, "dali", batch_size=8) as ours, loader(true, TRAIN, "torchvision", batch_size=8) as theirs:
+    with (
+        load(index, TRAIN, backend="dali", batch_size=8) as ours,
+        load(true, TRAIN, batch_size=8) as theirs,
+    ):
         (first, _), (again, _), (expected, _) = epoch(ours), epoch(ours), epoch(theirs)
         assert ours.failures == {}
     assert (first - expected).abs().mean() < 0.01

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from dali_imagenet.dali.stage import dali_available
 from dali_imagenet.metrics import Accuracy
+from tests.helpers import BACKENDS, ROOT, start
 
-ROOT = Path(__file__).parent.parent
 EXAMPLE = str(ROOT / "examples" / "train_ddp.py")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-BACKENDS = [
-    "torchvision",
-    pytest.param("dali", marks=pytest.mark.skipif(not dali_available()[0], reason="DALI is not installed")),
-]
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 
 
-def start(processes: int, *words: str) -> subprocess.Popen[str]:
+def launch(processes: int, *words: str) -> subprocess.Popen[str]:
     """A script under torchrun, or alone where one process is asked for; on the CPU."""
     launcher = [*TORCHRUN, str(processes)] if processes > 1 else []
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *launcher, *words], env=environment, **pipes)
+    return start(*launcher, *words, env={"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -47,7 +37,7 @@ def test_training_on_two_processes_equals_training_on_one(folder: Path, tmp_path
     """The strong recipe, mixing on: parameters up to the order of floating-point sums, every sample evaluated once."""
     common = [EXAMPLE, str(folder), "--backend", backend, "--size", "32", "--epochs", "3", "--workers", "1"]
     runs = [
-        start(
+        launch(
             processes, *common, "--batch-size", str(8 // processes), "--checkpoint", str(tmp_path / f"{processes}.pt")
         )
         for processes in (1, 2)
@@ -89,7 +79,7 @@ def test_three_processes_count_every_sample_once(folder: Path, tmp_path: Path) -
     script = tmp_path / "evaluate.py"
     script.write_text(_EVALUATE)
     # 24 images on 3 ranks by 5: two steps, six rows of padding; the ranks' lines may run into one another
-    assert finish(start(3, str(script), str(folder))).count("({1: 0.25, 2: 0.5}, 24) 2 3") == 3
+    assert finish(launch(3, str(script), str(folder))).count("({1: 0.25, 2: 0.5}, 24) 2 3") == 3
 
 
 def test_accuracy_in_one_process() -> None:

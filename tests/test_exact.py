@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from dali_imagenet import EvalRecipe, Loader, SampleIndex, TrainRecipe, create_loader
-from dali_imagenet.dali.stage import dali_available
-from tests.conftest import make_folder
+from dali_imagenet import EvalRecipe, SampleIndex, TrainRecipe
+from tests import helpers
+from tests.helpers import BACKENDS, ENGINES, HERE, Batches, make_folder, needs_dali, start
 
-BACKENDS = [
-    "torchvision",
-    pytest.param("dali", marks=pytest.mark.skipif(not dali_available()[0], reason="DALI is not installed")),
-]
 pytestmark = pytest.mark.usefixtures("one_thread")
 STRONG = TrainRecipe.strong(input_size=48, re_prob=0.5, re_mode="pixel")
-ROOT = Path(__file__).parent.parent
-Batches = list[tuple[Tensor, Tensor]]
+load = functools.partial(helpers.load, batch_size=24, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +31,15 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
     return SampleIndex.from_folder(make_folder(tmp_path_factory.mktemp("exact") / "data", 53, seed=1))
 
 
-def loader_of(index: SampleIndex, recipe: Any = STRONG, **options: Any) -> Loader:
-    settings: dict[str, Any] = {"batch_size": 24, "backend": "torchvision", "num_workers": 0, "seed": 5}
-    return create_loader(index, recipe, device="cpu", **(settings | options))
-
-
 def batches_of(index: SampleIndex, recipe: Any = STRONG, epoch: int = 1, **options: Any) -> Batches:
-    with loader_of(index, recipe, **options) as loader:
+    with load(index, recipe, **options) as loader:
         loader.set_epoch(epoch)
         return list(loader)
 
 
 def same(a: Batches, b: Batches) -> bool:
-    return len(a) == len(b) > 0 and all(
-        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(a, b, strict=True)
-    )
+    """Equal, and there are any."""
+    return len(a) > 0 and helpers.same(a, b)
 
 
 def levels(a: Tensor, b: Tensor, recipe: Any = STRONG) -> float:
@@ -76,9 +64,8 @@ def test_workers_change_nothing(index: SampleIndex, reference: Batches, workers:
     assert same(found, reference)
 
 
+@needs_dali
 def test_threads_of_dali_change_nothing(index: SampleIndex, reference: Batches) -> None:
-    if not dali_available()[0]:
-        pytest.skip("DALI is not installed")
     one = batches_of(index, backend="dali", num_workers=1)
     assert same(batches_of(index, backend="dali", num_workers=4), one)
     assert same(batches_of(index, backend="dali", num_workers=0, prefetch=3), one)
@@ -90,7 +77,7 @@ def test_threads_of_dali_change_nothing(index: SampleIndex, reference: Batches) 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_the_order_of_batches_survives_several_epochs(index: SampleIndex, context: str) -> None:
     """Persistent workers, an iteration that is left, and prefetched batches: still those of the plan."""
-    with loader_of(index, num_workers=2, multiprocessing_context=context, timeout=300) as loader:
+    with load(index, STRONG, num_workers=2, multiprocessing_context=context, timeout=300) as loader:
         first = list(loader)
         for _ in loader:
             break
@@ -114,9 +101,8 @@ def test_the_order_of_batches_survives_several_epochs(index: SampleIndex, contex
     ],
     ids=["classic", "strong unmixed", "strong elem", "jitter", "eval", "eval bicubic"],
 )
+@needs_dali
 def test_backends_agree(index: SampleIndex, recipe: Any) -> None:
-    if not dali_available()[0]:
-        pytest.skip("DALI is not installed")
     dali, torchvision = (batches_of(index, recipe, backend=name) for name in ("dali", "torchvision"))
     assert len(dali) == len(torchvision) == (2 if isinstance(recipe, TrainRecipe) else 3)
     for (images, targets), (expected, labels) in zip(dali, torchvision, strict=True):
@@ -128,7 +114,7 @@ def test_backends_agree(index: SampleIndex, recipe: Any) -> None:
 def test_epochs_and_seeds_differ(index: SampleIndex, reference: Batches) -> None:
     for other in (batches_of(index, epoch=2), batches_of(index, seed=6)):
         assert not any(torch.equal(x, u) for (x, _), (u, _) in zip(other, reference, strict=True))
-    plans = [loader_of(index, seed=seed).plan.batch(epoch, 0) for seed, epoch in ((5, 1), (5, 2), (6, 1))]
+    plans = [load(index, STRONG, seed=seed).plan.batch(epoch, 0) for seed, epoch in ((5, 1), (5, 2), (6, 1))]
     at = [{int(i): plan.crop_box[row].tolist() for row, i in enumerate(plan.source_index)} for plan in plans]
     for other_boxes in at[1:]:
         both = at[0].keys() & other_boxes.keys()
@@ -149,7 +135,7 @@ def test_ranks_together_see_the_pixels_of_one_process(index: SampleIndex, backen
         parts = []
         for rank in range(world):
             options = {"batch_size": 24 // world, "rank": rank, "world_size": world}
-            loader = loader_of(index, recipe, backend=backend, **options)
+            loader = load(index, recipe, backend=backend, **options)
             loader.set_epoch(1)
             with loader:
                 parts.append((loader.plan, list(loader)))
@@ -170,7 +156,7 @@ def test_evaluation_counts_every_sample_once(
     expected = torch.cat([images for images, _ in batches_of(data, recipe, batch_size=samples, backend=backend)])
     seen, steps = [], set()
     for rank in range(world):
-        with loader_of(data, recipe, batch_size=batch, rank=rank, world_size=world, backend=backend) as loader:
+        with load(data, recipe, batch_size=batch, rank=rank, world_size=world, backend=backend) as loader:
             rows = 0
             for step, (images, targets) in enumerate(loader):
                 index = loader.plan.samples(0, step)
@@ -211,25 +197,21 @@ def test_processes_of_their_own(index: SampleIndex, tmp_path: Path) -> None:
     """Two ranks and one process, each a fresh interpreter with its own hash seed, give the same rows and state."""
     script = tmp_path / "child.py"
     script.write_text(_CHILD)
-    backends = ["torchvision", "dali"] if dali_available()[0] else ["torchvision"]
     commands = [
-        [{"backend": b, "batch_size": 24, "num_workers": 1, "multiprocessing_context": "spawn"} for b in backends],
-        [{"backend": b, "batch_size": 12, "num_workers": 0, "rank": 0, "world_size": 2} for b in backends],
-        [{"backend": b, "batch_size": 12, "num_workers": 2, "rank": 1, "world_size": 2} for b in backends],
+        [{"backend": b, "batch_size": 24, "num_workers": 1, "multiprocessing_context": "spawn"} for b in HERE],
+        [{"backend": b, "batch_size": 12, "num_workers": 0, "rank": 0, "world_size": 2} for b in HERE],
+        [{"backend": b, "batch_size": 12, "num_workers": 2, "rank": 1, "world_size": 2} for b in HERE],
     ]
     running = []
     for number, jobs in enumerate(commands):
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(number)}
-        words = [sys.executable, str(script), index.root, json.dumps(jobs)]
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        running.append(subprocess.Popen(words, env=environment, **pipes))
+        running.append(start(str(script), index.root, json.dumps(jobs), env={"PYTHONHASHSEED": str(number)}))
     lines, states = [], []
     for process in running:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         lines.append([json.loads(line) for line in out.splitlines()])
         states.append([json.loads(line) for line in err.splitlines() if line.startswith("{")])
-    for number in range(len(backends)):
+    for number in range(len(HERE)):
         whole, first, second = (line[number] for line in lines)
         for step in range(2):
             assert len(whole[step]) == 24
@@ -245,17 +227,15 @@ def _global_states() -> list[Any]:
     return [random.getstate(), [np.asarray(v).tolist() for v in numpy_state], torch.get_rng_state().tolist()]
 
 
-@pytest.mark.parametrize(("backend", "workers"), [("torchvision", 0), ("torchvision", 2), ("dali", 1)])
+@pytest.mark.parametrize(("backend", "workers"), ENGINES)
 def test_global_generators_are_left_alone(index: SampleIndex, backend: str, workers: int) -> None:
-    if backend == "dali" and not dali_available()[0]:
-        pytest.skip("DALI is not installed")
     found = []
     for seed in (1, 2):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
         before = _global_states()
-        with loader_of(index, backend=backend, num_workers=workers) as loader:
+        with load(index, STRONG, backend=backend, num_workers=workers) as loader:
             loader.set_epoch(1)
             batches = list(loader)
             json.dumps(loader.state_dict())
@@ -270,15 +250,13 @@ def test_global_generators_are_left_alone(index: SampleIndex, backend: str, work
     assert same(*found)
 
 
-@pytest.mark.parametrize(("backend", "workers"), [("torchvision", 0), ("torchvision", 2), ("dali", 1)])
+@pytest.mark.parametrize(("backend", "workers"), ENGINES)
 def test_inference_mode_changes_nothing(index: SampleIndex, backend: str, workers: int) -> None:
     """As evaluation functions use it: the loader made and iterated inside, and iterated again outside."""
-    if backend == "dali" and not dali_available()[0]:
-        pytest.skip("DALI is not installed")
     for recipe in (STRONG, EvalRecipe(input_size=48)):
         expected = batches_of(index, recipe, epoch=0, backend=backend)
         with torch.inference_mode():
-            loader = loader_of(index, recipe, backend=backend, num_workers=workers)
+            loader = load(index, recipe, backend=backend, num_workers=workers)
             found = list(loader)
             assert same(found, expected)
         with loader:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from dali_imagenet import EvalRecipe, TrainRecipe, create_loader
-from dali_imagenet.dali.stage import dali_available
+from dali_imagenet import EvalRecipe, TrainRecipe
+from tests.helpers import BACKENDS, load
 
-BACKENDS = [
-    "torchvision",
-    pytest.param("dali", marks=pytest.mark.skipif(not dali_available()[0], reason="DALI is not installed")),
-]
 RECIPES = {
     "classic": TrainRecipe.classic(input_size=32, vflip=0.5),
     "strong": TrainRecipe.strong(input_size=32, re_prob=0.7, re_mode="pixel", re_count=(1, 3)),
@@ -25,15 +20,10 @@ RECIPES = {
 }
 
 
-def loader_of(folder: Path, recipe: Any, **options: Any) -> Any:
-    settings: dict[str, Any] = {"batch_size": 8, "seed": 4, "num_workers": 0, "device": "cpu", "backend": "torchvision"}
-    return create_loader(folder, recipe, **(settings | options))
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_row_is_rendered_again_from_its_explanation(folder: Path, backend: str, name: str) -> None:
-    with loader_of(folder, RECIPES[name], backend=backend) as loader:
+    with load(folder, RECIPES[name], seed=4, backend=backend) as loader:
         loader.mixup_enabled = False
         loader.set_epoch(3)
         for step, (images, _) in enumerate(loader):
@@ -49,7 +39,7 @@ def test_a_row_is_rendered_again_from_its_explanation(folder: Path, backend: str
 def test_explanations_say_what_was_mixed(folder: Path, mode: str) -> None:
     recipe = RECIPES["strong"].replace(label_smoothing=0.0, mixup_mode=mode)
     kinds = set()
-    with loader_of(folder, recipe) as plain, loader_of(folder, recipe) as mixed:
+    with load(folder, recipe, seed=4) as plain, load(folder, recipe, seed=4) as mixed:
         plain.mixup_enabled = False
         for step, ((images, _), (found, targets)) in enumerate(zip(plain, mixed, strict=True)):
             for row in mixed.explain(step):
@@ -73,7 +63,7 @@ def test_explanations_say_what_was_mixed(folder: Path, mode: str) -> None:
 
 
 def test_rows_name_the_file_and_the_draws(folder: Path) -> None:
-    with loader_of(folder, RECIPES["strong"]) as loader:
+    with load(folder, RECIPES["strong"], seed=4) as loader:
         rows = [row for step in range(len(loader)) for row in loader.explain(step, 0)]
         assert sorted(row["index"] for row in rows) == list(range(24))
         for row in rows:
@@ -87,7 +77,7 @@ def test_rows_name_the_file_and_the_draws(folder: Path) -> None:
 
 
 def test_padding_and_other_data_are_refused(folder: Path) -> None:
-    with loader_of(folder, EvalRecipe(input_size=32), world_size=5, rank=4) as loader:
+    with load(folder, EvalRecipe(input_size=32), seed=4, world_size=5, rank=4) as loader:
         row = loader.explain(0)[-1]
         assert (row["index"], row["label"], row["path"]) == (-1, -100, None)
         with pytest.raises(ValueError, match="padding"):

@@ -26,22 +26,19 @@ import psutil
 import pytest
 import torch
 
-from dali_imagenet import BadImageError, EvalRecipe, Plan, SampleIndex, TrainRecipe, create_loader
-from dali_imagenet import image as image_module
-from dali_imagenet.dali.stage import dali_available
+from dali_imagenet import BadImageError, EvalRecipe, Plan, SampleIndex, TrainRecipe, image
 from dali_imagenet.data import folder as folder_module
 from dali_imagenet.data import index_cache
-from tests.conftest import make_folder
+from tests import helpers
+from tests.helpers import ENGINES, ROOT, is_worker, make_folder, needs_dali, python, script, start, workers_of
 from torchvision_fallback import workers as workers_module
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc and sends signals"),
 ]
-needs_dali = pytest.mark.skipif(not dali_available()[0], reason=dali_available()[1])
-ENGINES = [pytest.param("dali", 1, marks=needs_dali), ("torchvision", 0), ("torchvision", 2)]
 TRAIN = TrainRecipe.classic(input_size=32)
 EVAL = EvalRecipe(input_size=32)
-ROOT = Path(__file__).resolve().parent.parent
+load = functools.partial(helpers.load, batch_size=4, num_workers=2)
 
 
 @pytest.fixture(scope="module")
@@ -62,26 +59,9 @@ def nothing_left(index: SampleIndex) -> Iterator[None]:
     assert not [p for p in left if is_worker(p)]
 
 
-def loader(index: Any, backend: str = "torchvision", workers: int = 2, recipe: Any = TRAIN, **options: Any) -> Any:
-    return create_loader(
-        index, recipe, **{"batch_size": 4, "device": "cpu", "backend": backend, "num_workers": workers} | options
-    )
-
-
-def is_worker(process: psutil.Process) -> bool:
-    try:
-        return "resource_tracker" not in " ".join(process.cmdline())
-    except psutil.Error:  # it has ended meanwhile
-        return False
-
-
-def workers_of(process: psutil.Process | None = None) -> list[psutil.Process]:
-    return [p for p in (process or psutil.Process()).children(recursive=True) if is_worker(p)]
-
-
 def kill_a_worker() -> int:
     """Its number, once it is dead, and not yet waited for."""
-    victim = workers_of()[0].pid
+    victim = int(workers_of()[0].pid)
     with contextlib.suppress(RuntimeError):  # torch's handler of signals says it here, not at some later line
         os.kill(victim, signal.SIGKILL)
         os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)
@@ -89,7 +69,7 @@ def kill_a_worker() -> int:
 
 
 def test_a_killed_worker_is_an_error_and_the_next_iteration_works(index: SampleIndex) -> None:
-    with loader(index) as ours:
+    with load(index, TRAIN) as ours:
         expected = [images.clone() for images, _ in ours]
         ours.set_epoch(0)
         iteration = iter(ours)
@@ -105,7 +85,7 @@ def test_a_killed_worker_is_an_error_and_the_next_iteration_works(index: SampleI
 
 
 def test_a_worker_killed_between_epochs_is_an_error_and_the_next_iteration_works(index: SampleIndex) -> None:
-    with loader(index) as ours:
+    with load(index, TRAIN) as ours:
         expected = [images.clone() for images, _ in ours]
         victim = kill_a_worker()
         with pytest.raises(RuntimeError, match=rf"worker.*{victim}.*(killed|exited)"):
@@ -116,16 +96,16 @@ def test_a_worker_killed_between_epochs_is_an_error_and_the_next_iteration_works
 
 def test_an_error_that_is_held_holds_no_worker(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its traceback would: then workers of the failed iteration would write to the slots of the next one."""
-    real = image_module.read_pixels
+    real = image.read_pixels
 
     def broken(samples: SampleIndex, sample: int, *rest: Any) -> Any:
         if sample == 17:
             raise BadImageError("17")
         return real(samples, sample, *rest)
 
-    monkeypatch.setattr("dali_imagenet.image.read_pixels", broken)
+    monkeypatch.setattr(image, "read_pixels", broken)
     before = set(workers_of())
-    with loader(index, multiprocessing_context="fork") as ours:
+    with load(index, TRAIN, multiprocessing_context="fork") as ours:
         with pytest.raises(BadImageError) as held:
             list(ours)
         assert set(workers_of()) == before
@@ -134,7 +114,7 @@ def test_an_error_that_is_held_holds_no_worker(index: SampleIndex, monkeypatch: 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_closes_nothing_of_its_parent(index: SampleIndex) -> None:
-    with loader(index) as ours:
+    with load(index, TRAIN) as ours:
         iteration = iter(ours)
         first = next(iteration)
         child = os.fork()
@@ -150,16 +130,16 @@ def test_a_forked_child_closes_nothing_of_its_parent(index: SampleIndex) -> None
 
 
 def test_a_read_that_blocks_runs_into_the_timeout(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = image_module.read_pixels
+    real = image.read_pixels
 
     def slow(samples: SampleIndex, sample: int, *rest: Any) -> Any:
         if sample == 17:
             time.sleep(1000)
         return real(samples, sample, *rest)
 
-    monkeypatch.setattr("dali_imagenet.image.read_pixels", slow)
+    monkeypatch.setattr(image, "read_pixels", slow)
     start = time.monotonic()
-    with loader(index, timeout=2, multiprocessing_context="fork") as ours:
+    with load(index, TRAIN, timeout=2, multiprocessing_context="fork") as ours:
         with pytest.raises(RuntimeError, match="timed out after 2 seconds"):
             for _ in ours:
                 pass
@@ -171,7 +151,7 @@ def test_a_pipe_in_a_files_place_blocks_nothing(new_folder: Callable[..., Path],
     index = SampleIndex.from_folder(new_folder(8), cache=False)
     os.unlink(index.path(3))
     os.mkfifo(index.path(3))
-    with loader(index, backend, workers, EVAL, on_error="skip", max_broken=0.5) as ours:
+    with load(index, EVAL, backend=backend, num_workers=workers, on_error="skip", max_broken=0.5) as ours:
         targets = torch.cat([t for _, t in ours])
         assert targets.eq(-100).nonzero().flatten().tolist() == [3]
         assert list(ours.failures) == [index.path(3)]
@@ -185,7 +165,7 @@ def test_a_read_that_fails_costs_that_sample(index: SampleIndex, monkeypatch: py
             raise OSError(errno.EIO, os.strerror(errno.EIO), path)
         return real(path, flags)
 
-    with loader(index, workers=0, recipe=EVAL, on_error="skip", max_broken=0.5) as ours:
+    with load(index, EVAL, num_workers=0, on_error="skip", max_broken=0.5) as ours:
         expected = torch.cat([images.clone() for images, _ in ours])
         monkeypatch.setattr(folder_module, "_open", failing)
         got = torch.cat([images.clone() for images, _ in ours])
@@ -194,19 +174,18 @@ def test_a_read_that_fails_costs_that_sample(index: SampleIndex, monkeypatch: py
         monkeypatch.undo()
         assert torch.equal(torch.cat([images.clone() for images, _ in ours]), expected)  # it can be read again
     monkeypatch.setattr(folder_module, "_open", failing)
-    with loader(index, workers=0, recipe=EVAL) as ours, pytest.raises(BadImageError, match="Input/output error"):
+    with load(index, EVAL, num_workers=0) as ours, pytest.raises(BadImageError, match="Input/output error"):
         list(ours)
 
 
 FULL_DISK = """
 import resource, signal, sys
-sys.path.insert(0, sys.argv[1])
 import logging
 logging.basicConfig(format="%(message)s")
 from dali_imagenet import EvalRecipe, SampleIndex, create_loader
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write that goes too far is an OSError
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
-index = SampleIndex.from_folder(sys.argv[2], cache_dir=sys.argv[3], progress=False)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+index = SampleIndex.from_folder(sys.argv[1], cache_dir=sys.argv[2], progress=False)
 options = {"batch_size": 4, "backend": "torchvision", "device": "cpu", "num_workers": 0}
 with create_loader(index, EvalRecipe(input_size=32), **options) as loader:
     print(index.fingerprint, index.scan.read, sum(len(targets) for _, targets in loader))
@@ -219,8 +198,7 @@ def test_a_full_disk_costs_the_cache_only(new_folder: Callable[..., Path], tmp_p
     root, cache = new_folder(8), tmp_path / "cache"
     expected = SampleIndex.from_folder(root, cache=False).fingerprint
     # -B: Python would leave cut .pyc files
-    command = [sys.executable, "-B", "-c", FULL_DISK, str(ROOT), str(root), str(cache), str(room)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = python("-B", "-c", FULL_DISK, str(root), str(cache), str(room))
     assert done.stdout.split() == [expected, "8", "8"], done.stderr[-2000:]
     assert "File too large" in done.stderr
     assert "cannot be written, the next start reads every header again" in done.stderr
@@ -252,26 +230,23 @@ def test_a_full_disk_leaves_the_older_cache(
 
 INDEXING = """
 import sys
-sys.path.insert(0, sys.argv[1])
 from dali_imagenet import SampleIndex
-print(SampleIndex.from_folder(sys.argv[2], cache_dir=sys.argv[3], progress=False).fingerprint)
+print(SampleIndex.from_folder(sys.argv[1], cache_dir=sys.argv[2], progress=False).fingerprint)
 """
 
 
 def test_ranks_that_index_at_once_agree(index: SampleIndex, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", INDEXING, str(ROOT), index.root, str(tmp_path)]
-    ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    ranks = [start("-c", INDEXING, index.root, str(tmp_path)) for _ in range(3)]
     found = {rank.communicate(timeout=300)[0].strip() for rank in ranks}
     assert found == {index.fingerprint}
     assert len(list(tmp_path.iterdir())) == 1  # one cache, nothing temporary
 
 
-INTERRUPTED = """
+ENDLESS = """
 import sys
-sys.path.insert(0, sys.argv[1])
 print("starting", flush=True)
 from dali_imagenet import TrainRecipe, create_loader
-root, backend, workers = sys.argv[2], sys.argv[3], int(sys.argv[4])
+root, backend, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
 print("imported", flush=True)
 while True:
     loader = create_loader(root, TrainRecipe.strong(input_size=32, num_classes=4), batch_size=4, backend=backend,
@@ -287,12 +262,8 @@ while True:
 @pytest.mark.parametrize("moment", ["starting", "imported", "made", "batch", "many batches"])
 def test_ctrl_c_ends_it(index: SampleIndex, backend: str, workers: int, moment: str) -> None:
     """The signal goes to the whole process group, as a terminal sends it."""
-    command = [sys.executable, "-c", INTERRUPTED, str(ROOT), index.root, backend, str(workers)]
-    child = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    child = start(
+        *("-c", ENDLESS, index.root, backend, str(workers)),
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
     )
@@ -326,10 +297,10 @@ def test_ctrl_c_ends_it(index: SampleIndex, backend: str, workers: int, moment: 
 
 
 def test_ctrl_c_while_the_workers_are_stopped_is_not_lost(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = loader(index)
+    ours = load(index, TRAIN)
     next(iter(ours))
     real = BaseProcess.join
-    waiting = []
+    waiting: list[BaseProcess] = []
 
     def join(process: BaseProcess, timeout: float | None = None) -> None:
         if not waiting:
@@ -349,7 +320,7 @@ def test_ctrl_c_while_the_workers_are_stopped_is_not_lost(index: SampleIndex, mo
 
 @pytest.mark.parametrize(("backend", "workers"), ENGINES)
 def test_an_exception_in_the_training_loop(index: SampleIndex, backend: str, workers: int) -> None:
-    ours = loader(index, backend, workers)
+    ours = load(index, TRAIN, backend=backend, num_workers=workers)
 
     def train() -> None:
         for _ in ours:
@@ -362,7 +333,7 @@ def test_an_exception_in_the_training_loop(index: SampleIndex, backend: str, wor
     ours.close()
 
 
-VISITED = (  # the files in whose lines Ctrl-C is pressed
+VISITED = (  # the files whose lines are interrupted
     "dali_imagenet/loader.py",
     "dali_imagenet/dali/engine.py",
     "dali_imagenet/dali/stage.py",
@@ -403,11 +374,11 @@ def interrupted(call: Callable[[], Any], line: int) -> int:
 def test_an_interrupt_anywhere_puts_no_image_in_anothers_place(
     index: SampleIndex, backend: str, workers: int, moment: str
 ) -> None:
-    with loader(index, backend, workers) as ours:
+    with load(index, TRAIN, backend=backend, num_workers=workers) as ours:
         expected = [(images.clone(), targets) for images, targets in ours]
 
     def run(line: int) -> int:
-        ours = loader(index, backend, workers)
+        ours = load(index, TRAIN, backend=backend, num_workers=workers)
         ours.set_epoch(1)
         steps = iter(ours)
         if moment != "start":
@@ -437,14 +408,15 @@ def test_an_interrupt_within_dali_puts_no_image_in_anothers_place(
     index: SampleIndex, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """Before and after each of its calls, which a trace does not see; also while a batch in flight is thrown away."""
-    with loader(index, "dali", 1) as ours:
+    with load(index, TRAIN, backend="dali", num_workers=1) as ours:
         expected = [images.clone() for images, _ in ours]
         for after in (False, True):
             for leave in (False, True):
                 ours.set_epoch(1)
                 steps = iter(ours)
                 next(steps)
-                pipe = ours._engine._stage._pipe
+                engine: Any = ours._engine
+                pipe = engine._stage._pipe
                 name = where if hasattr(pipe, where) else "feed_input"
                 real = getattr(pipe, name)
 
@@ -464,7 +436,7 @@ def test_an_interrupt_within_dali_puts_no_image_in_anothers_place(
                         steps = iter(ours)
                     with pytest.raises(KeyboardInterrupt):
                         next(steps)
-                del steps, pipe, real, call
+                del steps, engine, pipe, real, call
                 ours.set_epoch(0)
                 assert all(map(torch.equal, [images for images, _ in ours], expected))
 
@@ -485,33 +457,32 @@ def test_no_slot_is_free_twice_after_an_interrupt(index: SampleIndex) -> None:
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_loader_is_not_copied(index: SampleIndex, copied: Callable[[Any], Any]) -> None:
     """The workers would write to the original's memory, and the copy show what lies in its own."""
-    with loader(index) as ours, pytest.raises(TypeError, match="make another with create_loader"):
+    with load(index, TRAIN) as ours, pytest.raises(TypeError, match="make another with create_loader"):
         copied(ours)
 
 
 IN_CHILD = """
 import os, sys
-sys.path.insert(0, sys.argv[1])
 import torch
 from dali_imagenet import TrainRecipe, create_loader
-loader = create_loader(sys.argv[2], TrainRecipe.classic(input_size=32), batch_size=4, backend=sys.argv[3], device="cpu",
-                       num_workers=int(sys.argv[4]))
-if sys.argv[5] in ("used", "in an epoch"):
+loader = create_loader(sys.argv[1], TrainRecipe.classic(input_size=32), batch_size=4, backend=sys.argv[2], device="cpu",
+                       num_workers=int(sys.argv[3]))
+if sys.argv[4] in ("used", "in an epoch"):
     iteration = iter(loader)
     first = next(iteration)
-if sys.argv[5] == "used":
+if sys.argv[4] == "used":
     del iteration
-if sys.argv[5] == "between epochs":
+if sys.argv[4] == "between epochs":
     assert sum(1 for _ in loader) == len(loader)
 pid = os.fork()
 if not pid:
     try:
-        next(iteration if sys.argv[5] == "in an epoch" else iter(loader))
+        next(iteration if sys.argv[4] == "in an epoch" else iter(loader))
     except RuntimeError as error:
         os._exit(7 if "forked" in str(error) else 1)
     os._exit(2)
 print("child:", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-if sys.argv[5] == "in an epoch":
+if sys.argv[4] == "in an epoch":
     assert 1 + sum(1 for _ in iteration) == len(loader)
 print("parent:", sum(1 for _ in loader) == len(loader))
 """
@@ -520,17 +491,15 @@ print("parent:", sum(1 for _ in loader) == len(loader))
 @pytest.mark.parametrize(("backend", "workers"), ENGINES)
 @pytest.mark.parametrize("state", ["new", "used", "in an epoch", "between epochs"])
 def test_a_forked_child_is_told_to_make_its_own(index: SampleIndex, backend: str, workers: int, state: str) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", IN_CHILD, str(ROOT), index.root, backend, str(workers), state]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = python("-W", "ignore", "-c", IN_CHILD, index.root, backend, str(workers), state)
     assert done.stdout.split("\n")[:2] == ["child: 7", "parent: True"], done.stderr[-2000:]
 
 
 ENDS = """
 import sys
-sys.path.insert(0, sys.argv[1])
 from dali_imagenet import TrainRecipe, create_loader
-loader = create_loader(sys.argv[2], TrainRecipe.classic(input_size=32), batch_size=4, backend=sys.argv[3], device="cpu",
-                       num_workers=int(sys.argv[4]))
+loader = create_loader(sys.argv[1], TrainRecipe.classic(input_size=32), batch_size=4, backend=sys.argv[2], device="cpu",
+                       num_workers=int(sys.argv[3]))
 print(sum(1 for _ in loader) == len(loader))
 """
 
@@ -538,33 +507,33 @@ print(sum(1 for _ in loader) == len(loader))
 @pytest.mark.parametrize(("backend", "workers"), ENGINES)
 def test_a_script_that_ends_after_an_epoch_ends_quietly(index: SampleIndex, backend: str, workers: int) -> None:
     """Although the next epoch has been begun."""
-    command = [sys.executable, "-W", "ignore", "-c", ENDS, str(ROOT), index.root, backend, str(workers)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = python("-W", "ignore", "-c", ENDS, index.root, backend, str(workers))
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
 @pytest.mark.parametrize(("backend", "workers"), ENGINES)
 def test_train_and_val_at_the_same_time(index: SampleIndex, backend: str, workers: int) -> None:
     def batches(recipe: Any) -> list[torch.Tensor]:
-        with loader(index, backend, workers, recipe) as ours:
+        with load(index, recipe, backend=backend, num_workers=workers) as ours:
             return [images.clone() for images, _ in ours]
 
     alone = batches(TRAIN), batches(EVAL)
-    with loader(index, backend, workers) as train, loader(index, backend, workers, EVAL) as val:
+    own = {"backend": backend, "num_workers": workers}
+    with load(index, TRAIN, **own) as train, load(index, EVAL, **own) as val:
         for step, ((a, _), (b, _)) in enumerate(zip(train, val, strict=True)):
             assert torch.equal(a, alone[0][step])
             assert torch.equal(b, alone[1][step])
 
 
 def test_held_batches_outlive_the_loader(index: SampleIndex) -> None:
-    ours = loader(index)
+    ours = load(index, TRAIN)
     held = [images for images, _ in ours]
     copies = [images.clone() for images in held]
     ours.close()
     del ours
     gc.collect()
     assert all(map(torch.equal, held, copies))
-    again = loader(index, workers=0)
+    again = load(index, TRAIN, num_workers=0)
     again.close()
     with pytest.raises(RuntimeError, match="closed"):
         iter(again)
@@ -572,13 +541,12 @@ def test_held_batches_outlive_the_loader(index: SampleIndex) -> None:
 
 ROUNDS = """
 import gc, json, os, sys, threading
-sys.path.insert(0, sys.argv[1])
 import psutil, torch
 torch.set_num_threads(1)
 from dali_imagenet import SampleIndex, TrainRecipe, create_loader
-from tests.test_faults import workers_of
-index = SampleIndex.from_folder(sys.argv[2])
-backend, workers, rounds = sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+from tests.helpers import workers_of
+index = SampleIndex.from_folder(sys.argv[1])
+backend, workers, rounds = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 me = psutil.Process()
 
 def usage():
@@ -613,8 +581,7 @@ print(json.dumps(seen))
 
 @pytest.mark.parametrize(("backend", "workers"), ENGINES)
 def test_fifty_loaders_leave_nothing_behind(index: SampleIndex, backend: str, workers: int) -> None:
-    command = [sys.executable, "-c", ROUNDS, str(ROOT), index.root, backend, str(workers), "50"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = script(ROUNDS, index.root, backend, str(workers), "50")
     assert done.returncode == 0, done.stderr[-2000:]
     seen = json.loads(done.stdout.splitlines()[-1])
     settled, last = seen[9], seen[-1]
@@ -627,7 +594,7 @@ def test_fifty_loaders_leave_nothing_behind(index: SampleIndex, backend: str, wo
 def test_threads_of_the_parent_come_back(index: SampleIndex) -> None:
     before = set(threading.enumerate())
     for _ in range(3):
-        with loader(index, "torchvision", 2) as ours:
+        with load(index, TRAIN) as ours:
             next(iter(ours))
     gc.collect()
     new = [thread for thread in threading.enumerate() if thread not in before]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,26 +17,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from bench.core import process
 from bench.gpu import gpu
-from dali_imagenet import EvalRecipe, Loader, Plan, SampleIndex, TrainRecipe, create_loader
-from dali_imagenet.dali.stage import dali_available
+from dali_imagenet import EvalRecipe, Loader, Plan, SampleIndex, TrainRecipe
 from dali_imagenet.transforms import normalize_erase, postprocess
 from dali_imagenet.transforms import pixel_ops_batched as batched
 from dali_imagenet.transforms.postprocess import Postprocess, mix_
+from tests import helpers
+from tests.helpers import BACKENDS, DTYPES, MEMORY_FORMATS, ROOT, needs_dali, python, saved, script
 
-ROOT = Path(__file__).resolve().parent.parent
 RECIPES: dict[str, Any] = {
     "classic": TrainRecipe.classic(input_size=48),
     "strong": TrainRecipe.strong(input_size=48),
     "advanced": TrainRecipe.advanced(input_size=48),
     "eval": EvalRecipe(input_size=48),
 }
-FORMATS = [torch.contiguous_format, torch.channels_last]
-FLOATS = [torch.float32, torch.float16, torch.bfloat16]
-ON_GPU = [
-    "torchvision",
-    pytest.param("dali", marks=pytest.mark.skipif(not dali_available()[0], reason="no DALI")),
-]
-needs_dali = pytest.mark.skipif(not dali_available()[0], reason="no DALI")
 UNIT = 255 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)  # normalized -> 0..255
 # nvJPEG's chroma upsampling and IDCT are not libjpeg's: mean over a batch, of 0..255. RandAugment's posterize, solarize
 # and equalize turn a difference of one level into many.
@@ -49,8 +40,8 @@ SAME = 1.5
 
 
 def load(data: Any, recipe: str = "classic", backend: str = "dali", device: str = "cuda", **options: Any) -> Loader:
-    same: dict[str, Any] = {"batch_size": 8, "num_workers": 2, "roi_decode": False}
-    return create_loader(data, RECIPES[recipe], backend=backend, device=device, **(same | options))  # type: ignore[arg-type]
+    same: dict[str, Any] = {"num_workers": 2, "roi_decode": False}
+    return helpers.load(data, RECIPES[recipe], backend=backend, device=device, **(same | options))
 
 
 def take(loader: Any) -> list[tuple[Tensor, Tensor]]:
@@ -98,8 +89,8 @@ def index(folder: Path) -> SampleIndex:
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("memory_format", MEMORY_FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("recipe", ["strong", "advanced", "classic"])
 def test_the_batch_stage_reads_nothing_back(
     index: SampleIndex, fake_cuda: None, recipe: str, dtype: torch.dtype, memory_format: torch.memory_format
@@ -159,32 +150,14 @@ def test_a_crash_is_a_result(tmp_path: Path) -> None:
     assert process.call("gpu.gpu_questions", task, 0.05, tmp_path) == ({}, "no answer within 0 s")
 
 
+def bench_gpu(folder: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    asked = ("--quick", "--data", str(folder), "--batch-size", "8", "--only", "hardware,agree,decode,stage")
+    return python("-m", "bench", "gpu", *asked, "--out", str(out), *words, cwd=ROOT)
+
+
 @needs_dali
 def test_bench_gpu_with_the_cpu_graph(folder: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "bench",
-        "gpu",
-        "--device",
-        "cpu",
-        "--quick",
-        "--data",
-        str(folder),
-        "--workers",
-        "1",
-    ]
-    command += [
-        "--seconds",
-        "0.1",
-        "--batch-size",
-        "8",
-        "--only",
-        "hardware,agree,decode,stage",
-        "--out",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    done = bench_gpu(folder, tmp_path, "--device", "cpu", "--workers", "1", "--seconds", "0.1")
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     assert [entry["error"] for entry in results["asked"]] == [""] * 4, done.stdout
@@ -203,7 +176,7 @@ def test_bench_gpu_with_the_cpu_graph(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("recipe", list(RECIPES))
-@pytest.mark.parametrize(("dtype", "memory_format"), [(d, f) for d in FLOATS for f in FORMATS])
+@pytest.mark.parametrize(("dtype", "memory_format"), [(d, f) for d in DTYPES for f in MEMORY_FORMATS])
 @needs_dali
 def test_dali_gpu_agrees(folder: Path, recipe: str, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
     """The whole loader, against DALI on the CPU and torchvision, for the same plan."""
@@ -222,7 +195,7 @@ def test_dali_gpu_agrees(folder: Path, recipe: str, dtype: torch.dtype, memory_f
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("recipe", list(RECIPES))
-@pytest.mark.parametrize(("dtype", "memory_format"), [(d, f) for d in FLOATS for f in FORMATS])
+@pytest.mark.parametrize(("dtype", "memory_format"), [(d, f) for d in DTYPES for f in MEMORY_FORMATS])
 def test_fallback_on_the_gpu_equals_the_cpu(
     folder: Path, recipe: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
@@ -242,7 +215,7 @@ def test_fallback_on_the_gpu_equals_the_cpu(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ON_GPU)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("recipe", ["classic", "strong"])
 def test_batches_belong_to_whoever_holds_them(folder: Path, backend: str, recipe: str) -> None:
     """A slow consumer on a stream of its own overwrites what it holds while the next batches are made."""
@@ -278,7 +251,7 @@ def test_the_host_never_waits_in_the_batch_stage(folder: Path, recipe: str) -> N
     stage = Postprocess(dtype=torch.bfloat16, memory_format=torch.channels_last)
     plan = Plan(SampleIndex.from_folder(folder), RECIPES[recipe], batch_size=24, seed=0)
     pixels = torch.randint(0, 256, (24, 3, 48, 48), dtype=torch.uint8, device="cuda")
-    stage.normalize(pixels)  # its constants are copied once
+    stage.normalize(pixels, plan.batch(0, 0))  # its constants are copied once
     try:
         for epoch in range(12):
             drawn = plan.batch(epoch, 0)
@@ -292,7 +265,7 @@ def test_the_host_never_waits_in_the_batch_stage(folder: Path, recipe: str) -> N
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ON_GPU)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_memory_stays_flat(folder: Path, backend: str) -> None:
     """2,000 batches of the strong recipe: neither DALI's memory nor torch's grows."""
     with load(folder, "strong", backend, batch_size=4) as loader:
@@ -310,7 +283,7 @@ def test_memory_stays_flat(folder: Path, backend: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ON_GPU)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_leaving_early_and_starting_again(folder: Path, backend: str) -> None:
     with load(folder, "strong", backend) as loader:
         first, second = take(loader), take(loader)
@@ -330,7 +303,7 @@ def test_leaving_early_and_starting_again(folder: Path, backend: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ON_GPU)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("recipe", ["classic", "strong"])
 def test_exact_resume(folder: Path, backend: str, recipe: str) -> None:
     with load(folder, recipe, backend) as loader:
@@ -338,7 +311,7 @@ def test_exact_resume(folder: Path, backend: str, recipe: str) -> None:
         loader.set_epoch(0)
         steps = iter(loader)
         next(steps)
-        state = json.loads(json.dumps(loader.state_dict()))
+        state = saved(loader)
     with load(folder, recipe, backend) as loader:
         loader.load_state_dict(state)
         rest = take(loader)
@@ -349,7 +322,7 @@ def test_exact_resume(folder: Path, backend: str, recipe: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ON_GPU)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_closing_gives_torchs_memory_back(folder: Path, backend: str) -> None:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -364,7 +337,7 @@ def test_closing_gives_torchs_memory_back(folder: Path, backend: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize("backend", ON_GPU)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_no_other_gpu_is_touched(folder: Path, backend: str) -> None:
     """With cuda:1 asked for while cuda:0 is the current device, cuda:0 gets no context."""
     code = """
@@ -380,16 +353,13 @@ def test_no_other_gpu_is_touched(folder: Path, backend: str) -> None:
             loader.close()
         assert torch._C._cuda_hasPrimaryContext(1) and not torch._C._cuda_hasPrimaryContext(0)
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), str(folder), backend]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    done = script(code, str(folder), backend)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.gpu
 @needs_dali
 def test_the_whole_set_of_questions_starts(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench", "gpu", "--quick", "--data", str(folder), "--seconds", "0.2"]
-    command += ["--batch-size", "8", "--only", "hardware,agree,decode,stage", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    done = bench_gpu(folder, tmp_path, "--seconds", "0.2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "results.json").read_text())["points"]["hardware"][0]["gpus"]

@@ -8,9 +8,9 @@ import os
 import pickle
 import shutil
 import struct
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +20,9 @@ from torchvision.datasets import ImageFolder
 from dali_imagenet.data import headers, index_cache
 from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.formats import FORMATS, IMG_EXTENSIONS, MAX_PIXELS
+from tests import helpers
+from tests.helpers import start
 
-REPOSITORY = Path(__file__).parents[1]
 posix = pytest.mark.skipif(os.name == "nt", reason="links, pipes and raw names of POSIX")
 
 
@@ -30,19 +31,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("DALI_IMAGENET_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
-def encode(width: int = 40, height: int = 30, mode: str = "RGB", format: str = "JPEG", **options: object) -> bytes:
-    noise = np.random.default_rng(width * 100_003 + height).bytes(
-        width * height * len(Image.new(mode, (1, 1)).getbands())
-    )
-    out = io.BytesIO()
-    Image.frombytes(mode, (width, height), noise).save(out, format, **options)  # type: ignore[arg-type]
-    return out.getvalue()
+def encode(width: int = 40, height: int = 30, mode: str = "RGB", format: str = "JPEG", **options: Any) -> bytes:
+    """Of a quality that makes more than a header of the smallest ones."""
+    options = ({"quality": 100} if format == "JPEG" else {}) | options
+    return helpers.encode(helpers.photo(np.random.default_rng(0), height, width, mode), format, **options)
 
 
 def encode16() -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40)).save(out, "PNG")
-    return out.getvalue()
+    return helpers.encode(Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40)), "PNG")
 
 
 def write(file: Path, data: bytes) -> Path:
@@ -51,11 +47,11 @@ def write(file: Path, data: bytes) -> Path:
     return file
 
 
-def scan(root: Path, **options: object) -> SampleIndex:
-    return SampleIndex.from_folder(root, progress=False, **options)  # type: ignore[arg-type]
+def scan(root: Path, **options: Any) -> SampleIndex:
+    return SampleIndex.from_folder(root, progress=False, **options)
 
 
-def one(root: Path, data: bytes, **options: object) -> SampleIndex:
+def one(root: Path, data: bytes, **options: Any) -> SampleIndex:
     write(root / "class" / "x.JPEG", data)
     return scan(root, **options)
 
@@ -306,8 +302,8 @@ def pillow_loads(data: bytes) -> bool:
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "L"}])
-def test_cut_anywhere_as_pillow_judges(options: dict[str, object], tmp_path: Path) -> None:
-    data = encode(17, 13, **options)  # type: ignore[arg-type]
+def test_cut_anywhere_as_pillow_judges(options: dict[str, Any], tmp_path: Path) -> None:
+    data = encode(17, 13, **options)
     cuts = range(1, len(data) + 1)
     for cut in cuts:
         write(tmp_path / "class" / f"{cut:06d}.jpg", data[:cut])
@@ -459,7 +455,7 @@ def test_full_disk_leaves_nothing_behind(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(index_cache.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     assert len(one(tmp_path / "data", encode(), cache_dir=tmp_path / "cache")) == 1
     assert "No space left" in caplog.text
     assert list((tmp_path / "cache").iterdir()) == []
@@ -486,12 +482,12 @@ def test_interrupted_reading_keeps_what_was_read(tree: Path, monkeypatch: pytest
     real = headers._probe
     calls = 0
 
-    def stop_after_five(*args: object) -> object:
+    def stop_after_five(*args: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls > 5:
             raise KeyboardInterrupt
-        return real(*args)  # type: ignore[arg-type]
+        return real(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(headers, "_probe", stop_after_five)
@@ -504,13 +500,7 @@ def test_interrupted_reading_keeps_what_was_read(tree: Path, monkeypatch: pytest
 
 def test_processes_at_once(tree: Path, tmp_path: Path) -> None:
     code = "import sys; from dali_imagenet import SampleIndex as S; print(S.from_folder(sys.argv[1]).fingerprint)"
-    environment = {**os.environ, "DALI_IMAGENET_CACHE": str(tmp_path / "cache")}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tree)], env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(3)
-    ]
+    ranks = [start("-c", code, str(tree), env={"DALI_IMAGENET_CACHE": str(tmp_path / "cache")}) for _ in range(3)]
     seen = {rank.communicate(timeout=300)[0].strip() for rank in ranks}
     index = scan(tree, cache_dir=tmp_path / "cache")
     assert seen == {index.fingerprint}
@@ -588,12 +578,9 @@ def test_a_million_samples_are_small() -> None:
     assert held < 64 * n
 
 
-def test_real_images() -> None:
-    folder = os.environ.get("DALI_IMAGENET_SAMPLE")
-    if not folder:
-        pytest.skip("DALI_IMAGENET_SAMPLE names no folder of real images")
-    index = SampleIndex.from_folder(folder, progress=False)
-    assert_same_as_imagefolder(index, Path(folder))
+def test_real_images(sample: Path) -> None:
+    index = scan(sample)
+    assert_same_as_imagefolder(index, sample)
     for i in range(0, len(index), 50):
         with Image.open(index.path(i)) as image:
             assert image.size == (index.width[i], index.height[i])

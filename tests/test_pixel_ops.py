@@ -13,89 +13,38 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data import auto_augment as timm_ops
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import functional as F
 
 from dali_imagenet.ops import Op
+from dali_imagenet.plan.batch_plan import EraseMode
 from dali_imagenet.transforms import normalize_erase
 from dali_imagenet.transforms.normalize_erase import erase_, erase_image_, noise, normalize, normalize_constants
 from dali_imagenet.transforms.pixel_ops import Workspace, affine_theta, apply_ops_image
 from dali_imagenet.transforms.pixel_ops_batched import apply_ops_batch
+from tests.helpers import (
+    ARGUMENTS,
+    DTYPES,
+    FILL,
+    MEMORY_FORMATS,
+    PIL_WARPS,
+    SCRATCH,
+    NoHostReads,
+    auxes,
+    every_case,
+    f32,
+    patterns,
+    per_image,
+)
 
 SIZES = [(224, 224), (17, 31), (64, 48), (1, 1), (2, 5)]
-FILL = (124, 116, 104)
-FACTORS = (0.0, 0.1, 0.73, 1.0, 1.27, 1.9, 9.0)
-SHEARS = (0.0, 0.09, -0.3, 0.99, 3.0)
-SHIFTS = (0.0, 1.0, -7.0, 30.4, 5000.0, -5000.0)
-ANGLES = (0.0, 9.0, -30.0, 45.5, 90.0, 180.0, -90.0, 135.0, 360.0, 0.01)
-ARGUMENTS: dict[Op, Sequence[float]] = {
-    Op.IDENTITY: (0.0,),
-    Op.SHEAR_X: SHEARS,
-    Op.SHEAR_Y: SHEARS,
-    Op.TRANSLATE_X: SHIFTS,
-    Op.TRANSLATE_Y: SHIFTS,
-    Op.ROTATE: ANGLES,
-    Op.BRIGHTNESS: FACTORS,
-    Op.COLOR: FACTORS,
-    Op.CONTRAST: FACTORS,
-    Op.SHARPNESS: FACTORS,
-    Op.POSTERIZE: range(9),
-    Op.SOLARIZE: (0.0, 0.5, 127.5, 178.5, 255.0),
-    Op.AUTO_CONTRAST: (0.0,),
-    Op.EQUALIZE: (0.0,),
-    Op.INVERT: (0.0,),
-    Op.HUE: (-0.5, -0.1, -1e-9, 0.0, 0.03, 0.5),
-    Op.GRAYSCALE: (0.0,),
-    Op.GAUSSIAN_BLUR: (0.1, 0.7, 2.0),
-    Op.SOLARIZE_ADD: (0.0, 40.0, 110.0, 128.0),
-    Op.PIL_SHEAR_X: (0.0, 0.27, -0.3),
-    Op.PIL_SHEAR_Y: (0.0, 0.27, -0.3),
-    Op.PIL_TRANSLATE_X: (0.0, 60.5, -20.25, 1e4),
-    Op.PIL_TRANSLATE_Y: (0.0, 60.5, -20.25, 1e4),
-    Op.PIL_ROTATE: ANGLES,
-    Op.PIL_BRIGHTNESS: FACTORS,
-    Op.PIL_COLOR: FACTORS,
-    Op.PIL_CONTRAST: FACTORS,
-    Op.PIL_SHARPNESS: FACTORS,
-    Op.PIL_POSTERIZE: range(9),
-    Op.PIL_SOLARIZE: (0.0, 26.0, 128.0, 256.0),
-    Op.PIL_AUTO_CONTRAST: (0.0,),
-    Op.PIL_EQUALIZE: (0.0,),
-    Op.PIL_INVERT: (0.0,),
-    Op.PIL_GRAYSCALE: (0.0,),
-    Op.PIL_GAUSSIAN_BLUR: (0.0, 0.1, 0.7, 2.0, 5.0),
-    Op.PIL_SOLARIZE_ADD: (0.0, 40.0, 110.0, 128.0),
-}
-PIL_WARPS = (Op.PIL_SHEAR_X, Op.PIL_SHEAR_Y, Op.PIL_TRANSLATE_X, Op.PIL_TRANSLATE_Y, Op.PIL_ROTATE)
 TORCH_OPS = [o for o in Op if o < 100]
 PIL_OPS = [o for o in Op if o >= 100]
-SCRATCH = Workspace()
-
-
-def pictures(height: int, width: int) -> list[Tensor]:
-    """Noise, a bell of grays that leaves the ends of the range free, one flat channel, and one flat color."""
-    rng = np.random.default_rng(height * 1000 + width)
-    bell = np.clip(rng.normal(120, 40, (3, height, width)), 5, 240)
-    half_flat = bell.copy()
-    half_flat[1] = 77
-    kinds = [rng.integers(0, 256, bell.shape), bell, half_flat, np.full(bell.shape, 77)]
-    return [torch.from_numpy(np.asarray(k).astype(np.uint8)) for k in kinds]
-
-
-def auxes(op: Op, height: int, width: int) -> Sequence[int]:
-    if op == Op.GAUSSIAN_BLUR:  # reflection needs more pixels than half a kernel
-        return [k for k in (1, 3, 7, 23) if k // 2 < min(height, width)]
-    return (0, 2, 3) if op in PIL_WARPS else (0,)
-
-
-def f32(value: float) -> float:
-    return float(np.float32(value))
 
 
 def torchvision_reference(image: Tensor, op: Op, arg: float, aux: int, fill: Sequence[float] | None) -> Tensor:
     tilt = math.degrees(math.atan(arg))
 
-    def affine(**changed: Any) -> Tensor:
+    def affine(**changed: Any) -> Any:
         fixed: dict[str, Any] = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0], "fill": fill}
         return F.affine(image, **(fixed | changed))
 
@@ -174,7 +123,7 @@ def near_a_border(op: Op, arg: float, height: int, width: int) -> Tensor:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("op", TORCH_OPS, ids=lambda o: o.name)
 def test_one_image_equals_torchvision(op: Op, size: tuple[int, int]) -> None:
-    for image in pictures(*size):
+    for image in patterns(*size):
         before = image.clone()
         for arg in map(f32, ARGUMENTS[op]):
             for aux in auxes(op, *size):
@@ -194,23 +143,11 @@ def test_one_image_equals_torchvision(op: Op, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(65, 90), (17, 31), (1, 1), (2, 5)])
 @pytest.mark.parametrize("op", PIL_OPS, ids=lambda o: o.name)
 def test_one_image_equals_timm(op: Op, size: tuple[int, int]) -> None:
-    for image in pictures(*size):
+    for image in patterns(*size):
         for arg in map(f32, ARGUMENTS[op]):
             for aux in auxes(op, *size):
                 result = apply_ops_image(image, [op], [arg], [aux], FILL, SCRATCH)
                 assert torch.equal(result, timm_reference(image, op, arg, aux)), (arg, aux)
-
-
-def every_case(op: Op, size: tuple[int, int]) -> tuple[Tensor, NDArray[Any], NDArray[Any], NDArray[Any]]:
-    rows = [(p, f32(a), x) for x in auxes(op, *size) for a in ARGUMENTS[op] for p in pictures(*size)]
-    images = torch.stack([r[0] for r in rows])
-    arg, aux = np.array([[r[1]] for r in rows], np.float32), np.array([[r[2]] for r in rows], np.int16)
-    return images, np.full((len(rows), 1), op, np.int16), arg, aux
-
-
-def per_image(images: Tensor, op: NDArray[Any], arg: NDArray[Any], aux: NDArray[Any]) -> Tensor:
-    rows = zip(images, op, arg, aux, strict=True)
-    return torch.stack([apply_ops_image(i, o, a, x, FILL, SCRATCH).clone() for i, o, a, x in rows])
 
 
 @pytest.mark.parametrize("size", [(64, 48), (17, 31), (2, 5), (1, 1)])
@@ -265,7 +202,7 @@ def test_nothing_to_do_gives_the_image_itself() -> None:
 
 
 def test_any_strides() -> None:
-    image = pictures(40, 50)[0]
+    image = patterns(40, 50)[0]
     view = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     for op in (Op.ROTATE, Op.EQUALIZE, Op.PIL_ROTATE, Op.TRANSLATE_Y, Op.SHARPNESS, Op.PIL_INVERT):
         assert torch.equal(apply_ops_image(view, [op], [5.0], [0]), apply_ops_image(image, [op], [5.0], [0]))
@@ -276,7 +213,7 @@ def test_any_strides() -> None:
 
 def test_maps_are_bounded() -> None:
     scratch = Workspace(map_bytes=4 * 32 * 32 * 3)
-    image = pictures(32, 32)[0]
+    image = patterns(32, 32)[0]
     for angle in range(1, 9):
         apply_ops_image(image, [Op.ROTATE], [angle], [0], None, scratch)
     assert len(scratch._maps) == 3
@@ -299,7 +236,7 @@ def test_maps_are_bounded() -> None:
     ],
 )
 def test_refusals(change: dict[str, Any], message: str) -> None:
-    case = {
+    case: dict[str, Any] = {
         "image": torch.zeros(3, 8, 8, dtype=torch.uint8),
         "op": Op.INVERT,
         "arg": 0.0,
@@ -317,19 +254,6 @@ def test_batch_refuses_a_program_of_another_size() -> None:
     zeros = np.zeros((3, 1), np.int16)
     with pytest.raises(ValueError, match=r"\[B, K\]"):
         apply_ops_batch(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), zeros, zeros, zeros)
-
-
-class NoHostReads(TorchDispatchMode):
-    """Fails on operators that make the host wait for a device: reading a value, or a shape that depends on values."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        forbidden = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "bincount", "equal"}
-        if name in {"index", "index_put", "index_put_", "_index_put_impl_"}:
-            masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
-            assert not masks, f"{name} with a mask counts its elements"
-        assert name not in forbidden, f"{name} makes the host wait"
-        return func(*args, **(kwargs or {}))
 
 
 def boxes() -> NDArray[np.int32]:
@@ -381,11 +305,11 @@ def test_gpu_gives_the_same_without_waiting() -> None:
     torch.testing.assert_close(erased.cpu(), erase_(host, boxes(), KEYS, "pixel"), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("memory_format", MEMORY_FORMATS)
 def test_normalize(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    images = torch.stack(pictures(17, 31))
+    images = torch.stack(patterns(17, 31))
     out = torch.empty(images.shape, dtype=dtype).contiguous(memory_format=memory_format)
     result = normalize(images, normalize_constants(mean, std), out)
     assert result is out
@@ -405,7 +329,7 @@ def test_normalize_refusals() -> None:
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_erase(mode: normalize_erase.EraseMode, dtype: torch.dtype) -> None:
+def test_erase(mode: EraseMode, dtype: torch.dtype) -> None:
     original = torch.full((6, 3, 40, 30), 9.0, dtype=dtype)
     images = original.clone()
     assert erase_(images, boxes(), KEYS, mode) is images

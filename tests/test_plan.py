@@ -120,7 +120,7 @@ def test_random_resized_crop_has_torchvisions_distribution() -> None:
     theirs = np.array([tuple(reference.make_params([image]).values()) for _ in range(6000)])
     n = 100_000
     u = rng.uniforms(0, 0, rng.STREAM_CROP, np.arange(n), 22)
-    ours = random_resized_crop(np.tile(np.int32([height, width]), (n, 1)), (0.08, 1.0), (3 / 4, 4 / 3), u)
+    ours = random_resized_crop(np.tile(np.array([height, width], np.int32), (n, 1)), (0.08, 1.0), (3 / 4, 4 / 3), u)
     for column in range(4):
         assert stats.ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-4
     for part in (ours[:, 2] * ours[:, 3], ours[:, 3] / ours[:, 2]):
@@ -137,7 +137,7 @@ def test_the_fallback_crop_is_torchvisions(shape: tuple[int, int]) -> None:
     """Uniforms that make every try miss leave the central crop."""
     reference = v2.RandomResizedCrop(224, scale=(0.08, 1.0))
     u = np.full((1, 22), 0.999999)  # the largest area at the widest ratio
-    ours = random_resized_crop(np.int32([shape]), (1.0, 1.0), (3 / 4, 4 / 3), u)[0]
+    ours = random_resized_crop(np.array([shape], np.int32), (1.0, 1.0), (3 / 4, 4 / 3), u)[0]
     reference.scale = (5.0, 5.0)  # never fits
     theirs = tuple(reference.make_params([torch.zeros(1, *shape)]).values())
     if shape not in [(1, 1), (100, 120)]:
@@ -382,7 +382,7 @@ def test_a_sample_that_fails_for_one_row_alone_is_replaced_in_all(order: Any) ->
 
 def test_color_matrix_is_dalis_formula() -> None:
     brightness, contrast, saturation, degrees = factors = (1.2, 0.7, 1.3, 20.0)
-    matrix = color_matrix(np.float32([factors]))[0].astype(np.float64)
+    matrix = color_matrix(np.array([factors], np.float32))[0].astype(np.float64)
     a = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
     turn = np.deg2rad(degrees)
     hue = np.array([[1, 0, 0], [0, np.cos(turn), np.sin(turn)], [0, -np.sin(turn), np.cos(turn)]])

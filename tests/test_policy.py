@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 import pickle
 import random
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
@@ -18,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats  # type: ignore[import-untyped,unused-ignore]
+from scipy import stats
 from timm.data import auto_augment as timm_aa
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import _auto_augment as tv_aa
@@ -40,6 +38,7 @@ from dali_imagenet.policy import (
     resolve,
 )
 from dali_imagenet.policy.base import table_of
+from tests.helpers import script
 
 H, W = 24, 40  # every reference runs on this size
 DRAWS = 100_000
@@ -655,4 +654,5 @@ def test_module_needs_only_numpy() -> None:
         policy = resolve("rand-m9-mstd0.5-inc1")
         policy.draw(numpy.zeros((1, policy.num_uniforms)), (8, 8))
     """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = script(code)
+    assert done.returncode == 0, done.stderr

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
-import json
-import os
+import functools
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,21 +14,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from dali_imagenet import Loader, SampleIndex, TrainRecipe, create_loader
-from dali_imagenet.dali.stage import dali_available
-from tests.conftest import make_folder
+from dali_imagenet import Loader, SampleIndex, TrainRecipe
+from tests import helpers
+from tests.helpers import BACKENDS, HERE, Batches, make_folder, same, saved, start
 
-BACKENDS = [
-    "torchvision",
-    pytest.param("dali", marks=pytest.mark.skipif(not dali_available()[0], reason="DALI is not installed")),
-]
 pytestmark = pytest.mark.usefixtures("one_thread")
 STRONG = TrainRecipe.strong(input_size=32, re_prob=0.5, re_mode="pixel")
-ROOT = Path(__file__).parent.parent
 STEPS = 5
-Batches = list[tuple[Tensor, Tensor]]
+load = functools.partial(helpers.load, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +31,12 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
     return SampleIndex.from_folder(make_folder(tmp_path_factory.mktemp("resume") / "data", 42, seed=2))
 
 
-def loader_of(index: SampleIndex, recipe: Any = STRONG, **options: Any) -> Loader:
-    settings: dict[str, Any] = {"batch_size": 8, "backend": "torchvision", "num_workers": 0, "seed": 3}
-    return create_loader(index, recipe, device="cpu", **(settings | options))
-
-
-def same(a: Batches, b: Batches) -> bool:
-    return len(a) == len(b) and all(
-        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(a, b, strict=True)
-    )
-
-
-def saved(loader: Loader) -> dict[str, Any]:
-    """The state after a round trip through JSON, as a checkpoint file would hold it."""
-    state: dict[str, Any] = json.loads(json.dumps(loader.state_dict()))
-    return state
-
-
 @pytest.fixture(scope="module")
 def epochs(index: SampleIndex) -> dict[str, list[Batches]]:
     """Three uninterrupted epochs by each backend."""
     found = {}
-    for backend in ["torchvision", "dali"] if dali_available()[0] else ["torchvision"]:
-        with loader_of(index, backend=backend) as loader:
+    for backend in HERE:
+        with load(index, STRONG, backend=backend) as loader:
             found[backend] = [list(loader) for _ in range(3)]
     return found
 
@@ -77,7 +52,7 @@ def test_every_position_goes_on_exactly(
     """Whatever was prefetched when the state was taken is neither lost nor repeated."""
     whole = epochs[backend]
     states = []
-    with loader_of(index, backend=backend, num_workers=workers, prefetch=3) as loader:
+    with load(index, STRONG, backend=backend, num_workers=workers, prefetch=3) as loader:
         states.append((saved(loader), whole[0], 0))  # before the first step
         for step, _ in enumerate(loader):
             states.append((saved(loader), whole[0][step + 1 :], 0))  # after the last step, too: nothing is left
@@ -91,7 +66,7 @@ def test_every_position_goes_on_exactly(
         del iteration
         states.append((saved(loader), whole[1][1:], 1))  # after a break
     assert len(states) == STEPS + 6
-    with loader_of(index, backend=backend, num_workers=workers) as loader:
+    with load(index, STRONG, backend=backend, num_workers=workers) as loader:
         for state, expected, epoch in states:
             loader.load_state_dict(state)
             assert loader.state_dict() == state
@@ -104,7 +79,7 @@ def test_every_position_goes_on_exactly(
 def test_without_set_epoch(index: SampleIndex, epochs: dict[str, list[Batches]], backend: str) -> None:
     """A finished epoch goes on with the next one; another epoch than the saved one starts at its first step."""
     whole = epochs[backend]
-    with loader_of(index, backend=backend) as loader:
+    with load(index, STRONG, backend=backend) as loader:
         iteration = iter(loader)
         next(iteration)
         half = saved(loader)
@@ -127,12 +102,12 @@ def test_without_set_epoch(index: SampleIndex, epochs: dict[str, list[Batches]],
 def test_another_world_size(
     index: SampleIndex, epochs: dict[str, list[Batches]], backend: str, world: int, tmp_path: Path
 ) -> None:
-    with loader_of(index, backend=backend) as loader:
+    with load(index, STRONG, backend=backend) as loader:
         iteration = iter(loader)
         next(iteration), next(iteration)
         state = saved(loader)
     for rank in range(world):
-        with loader_of(index, backend=backend, batch_size=8 // world, rank=rank, world_size=world) as loader:
+        with load(index, STRONG, backend=backend, batch_size=8 // world, rank=rank, world_size=world) as loader:
             loader.load_state_dict(state)
             rest = list(loader)
             assert len(rest) == STEPS - 2
@@ -146,7 +121,7 @@ def test_the_backend_may_change(index: SampleIndex, epochs: dict[str, list[Batch
     """The state is the plan's: a run may go on on the other backend, with its pixels."""
     if "dali" not in epochs:
         pytest.skip("DALI is not installed")
-    with loader_of(index, backend="dali") as dali, loader_of(index) as torchvision:
+    with load(index, STRONG, backend="dali") as dali, load(index, STRONG) as torchvision:
         iteration = iter(dali)
         next(iteration)
         torchvision.load_state_dict(saved(dali))
@@ -155,7 +130,7 @@ def test_the_backend_may_change(index: SampleIndex, epochs: dict[str, list[Batch
 
 def test_skipped_steps_read_no_image(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was seen is neither read nor planned again: the cost of resuming does not depend on the position."""
-    with loader_of(index) as loader:
+    with load(index, STRONG) as loader:
         state = loader.state_dict() | {"epoch": 7, "step": STEPS - 1}
         read: list[str] = []
         planned: list[int] = []
@@ -189,18 +164,18 @@ def _replaced(index: SampleIndex) -> SampleIndex:
 @pytest.mark.parametrize(
     ("field", "change"),
     [
-        ("seed", lambda index: loader_of(index, seed=4)),
-        ("recipe", lambda index: loader_of(index, STRONG.replace(hflip=0.25))),
-        ("data", lambda index: loader_of(_replaced(index))),
-        ("global_batch_size", lambda index: loader_of(index, batch_size=4)),
-        ("global_batch_size", lambda index: loader_of(index, world_size=2, rank=0)),
-        ("drop_last", lambda index: loader_of(index, drop_last=False)),
+        ("seed", lambda index: load(index, STRONG, seed=4)),
+        ("recipe", lambda index: load(index, STRONG.replace(hflip=0.25))),
+        ("data", lambda index: load(_replaced(index), STRONG)),
+        ("global_batch_size", lambda index: load(index, STRONG, batch_size=4)),
+        ("global_batch_size", lambda index: load(index, STRONG, world_size=2, rank=0)),
+        ("drop_last", lambda index: load(index, STRONG, drop_last=False)),
     ],
 )
 def test_another_run_is_refused_with_both_values(
     index: SampleIndex, field: str, change: Callable[[SampleIndex], Loader]
 ) -> None:
-    with loader_of(index) as first, change(index) as second:
+    with load(index, STRONG) as first, change(index) as second:
         state = saved(first)
         with pytest.raises(ValueError, match="belongs to another run") as caught:
             second.load_state_dict(state)
@@ -226,7 +201,7 @@ def test_another_run_is_refused_with_both_values(
     ],
 )
 def test_damaged_states_are_refused(index: SampleIndex, change: dict[str, Any]) -> None:
-    with loader_of(index) as loader:
+    with load(index, STRONG) as loader:
         state = loader.state_dict() | change if change else {}
         with pytest.raises(ValueError, match="belongs to another run"):
             loader.load_state_dict(state)
@@ -238,11 +213,11 @@ def test_damaged_states_are_refused(index: SampleIndex, change: dict[str, Any]) 
 def test_the_protocol_of_torchdata(index: SampleIndex, epochs: dict[str, list[Batches]]) -> None:
     """What torchdata's Stateful and Lightning's loops call: state_dict and load_state_dict on the loader itself,
     set_epoch on its sampler and on its batch sampler's sampler at the start of every epoch."""
-    with loader_of(index) as loader:
+    with load(index, STRONG) as loader:
         iteration = iter(loader)
         next(iteration)
         state = loader.state_dict()
-    with loader_of(index) as loader:
+    with load(index, STRONG) as loader:
         loader.load_state_dict(state)
         for sampler in (loader.sampler, loader.batch_sampler.sampler):
             sampler.set_epoch(0)
@@ -255,7 +230,7 @@ def test_the_protocol_of_torchdata(index: SampleIndex, epochs: dict[str, list[Ba
 def test_iterators_that_never_began_do_not_count(index: SampleIndex, epochs: dict[str, list[Batches]]) -> None:
     """Lightning makes an iterator twice before it calls set_epoch, at the start of a run and of a resumed one."""
     whole = epochs["torchvision"]
-    with loader_of(index) as loader:
+    with load(index, STRONG) as loader:
         iter(loader)
         iteration = iter(loader)
         loader.sampler.set_epoch(0)
@@ -269,7 +244,7 @@ def test_iterators_that_never_began_do_not_count(index: SampleIndex, epochs: dic
         loader.set_epoch(2)  # before it begins: this is the epoch it runs
         assert same(list(iteration), whole[2])
     for position, epoch, expected in ((state, 0, whole[0][1:]), (finished, 1, whole[1])):
-        with loader_of(index) as loader:
+        with load(index, STRONG) as loader:
             loader.load_state_dict(position)
             iter(loader)
             iteration = iter(loader)
@@ -317,9 +292,7 @@ if __name__ == "__main__":
 
 def _start(script: Path, folder: str, out: Path, backend: str, slow: float) -> subprocess.Popen[str]:
     out.mkdir(exist_ok=True)
-    words = [sys.executable, str(script), folder, str(out), backend, str(slow)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
+    return start(str(script), folder, str(out), backend, str(slow))
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
@@ -342,8 +315,8 @@ def test_after_kill_minus_9_training_continues_as_if_nothing_had_been(
     time.sleep(0.1)
     continued = _start(script, index.root, tmp_path / "killed", backend, 0)
     for process in (whole, continued):
-        process.communicate(timeout=300)
-        assert process.returncode == 0
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
     expected, found = (torch.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
     assert found["loader"] == expected["loader"]
     for name, value in expected["model"].items():

@@ -11,7 +11,7 @@ import pytest
 
 from bench.__main__ import main
 from bench.checks import soak
-from tests.conftest import make_folder
+from tests.helpers import make_folder
 
 
 def rows(count: int = 40, **changes: Any) -> list[dict[str, float]]:

@@ -77,7 +77,7 @@ def in_memory(index: SampleIndex, kind: type[Memory] = Memory) -> tuple[SampleIn
 
 
 def batches(index: SampleIndex, recipe: Any, backend: Any, workers: int, **options: Any) -> list[tuple[Tensor, Tensor]]:
-    settings = {"batch_size": 4, "seed": 5, "device": "cpu"} | options
+    settings: dict[str, Any] = {"batch_size": 4, "seed": 5, "device": "cpu"} | options
     with create_loader(index, recipe, backend=backend, num_workers=workers, **settings) as loader:
         return [(images.clone(), targets) for _ in range(2) for images, targets in loader]
 
@@ -97,7 +97,7 @@ def test_batches_are_those_of_the_folder(folder_index: SampleIndex, recipe: Any,
 
 
 @pytest.mark.parametrize(("backend", "workers"), ENGINES)
-def test_what_it_cannot_read_is_named(folder_index: SampleIndex, backend: str, workers: int) -> None:
+def test_what_it_cannot_read_is_named(folder_index: SampleIndex, backend: Any, workers: int) -> None:
     index, source = in_memory(folder_index)
     source.files[2] = b""
     recipe = EvalRecipe(input_size=40)

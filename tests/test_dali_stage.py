@@ -4,7 +4,7 @@ import gc
 import io
 import json
 import os
-import subprocess
+import pickle
 import sys
 import time
 import weakref
@@ -23,23 +23,16 @@ from dali_imagenet.dali import roi_probe
 from dali_imagenet.dali.roi_probe import probe_roi_decode
 from dali_imagenet.dali.stage import DaliBatchError, DaliStage, dali_available
 from dali_imagenet.ops import FILTERS
+from tests.helpers import DTYPES, MEMORY_FORMATS, encode, needs_dali, photo, script
 
-needs_dali = pytest.mark.skipif(not dali_available()[0], reason=dali_available()[1])
 SIZE = 48
 NORMALIZE = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-def picture(seed: int, height: int, width: int, mode: str = "RGB") -> Image.Image:
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8)).resize((width, height))
-    noisy = np.asarray(coarse).astype(np.int16) + rng.integers(-8, 9, (height, width, 1))
-    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert(mode)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve images of odd sizes and kinds."""
-    root = tmp_path_factory.mktemp("images")
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     sizes = [(61, 97), (200, 133), (75, 75), (48, 48), (31, 190), (300, 221), (99, 64), (50, 47), (83, 159), (150, 149)]
     for n, (height, width) in enumerate(sizes):
         mode = "L" if n == 2 else "CMYK" if n == 4 else "RGB"
@@ -48,9 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             exif = Image.Exif()
             exif[0x0112] = 6
             options["exif"] = exif
-        picture(n, height, width, mode).save(root / f"{n:02}.jpg", quality=92, progressive=n == 6, **options)
-    picture(10, 90, 71).save(root / "10.png")
-    picture(11, 1, 9).save(root / "11.jpg")
+        file = encode(photo(rng, height, width, mode), quality=92, progressive=n == 6, **options)
+        (root / f"{n:02}.jpg").write_bytes(file)
+    (root / "10.png").write_bytes(encode(photo(rng, 90, 71), "PNG"))
+    (root / "11.jpg").write_bytes(encode(photo(rng, 1, 9)))
     return root
 
 
@@ -189,8 +183,8 @@ def test_colour_matrix(folder: Path, in_graph: bool) -> None:
 
 @needs_dali
 @pytest.mark.parametrize("in_graph", [False, True])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", MEMORY_FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_normalised(folder: Path, in_graph: bool, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
     paths = image_paths(folder)
     plan = make_plan(paths, train=True, color=True)
@@ -266,16 +260,17 @@ def test_drain(folder: Path) -> None:
 
 def test_bad_arguments() -> None:
     good: dict[str, Any] = {"batch_size": 4, "train": True}
-    for wrong, message in [
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"batch_size": 0}, "batch_size=0"),
         ({"prefetch": 0}, "prefetch=0"),
         ({"dtype": torch.float32}, "normalize"),
         ({"dtype": torch.uint8, "normalize": NORMALIZE}, "float32"),
         ({"memory_format": torch.channels_last_3d}, "memory_format"),
         ({"device": "meta"}, "device='meta'"),
-    ]:
+    ]
+    for wrong, message in refused:
         with pytest.raises(ValueError, match=message):
-            DaliStage(**{**good, **wrong})
+            DaliStage(**good | wrong)
 
 
 @needs_dali
@@ -301,16 +296,17 @@ def test_bad_plans(folder: Path) -> None:
 
 
 BROKEN = """
-import sys, pathlib
-sys.path[:0] = {path!r}
+import pickle, sys
 import torch
-from tests.test_pipeline import DaliBatchError, DaliStage, image_paths, make_plan, run
-folder, bad, in_graph = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
-paths = (image_paths(folder) * 6)[:64]
-plans = [make_plan(paths, train=True, seed=n) for n in range(3)]
+from dali_imagenet.dali.stage import DaliBatchError, DaliStage
+bad, in_graph = sys.argv[2], sys.argv[3] == "True"
+with open(sys.argv[1], "rb") as file:
+    names, plans = pickle.load(file)
 stage = DaliStage(batch_size=64, train=True, prefetch=3, in_graph=in_graph)
-alone = [run(stage, plan, paths) for plan in plans]
-names = [str(p) for p in paths]
+alone = []
+for plan in plans:
+    stage.submit(plan, names)
+    alone.append(stage.collect())
 for repeat in range(4):
     for n, plan in enumerate(plans):
         stage.submit(plan, names[:9] + [bad] + names[10:] if n == 1 else names)
@@ -318,7 +314,7 @@ for repeat in range(4):
     try:
         stage.collect()
     except DaliBatchError as error:
-        assert error.plan is plans[1] and error.paths[9] == bad and set(error.rows) <= {{9}}, error
+        assert error.plan is plans[1] and error.paths[9] == bad and set(error.rows) <= {9}, error
         print("reason:", error.reason, error.rows)
     else:
         raise SystemExit("nothing raised")
@@ -336,16 +332,17 @@ def test_a_broken_file_costs_its_batch_only(folder: Path, tmp_path: Path, kind: 
     contents = {"body": good[: len(good) // 3], "header": good[:60], "zero": b"", "text": b"hello " * 99}
     bad = tmp_path / f"{kind}.JPEG"
     if kind == "other size":
-        picture(0, 30, 40).save(bad)
+        bad.write_bytes(encode(photo(np.random.default_rng(0), 30, 40)))
     elif kind == "folder":
         bad.mkdir()
     elif kind == "pipe":
         os.mkfifo(bad)
     elif kind != "missing":
         bad.write_bytes(contents[kind])
-    root = Path(__file__).resolve().parent.parent
-    command = [sys.executable, "-c", BROKEN.format(path=[str(root)]), str(folder), str(bad), str(in_graph)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    paths = (image_paths(folder) * 6)[:64]
+    plans = [make_plan(paths, train=True, seed=n) for n in range(3)]
+    (tmp_path / "plans").write_bytes(pickle.dumps(([str(p) for p in paths], plans)))
+    done = script(BROKEN, str(tmp_path / "plans"), str(bad), str(in_graph))
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "survived"
     assert all(line != "reason:" for line in done.stdout.splitlines())
@@ -402,8 +399,8 @@ def test_without_dali(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_importing_the_module_does_not_import_dali() -> None:
     code = "import sys, dali_imagenet.dali.stage; assert not any(m.startswith('nvidia.dali') for m in sys.modules)"
-    root = str(Path(__file__).resolve().parent.parent)
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=300)
+    done = script(code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_probe_without_a_gpu_says_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,9 +413,14 @@ def test_probe_without_a_gpu_says_no(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("answer", [True, False, None])
 def test_probe_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bool | None) -> None:
     asked = []
+
+    def ask(*arguments: Any) -> bool | None:
+        asked.append(arguments)
+        return answer
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
-    monkeypatch.setattr(roi_probe, "_probe_in_subprocess", lambda *args: asked.append(args) or answer)
+    monkeypatch.setattr(roi_probe, "_probe_in_subprocess", ask)
     cache = tmp_path / "deep" / "roi_decode.json"
     for _ in range(2):
         assert probe_roi_decode(0, cache_dir=cache.parent) is bool(answer)
@@ -447,10 +449,9 @@ def test_probe_pictures_are_what_they_should_be() -> None:
 
 
 @needs_dali
-@pytest.mark.skipif(not os.environ.get("DALI_IMAGENET_SAMPLE"), reason="DALI_IMAGENET_SAMPLE names no folder")
 @pytest.mark.parametrize("train", [True, False])
-def test_real_images_equal_pil(train: bool) -> None:
-    paths = sorted(Path(os.environ["DALI_IMAGENET_SAMPLE"]).rglob("*.JPEG"))[:48]
+def test_real_images_equal_pil(sample: Path, train: bool) -> None:
+    paths = sorted(sample.rglob("*.JPEG"))[:48]
     plan = make_plan(paths, train=train)
     got = run(DaliStage(batch_size=48, train=train, vflip=True), plan, paths)
     assert difference(got, with_pil(plan, paths, vflip=True))[0] < 0.06
@@ -465,7 +466,7 @@ class TestGpu:
     pytestmark = gpu
 
     @pytest.mark.parametrize("train", [True, False])
-    @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+    @pytest.mark.parametrize("memory_format", MEMORY_FORMATS)
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16, torch.bfloat16])
     def test_equals_the_cpu(
         self, folder: Path, train: bool, memory_format: torch.memory_format, dtype: torch.dtype

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import tracemalloc
 from pathlib import Path
 
@@ -123,9 +122,8 @@ def test_markers_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch, block:
     assert list(jpeg_markers._markers(data, 100)) == expected
 
 
-@pytest.mark.skipif(not os.environ.get("DALI_IMAGENET_SAMPLE"), reason="needs real images")
-def test_real_images_pass() -> None:
-    files = sorted(Path(os.environ["DALI_IMAGENET_SAMPLE"]).rglob("*.JPEG"))[:200]
+def test_real_images_pass(sample: Path) -> None:
+    files = sorted(sample.rglob("*.JPEG"))[:200]
     assert files
     assert [reason for file in files if (reason := find_marker_anomaly(file.read_bytes()))] == []
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from test_pixel_ops import FILL, auxes, every_case, per_image
 from torch.nn.functional import conv2d
 from torchvision.transforms.v2.functional import adjust_contrast
 
@@ -18,6 +17,7 @@ from dali_imagenet.policy import AugMixPlan
 from dali_imagenet.transforms import pixel_ops
 from dali_imagenet.transforms.pixel_ops import Workspace, apply_ops_image, pil_matrix
 from dali_imagenet.transforms.postprocess import run_image
+from tests.helpers import FILL, auxes, every_case, per_image
 
 warp = pixel_ops._pixel_ops
 pytestmark = pytest.mark.skipif(warp is None, reason="dali_imagenet.transforms._pixel_ops was not built")

@@ -1,31 +1,29 @@
-"""Decoding a box and what follows it, with and without the compiled modules: the same bits as the whole image gives."""
+"""Decoding a box, with and without the compiled module: the same bits as the whole image gives."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch.nn.functional import interpolate
 
 from bench.checks.inputs import segment
 from dali_imagenet.decode import decode as decoding
 from dali_imagenet.decode.decode import decode, decoder_name
 from dali_imagenet.jpeg_markers import find_marker_anomaly
-from dali_imagenet.ops import FILTERS
-from dali_imagenet.transforms import normalize_erase, resize
+from tests import helpers
+from tests.helpers import photo
 
 built = pytest.mark.skipif(decoding._jpeg is None, reason="dali_imagenet.decode._jpeg was not built")
-kernels_built = pytest.mark.skipif(resize._image_kernels is None, reason="_image_kernels was not built")
+encode = functools.partial(helpers.encode, quality=90)
+jpeg: Any = decoding._jpeg
 
 FORMS: list[dict[str, Any]] = [
     {"subsampling": 0},
@@ -38,20 +36,6 @@ FORMS: list[dict[str, Any]] = [
     {"mode": "L"},
     {"mode": "L", "progressive": True},
 ]
-
-
-def picture(rng: np.random.Generator, height: int, width: int, mode: str = "RGB") -> Image.Image:
-    """Smooth and sharp parts: what chroma interpolation shows in."""
-    y, x = np.mgrid[:height, :width]
-    waves = [127 + 120 * np.sin(x / a + y / b) for a, b in rng.uniform(2, 30, (3, 2))]
-    noise = rng.integers(-40, 40, (height, width, 3)) * (x > width // 2)[..., None]
-    return Image.fromarray(np.clip(np.stack(waves, 2) + noise, 0, 255).astype(np.uint8)).convert(mode)
-
-
-def encode(image: Image.Image, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "JPEG", **{"quality": 90} | options)
-    return file.getvalue()
 
 
 def pil(data: bytes) -> np.ndarray[Any, Any]:
@@ -70,7 +54,7 @@ def use(decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if decoder != "region decoder":
         monkeypatch.setattr(decoding, "_jpeg", None)
     if decoder == "Pillow":
-        monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
+        monkeypatch.setattr(decoding, "_simplejpeg_module", lambda: None)
     if decoder_name() != decoder:
         pytest.skip(f"{decoder} is not here")
 
@@ -83,7 +67,7 @@ def test_a_box_is_that_of_the_whole_image(form: dict[str, Any], decoder: str, mo
     options = dict(form)
     mode = options.pop("mode", "RGB")
     for height, width in ((1, 1), (7, 90), (101, 67), (160, 243), (320, 64)):
-        data = encode(picture(rng, height, width, mode), **options)
+        data = encode(photo(rng, height, width, mode), **options)
         whole, buffer = pil(data), np.empty(height * width * 3, np.uint8)
         for top, left, h, w in boxes(rng, height, width, 25):
             expected = whole[top : top + h, left : left + w]
@@ -96,23 +80,21 @@ def test_a_box_is_that_of_the_whole_image(form: dict[str, Any], decoder: str, mo
 @pytest.mark.parametrize("decoder", ["region decoder", "simplejpeg", "Pillow"])
 def test_other_files_are_pillows(decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use(decoder, monkeypatch)
-    image = picture(np.random.default_rng(0), 40, 30)
-    png = io.BytesIO()
-    image.save(png, "PNG")
-    for data in (png.getvalue(), encode(image.convert("CMYK"))):
+    image = photo(np.random.default_rng(0), 40, 30)
+    for data in (helpers.encode(image, "PNG"), encode(image.convert("CMYK"))):
         assert np.array_equal(decode(data, (40, 30), (5, 6, 20, 21)), pil(data)[5:25, 6:27])
     data = encode(image)
     with pytest.raises(ValueError, match=r"40x30 pixels, but the index says 30x40"):
         decode(data, (30, 40), (0, 0, 30, 40))
     with pytest.raises(OSError, match="truncated"):
-        decode(data[: len(data) // 2], (40, 30), (0, 0, 4, 4))
+        decode(data[:-100], (40, 30), (0, 0, 4, 4))
 
 
 @pytest.mark.parametrize("decoder", ["region decoder", "simplejpeg", "Pillow"])
 def test_an_error_behind_sound_markers_is_no_picture(decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the sample would show what lay in the memory: another image."""
     use(decoder, monkeypatch)
-    data = encode(picture(np.random.default_rng(2), 64, 48))
+    data = encode(photo(np.random.default_rng(2), 64, 48))
     warned = patched(data, 0xDA, 7, 0xC4)  # libjpeg warns of the first coefficient; an error comes after it
     for broken in (patched(warned, 0xDA, 6, 0xFF), patched(data, 0xDA, 4, 0x33), patched(data, 0xC0, 8, 3)):
         assert not find_marker_anomaly(broken)
@@ -124,11 +106,10 @@ def test_an_error_behind_sound_markers_is_no_picture(decoder: str, monkeypatch: 
 
 
 def test_threads_leave_the_users_filters_of_warnings() -> None:
-    file = io.BytesIO()
-    picture(np.random.default_rng(0), 40, 30).save(file, "PNG")
+    png = helpers.encode(photo(np.random.default_rng(0), 40, 30), "PNG")
     before = list(warnings.filters)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: decode(file.getvalue(), (40, 30), (5, 6, 20, 21)), range(2000)))
+        list(pool.map(lambda _: decode(png, (40, 30), (5, 6, 20, 21)), range(2000)))
     assert warnings.filters == before
 
 
@@ -136,8 +117,8 @@ def test_threads_leave_the_users_filters_of_warnings() -> None:
 def test_the_region_decoder_refuses_what_is_wrong() -> None:
     """Nothing is written outside the region, and whatever libjpeg warns about is an error."""
     rng = np.random.default_rng(1)
-    data = encode(picture(rng, 64, 48))
-    region = decoding._jpeg.decode_region
+    data = encode(photo(rng, 64, 48))
+    region = jpeg.decode_region
     out = np.full(64 * 48 * 3 + 8, 7, np.uint8)
     region(data, (64, 48), (0, 0, 64, 48), out[:-8])
     assert (out[-8:] == 7).all()
@@ -153,9 +134,9 @@ def test_the_region_decoder_refuses_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="too small"):
         region(data, (64, 48), (0, 0, 64, 48), out[: 64 * 48 * 3 - 1])
     for other, match in (
-        (encode(picture(rng, 64, 48).convert("CMYK")), "frame of another kind"),
-        (encode(picture(rng, 64, 48), progressive=True), "of another kind"),
-        (encode(picture(rng, 64, 48), keep_rgb=True), "other colours"),
+        (encode(photo(rng, 64, 48).convert("CMYK")), "frame of another kind"),
+        (encode(photo(rng, 64, 48), progressive=True), "of another kind"),
+        (encode(photo(rng, 64, 48), keep_rgb=True), "other colours"),
         (patched(data, 0xC0, 7, 0x12), "another chroma subsampling"),  # 4:4:0
         (patched(data, 0xC4, 1, 9), "Huffman table"),  # nine codes of one bit
         (patched(data, 0xDB, 0, 0x10), "quantization table"),
@@ -181,10 +162,10 @@ def patched(data: bytes, marker: int, at: int, value: int) -> bytes:
 @pytest.mark.parametrize("quality", [1, 30, 95, 100])
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("restarts", [{}, {"restart_marker_blocks": 1}, {"restart_marker_rows": 2}], ids=str)
-def test_every_code_and_every_edge(quality: int, subsampling: int, restarts: dict[str, int]) -> None:
+def test_every_code_and_every_edge(quality: int, subsampling: int, restarts: dict[str, Any]) -> None:
     """Noise has codes of every length, quality 1 the largest steps, narrow images no chroma to interpolate."""
     rng = np.random.default_rng(quality)
-    region = decoding._jpeg.decode_region
+    region = jpeg.decode_region
     for height, width in ((1, 1), (2, 3), (9, 4), (5, 6), (8, 7), (17, 33), (16, 32), (70, 1000), (130, 91)):
         image = Image.fromarray(rng.integers(0, 2, (height, width, 3), np.uint8) * 255)
         data = encode(image, quality=quality, subsampling=subsampling, **restarts)
@@ -229,7 +210,7 @@ def test_coefficients_that_overflow(quant: int) -> None:
         expected = pil(data)
         for simd in (True, False):
             out = np.zeros(expected.shape, np.uint8)
-            decoding._jpeg.decode_region(data, expected.shape[:2], (0, 0, *expected.shape[:2]), out, simd)
+            jpeg.decode_region(data, expected.shape[:2], (0, 0, *expected.shape[:2]), out, simd)
             assert np.array_equal(out, expected), blocks
 
 
@@ -237,7 +218,7 @@ def test_coefficients_that_overflow(quant: int) -> None:
 def test_what_pillow_refuses_is_refused() -> None:
     rng = np.random.default_rng(6)
     out = np.zeros(8 * 65504 * 3, np.uint8)
-    gray = encode(picture(rng, 64, 48, "L"))
+    gray = encode(photo(rng, 64, 48, "L"))
     all_ones = gray_of("0" + "0" * 11 + "1", 1, b"\x02" + bytes(15) + b"\x01\x00")
     wide = gray_of(" ".join(["0" + "0" * 11 + "01"] * 8188))
     factors = [(patched(gray, 0xC0, 7, value), (64, 48)) for value in (0, 0x10, 0x55, 0xFF)]
@@ -246,15 +227,15 @@ def test_what_pillow_refuses_is_refused() -> None:
         with pytest.raises((OSError, SyntaxError)):
             pil(data)
         with pytest.raises(ValueError, match=r"\w"):
-            decoding._jpeg.decode_region(data, size, (0, 0, *size), out)
+            jpeg.decode_region(data, size, (0, 0, *size), out)
 
 
 @built
 def test_a_gray_image_with_sampling_factors_is_as_without() -> None:
-    data = encode(picture(np.random.default_rng(5), 61, 83, "L"))
+    data = encode(photo(np.random.default_rng(5), 61, 83, "L"))
     twice = patched(data, 0xC0, 7, 0x22)
     out = np.zeros((30, 40, 3), np.uint8)
-    decoding._jpeg.decode_region(twice, (61, 83), (20, 30, 30, 40), out)
+    jpeg.decode_region(twice, (61, 83), (20, 30, 30, 40), out)
     assert np.array_equal(out, pil(twice)[20:50, 30:70])
 
 
@@ -266,13 +247,22 @@ def tried(call: Any, data: bytearray, *rest: Any) -> Any:
         return None
 
 
+@pytest.fixture
+def files(request: pytest.FixtureRequest) -> list[bytes]:
+    """Real images where there are some, else one of each form."""
+    if "DALI_IMAGENET_SAMPLE" in os.environ:
+        return [path.read_bytes() for path in sorted(request.getfixturevalue("sample").rglob("*.JPEG"))[:20]]
+    rng = np.random.default_rng(3)
+    forms = [{"mode": "RGB"} | form for form in FORMS]
+    return [encode(photo(rng, 120, 90 + n, form.pop("mode")), **form) for n, form in enumerate(forms)]
+
+
 @built
-def test_damaged_files_show_what_pillow_shows(sample: list[Path]) -> None:
+def test_damaged_files_show_what_pillow_shows(files: list[bytes]) -> None:
     rng = np.random.default_rng(2)
     refused = delivered = passed = 0
-    for path in sample:
-        original = bytearray(path.read_bytes())
-        height, width = pil(bytes(original)).shape[:2]
+    for original in files:
+        height, width = pil(original).shape[:2]
         for _ in range(20):
             data = bytearray(original)
             for at in rng.integers(2, len(data), rng.integers(1, 4)):
@@ -281,7 +271,7 @@ def test_damaged_files_show_what_pillow_shows(sample: list[Path]) -> None:
             got, whole = tried(decode, data, (height, width), box), tried(pil, data)
             out = np.empty(box[2] * box[3] * 3, np.uint8)
             with contextlib.suppress(ValueError):  # what passes here has passed the other backends' check as well
-                decoding._jpeg.decode_region(bytes(data), (height, width), box, out)
+                jpeg.decode_region(bytes(data), (height, width), box, out)
                 assert not find_marker_anomaly(bytes(data))
                 passed += 1
             if whole is not None and whole.shape[:2] != (height, width):
@@ -295,95 +285,3 @@ def test_damaged_files_show_what_pillow_shows(sample: list[Path]) -> None:
     assert refused
     assert delivered
     assert passed
-
-
-@pytest.fixture
-def sample(tmp_path: Path) -> list[Path]:
-    folder = os.environ.get("DALI_IMAGENET_SAMPLE")
-    if folder:
-        return sorted(Path(folder).rglob("*.JPEG"))[:20]
-    rng = np.random.default_rng(3)
-    for n, form in enumerate(FORMS):
-        options = dict(form)
-        image = picture(rng, 120, 90 + n, options.pop("mode", "RGB"))
-        (tmp_path / f"{n}.JPEG").write_bytes(encode(image, **options))
-    return sorted(tmp_path.iterdir())
-
-
-def evaluation(height: int, width: int, short: int, size: int, interpolation: str) -> Any:
-    source = np.array([[height, width]])
-    resize = short * source // source.min()
-    crop = np.round((resize - size) / 2).astype(int)
-    whole = np.array([[0, 0, height, width]])
-    no = np.array([False])
-    return SimpleNamespace(
-        size=(size, size), crop_box=whole, resize=resize, window=crop, hflip=no, vflip=no, color=None,
-        interpolation=np.array([FILTERS[interpolation]]),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_what_the_window_does_not_need_changes_nothing(interpolation: str) -> None:
-    rng = np.random.default_rng(4)
-    smaller = 0
-    for trial in range(300):
-        height, width = (int(n) for n in rng.integers(20, 300, 2))
-        if trial < 40:  # around the sizes at which torch does not resize
-            height = int(rng.integers(94, 130))
-        size = int(rng.choice([32, 96, 112]))
-        plan = evaluation(
-            height, width, int(rng.choice([size, size + 1, size * 8 // 7, size * 2])), size, interpolation
-        )
-        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        part = resize.required_region(plan, 0)
-        smaller += part.box[2:] != (height, width)
-        got = resize.resize_crop_flip(pixels[: part.box[2], : part.box[3]], part, plan, 0)
-        whole = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        resized = interpolate(whole, size=plan.resize[0].tolist(), mode=interpolation, antialias=True)[0]
-        top, left = plan.window[0].tolist()
-        assert torch.equal(got, resized[:, top : top + size, left : left + size]), (plan, part)
-    assert smaller > 200
-
-
-def strided(rng: np.random.Generator, height: int, width: int) -> list[torch.Tensor]:
-    planar = torch.from_numpy(rng.integers(0, 256, (3, height + 2, width + 3), dtype=np.uint8))
-    interleaved = torch.from_numpy(rng.integers(0, 256, (height + 1, width + 2, 3), dtype=np.uint8)).permute(2, 0, 1)
-    return [image[:, 1 : height + 1, 2 : width + 2] for image in (planar, interleaved)] + [planar.flip(1)[:, :, 3:]]
-
-
-@kernels_built
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5), (32, 256), (7, 257), (2, 700), (224, 224)])
-def test_compiled_kernels_equal_python(height: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(height * width)
-    constants = normalize_erase.normalize_constants((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    for image in strided(rng, height, width):
-        matrix = (np.eye(3, 4) + rng.normal(size=(3, 4)) * [0.5, 0.5, 0.5, 60]).astype(np.float32)
-        out = torch.empty(image.shape)
-        compiled = resize.apply_color_matrix(image, matrix), normalize_erase.normalize(image, constants, out.clone())
-        with monkeypatch.context() as patch:
-            patch.setattr(resize, "_image_kernels", None)
-            patch.setattr(normalize_erase, "_image_kernels", None)
-            python = resize.apply_color_matrix(image, matrix), normalize_erase.normalize(image, constants, out.clone())
-        assert all(map(torch.equal, compiled, python))
-
-
-def test_recolor_rounds_half_to_even_and_clamps() -> None:
-    image = torch.tensor([1, 3, 200], dtype=torch.uint8)[:, None, None].expand(3, 2, 2)
-    matrix = np.array([[0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 2, 0]], np.float32)
-    assert resize.apply_color_matrix(image, matrix)[:, 0, 0].tolist() == [0, 2, 255]
-    assert resize.apply_color_matrix(image, -matrix)[:, 1, 1].tolist() == [0, 0, 0]
-
-
-@kernels_built
-def test_kernels_refuse_wrong_memory() -> None:
-    pixels, matrix = np.zeros((3, 4, 5), np.uint8), np.zeros((3, 4), np.float32)
-    kernels = resize._image_kernels
-    assert kernels is not None
-    for bad in (
-        (pixels[0], matrix, np.zeros((3, 4, 5), np.uint8)),
-        (pixels, matrix[:2], np.zeros((3, 4, 5), np.uint8)),
-        (pixels, matrix, np.zeros((3, 4, 4), np.uint8)),
-        (pixels.astype(np.float32), matrix, np.zeros((3, 4, 5), np.uint8)),
-    ):
-        with pytest.raises(ValueError, match=r"wants uint8 \[3, H, W\]"):
-            kernels.recolor(*bad)

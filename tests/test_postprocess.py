@@ -12,17 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import photo
 from PIL import Image
 from scipy import stats
-from test_pixel_ops import NoHostReads
 from timm.data import mixup as timm_mixup
 from timm.data.auto_augment import AugMixAugment
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from dali_imagenet import Plan, SampleIndex, TrainRecipe, create_loader
+from dali_imagenet import Plan, SampleIndex, TrainRecipe
 from dali_imagenet.ops import Op
 from dali_imagenet.plan.batch_plan import BatchPlan, MixPlan
 from dali_imagenet.policy import AugMix, AugMixPlan, OpPlan, TimmAugMix
@@ -30,9 +28,10 @@ from dali_imagenet.transforms import normalize_erase
 from dali_imagenet.transforms.pixel_ops import Workspace, apply_ops_image
 from dali_imagenet.transforms.pixel_ops_batched import apply_ops_batch
 from dali_imagenet.transforms.postprocess import Postprocess, mix_, soft_targets, zero_padding_
+from tests.helpers import DTYPES, NoHostReads, load, photo
 
 CLASSES = 7
-UNSCALED = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+UNSCALED: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 @pytest.fixture(params=["one by one", "batched"])
@@ -48,7 +47,7 @@ def plan_of(recipe: TrainRecipe, rows: int, step: int = 0) -> BatchPlan:
     return Plan(index, recipe, batch_size=rows, seed=5).batch(1, step)
 
 
-def pictures(rows: int, height: int, width: int, seed: int = 0) -> Tensor:
+def photos(rows: int, height: int, width: int, seed: int = 0) -> Tensor:
     rng = np.random.default_rng(seed)
     return torch.stack([F.pil_to_tensor(photo(rng, height, width)) for _ in range(rows)])
 
@@ -66,7 +65,7 @@ MIXING: dict[str, dict[str, Any]] = {
 }
 
 
-class Driven(timm_mixup.Mixup):  # type: ignore[misc]
+class Driven(timm_mixup.Mixup):
     """timm's Mixup with our draws."""
 
     def __init__(self, recipe: TrainRecipe, mix: MixPlan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +84,7 @@ class Driven(timm_mixup.Mixup):  # type: ignore[misc]
         return self.mix.lam[:batch_size].copy(), self.mix.use_cutmix[:batch_size]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize("kind", MIXING)
 def test_mixing_equals_timm(
@@ -197,7 +196,7 @@ def test_bilinear_warps_equal_torchvision(size: tuple[int, int], fill: Any) -> N
         (Op.ROTATE, 30.0, {"angle": -30.0}),  # rotate turns the other way
         (Op.ROTATE, 180.0, {"angle": 180.0}),
     ]
-    images = pictures(1, *size).expand(len(cases), -1, -1, -1)
+    images = photos(1, *size).expand(len(cases), -1, -1, -1)
     column = np.array([[op] for op, _, _ in cases], np.int16), np.array([[a] for _, a, _ in cases], np.float32)
     batch = apply_ops_batch(images, *column, np.full((len(cases), 1), 2, np.int16), fill)
     for row, (op, arg, changed) in enumerate(cases):
@@ -229,7 +228,7 @@ def executed(images: Tensor, part: AugMixPlan, fill: Any = None) -> Tensor:
     return Postprocess().finish_batch(images, plan).mul(255).round().to(torch.uint8)
 
 
-class DrivenAugMix(v2.AugMix):  # type: ignore[misc]
+class DrivenAugMix(v2.AugMix):
     """torchvision's AugMix with the draws of one row."""
 
     def __init__(self, part: AugMixPlan, row: int) -> None:
@@ -253,7 +252,7 @@ class DrivenAugMix(v2.AugMix):  # type: ignore[misc]
 
 @pytest.mark.parametrize("size", [(32, 32), (19, 28)])
 def test_augmix_equals_torchvision(size: tuple[int, int], way: str) -> None:
-    images = pictures(24, *size)
+    images = photos(24, *size)
     part = augmix_draw(AugMix(severity=9), 24, size)
     assert set(part.aux[(part.op >= Op.SHEAR_X) & (part.op <= Op.ROTATE)].tolist()) == {2}  # v2's default: bilinear
     result = executed(images, part)
@@ -268,7 +267,7 @@ def timm_augmix(image: Tensor, part: AugMixPlan, row: int, fill: Any, monkeypatc
     """timm's own mixing of one image; part holds the weights before blending. Its operations are tested elsewhere."""
     triples = zip(part.op[row].flat, part.arg[row].flat, part.aux[row].flat, strict=True)
 
-    def apply(pil: Image.Image, op: int, arg: float, aux: int) -> Image.Image:
+    def apply(pil: Image.Image, op: int, arg: float, aux: int) -> Any:
         return F.to_pil_image(apply_ops_image(F.pil_to_tensor(pil), [op], [arg], [aux], fill))
 
     def chains() -> Iterator[list[Any]]:
@@ -281,13 +280,14 @@ def timm_augmix(image: Tensor, part: AugMixPlan, row: int, fill: Any, monkeypatc
         patch.setattr(np.random, "choice", lambda *_, **__: next(drawn))
         theirs = AugMixAugment([], width=part.op.shape[1], depth=part.op.shape[2])
         mix = theirs._apply_basic if part.mode == "timm" else theirs._apply_blended
-        return F.pil_to_tensor(mix(F.to_pil_image(image), part.weights[row], part.m[row]))
+        mixed: Tensor = F.pil_to_tensor(mix(F.to_pil_image(image), part.weights[row], part.m[row]))
+        return mixed
 
 
 @pytest.mark.parametrize("blended", [False, True])
 @pytest.mark.parametrize("interpolation", ["nearest", "bicubic"])
 def test_augmix_equals_timm(blended: bool, interpolation: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = pictures(24, 32, 32)
+    images = photos(24, 32, 32)
     fill = (124, 116, 104)
     policy = TimmAugMix(magnitude=6, interpolation=interpolation, fill=fill)
     drawn = augmix_draw(policy, 24, (32, 32))
@@ -349,7 +349,7 @@ def alone(image: Tensor, plan: BatchPlan, row: int, fill: Any) -> Tensor:
 def test_programs(name: str, size: tuple[int, int], way: str) -> None:
     """Memory that is used again spoils nothing, and both ways give the same uint8."""
     recipe = TrainRecipe(input_size=size[0], **RECIPES[name], **UNSCALED)
-    images = pictures(16, *size)
+    images = photos(16, *size)
     before = images.clone()
     plan = plan_of(recipe, 16)
     stage = Postprocess()
@@ -369,13 +369,13 @@ def test_programs(name: str, size: tuple[int, int], way: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_finished_values(mode: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Normalized and erased: the same from finish_image, from finish_batch, and from the batched way."""
     recipe = TrainRecipe.strong(input_size=27, re_mode=mode, re_prob=1.0, re_count=(1, 3))
     plan = plan_of(recipe, 8)
     plan = dataclasses.replace(plan, source_index=np.where(np.arange(8) == 5, -1, plan.source_index))
-    images = pictures(8, 27, 27)
+    images = photos(8, 27, 27)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         stage = Postprocess(dtype=dtype, memory_format=memory_format)
         first = stage.finish_batch(images, plan)
@@ -415,7 +415,7 @@ def test_what_the_image_stage_has_normalized_is_only_erased(way: str) -> None:
 
 def test_a_batch_of_one(way: str) -> None:
     recipe = TrainRecipe.advanced(input_size=25, mixup_alpha=0.0, cutmix_alpha=0.0)
-    images = pictures(1, 25, 25)
+    images = photos(1, 25, 25)
     result = Postprocess().finish_batch(images, plan_of(recipe, 1))
     assert result.shape == (1, 3, 25, 25)
     assert bool(result.isfinite().all())
@@ -433,7 +433,7 @@ def test_the_batched_stage_never_waits(name: str, mode: Any, monkeypatch: pytest
     plan = plan_of(recipe, 16)
     plan = dataclasses.replace(plan, source_index=np.where(np.arange(16) == 5, -1, plan.source_index))
     assert plan.mix is not None
-    images = pictures(16, 24, 24)
+    images = photos(16, 24, 24)
     stage = Postprocess(dtype=torch.float16)
     with NoHostReads():
         mix_(stage.finish_batch(images, plan), plan.mix)
@@ -445,13 +445,13 @@ def test_the_batched_stage_never_waits(name: str, mode: Any, monkeypatch: pytest
 def test_a_gpu_gives_the_same_without_waiting(name: str) -> None:
     recipe = TrainRecipe(input_size=64, **RECIPES[name], re_prob=0.5, re_mode="pixel", mixup_alpha=0.8,
                          cutmix_alpha=1.0, mixup_mode="elem")  # fmt: skip
-    plan, images = plan_of(recipe, 32), pictures(32, 64, 64)
+    plan, images = plan_of(recipe, 32), photos(32, 64, 64)
     stage = Postprocess()
-    assert plan.mix is not None
 
     def finished(pixels: Tensor) -> Tensor:
         result = stage.finish_batch(pixels, plan)
-        mix_(result, plan.mix)  # type: ignore[arg-type]
+        assert plan.mix is not None
+        mix_(result, plan.mix)
         return result
 
     there = images.cuda()
@@ -483,7 +483,7 @@ UNMIXED = TrainRecipe.strong(input_size=48, mixup_alpha=0.0, cutmix_alpha=0.0, l
 
 
 def test_copies_of_one_image_are_different_images(copies: Path) -> None:
-    with create_loader(copies, UNMIXED, batch_size=64, device="cpu", num_workers=0) as loader:
+    with load(copies, UNMIXED, batch_size=64) as loader:
         batches = []
         for epoch in (0, 1):
             loader.set_epoch(epoch)
@@ -509,7 +509,7 @@ def numbers(images: Tensor) -> dict[str, Any]:
 def test_a_strong_recipe_has_torchvisions_distribution(copies: Path) -> None:
     jitter = (0.4, 0.4, 0.4, 0.1)
     recipe = UNMIXED.replace(color_twist=None, color_jitter=jitter)
-    with create_loader(copies, recipe, batch_size=100, device="cpu", num_workers=0) as loader:
+    with load(copies, recipe, batch_size=100) as loader:
         ours = numbers(torch.cat([images for images, _ in loader]))
     reference = v2.Compose(
         [
