@@ -23,7 +23,7 @@ from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.engine import Batch, Engine, EngineOptions, choose_backend, make_engine
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.plan.batch_plan import BatchPlan
-from dali_imagenet.plan.plan import EPOCHS, OnError, Plan
+from dali_imagenet.plan.plan import EPOCHS, OnError, Padding, Plan
 from dali_imagenet.ranks import check_agreement, check_group, in_group, resolve_ranks
 from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
 from dali_imagenet.samplers import BatchSampler, Sampler
@@ -53,6 +53,7 @@ def create_loader(
     rank: int | None = None,
     world_size: int | None = None,
     drop_last: bool | None = None,
+    padding: Padding = "ignore",
     # what comes out
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
@@ -90,7 +91,13 @@ def create_loader(
             workers and for any number of ranks with the same global batch.
         rank: by default that of torch.distributed, asked when the loader is first used, else 0.
         world_size: by default that of torch.distributed, asked when the loader is first used, else 1.
-        drop_last: None drops the last partial batch in training and keeps it in evaluation.
+        drop_last: None drops the last partial batch in training and keeps it in evaluation. A partial batch that is
+            kept in training is filled up to the same number of rows on each rank with the first samples of the epoch.
+        padding: evaluation only: what fills up the last batch, so that all ranks take as many steps. "ignore": rows
+            with target -100, which CrossEntropyLoss leaves out. "repeat": the first samples again, as
+            DistributedSampler does, so that not every sample counts once. "short": nothing; batches are ragged. On
+            every rank each step has at least one image. Samples that on_error="skip" loses are such rows too: of target
+            -100, the next healthy sample, or left out.
         dtype: float32, float16 or bfloat16.
         memory_format: torch.contiguous_format or torch.channels_last.
         on_error: a broken image stops the run ("raise"), or is replaced by the next healthy one, the same on every
@@ -136,7 +143,7 @@ def create_loader(
         )
     _check_health(index, on_error, max_broken)
     make_plan = functools.partial(
-        Plan, index, recipe, batch_size=batch_size, seed=seed, drop_last=drop_last, on_error=on_error
+        Plan, index, recipe, batch_size=batch_size, seed=seed, drop_last=drop_last, on_error=on_error, padding=padding
     )
     make_plan(rank=rank or 0, world_size=world_size or (rank or 0) + 1)  # refuses what is wrong on any rank
     options = EngineOptions(
@@ -463,7 +470,12 @@ class Loader:
                 return None
             plan, images, failures = found
             self._note(failures)
-            zero_padding_(images, plan)
+            if plan.is_padding.any():
+                if self.plan.padding == "short":
+                    rows = (~plan.is_padding).nonzero()[0]
+                    plan, images = plan.select_rows(rows), images.index_select(0, to_device([rows], images.device)[0])
+                else:
+                    zero_padding_(images, plan)
             return _Made(plan.step, images, self._targets(plan, engine.mixing))
 
     def _warn_of_a_start_left(self) -> None:
@@ -560,7 +572,7 @@ class Loader:
         if not self._compared:
             self._compared = True
             plan, (epoch, step) = self.plan, self._at
-            also = {"on_error": plan.on_error, "epoch": epoch, "step": step}
+            also = {"on_error": plan.on_error, "padding": plan.padding, "epoch": epoch, "step": step}
             check_agreement(plan.rank, plan.world_size, {**plan.fingerprint, **also})
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from dali_imagenet.plan.batch_plan import F64, I64, PADDING, U64, BatchPlan, Mix
 from dali_imagenet.plan.geometry import TRIES, cutmix_box, eval_geometry, random_erasing, random_resized_crop
 from dali_imagenet.plan.program import color_factors, color_matrix, ops_of, policy_of
 from dali_imagenet.recipe import EvalRecipe, Recipe, Size, TrainRecipe
-from dali_imagenet.validation import boolean, whole, wrong
+from dali_imagenet.validation import boolean, choice, whole, wrong
 
 OnError = Literal["raise", "replace", "skip"]
+Padding = Literal["ignore", "repeat", "short"]
 EPOCHS = 2**32  # as many as the draws can tell apart
 
 
@@ -33,13 +34,17 @@ class Plan:
         recipe: what to draw.
         seed: 0..2**64-1.
         batch_size: rows per rank and step.
-        drop_last: leave out the last partial batch. None: yes in training, no in evaluation.
+        drop_last: leave out the last partial batch. None: yes in training, no in evaluation. With False the last batch
+            of a training is filled up to the same number of rows on each rank, with the first samples of the epoch's
+            order under the next repeat number.
+        padding: what evenly fills up the ranks in evaluation: "ignore" and "short" padding rows, "repeat" the first
+            samples again, as DistributedSampler does, which counts them twice.
         on_error: what becomes of a sample that the index knows to be broken: "replace" reads the next healthy sample
             (same class, mostly) in its place; "skip" (evaluation only) makes a padding row of it. With "raise" the plan
             draws as if it were healthy; the loader refuses such an index before it gets here.
 
     Raises:
-        ValueError: for a batch that cannot be shared, or is larger than the data.
+        ValueError: for arguments out of range, and for fewer images than a batch or than ranks.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class Plan:
         world_size: int = 1,
         drop_last: bool | None = None,
         on_error: OnError = "raise",
+        padding: Padding = "ignore",
     ) -> None:
         self.train = isinstance(recipe, TrainRecipe)
         batch_size = whole("batch_size", batch_size, 1)
@@ -64,10 +70,13 @@ class Plan:
         if on_error == "skip" and self.train:
             raise wrong("on_error", on_error, "'replace' or 'raise' in training; 'skip' is for evaluation")
         drop_last = None if drop_last is None else boolean("drop_last", drop_last)
+        choice("padding", padding, ("ignore", "repeat", "short"))
+        if self.train and padding != "ignore":
+            raise wrong("padding", padding, "'ignore' in training, where no row is padding")
         self.index, self.recipe, self.seed = index, recipe, seed
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.drop_last = self.train if drop_last is None else drop_last
-        self.on_error = on_error
+        self.on_error, self.padding = on_error, padding
         self.global_batch = batch_size * world_size
         full, rest = divmod(len(index), self.global_batch)
         self.steps = full if self.drop_last or rest == 0 else full + 1
@@ -76,10 +85,10 @@ class Plan:
                 f"batch_size={batch_size} on {world_size} ranks is larger than the data ({len(index)} images), and "
                 "drop_last=True leaves nothing: use a smaller batch or drop_last=False"
             )
-        if self.train and self.steps > full and rest % (share := world_size * (2 if recipe.mixing else 1)):
+        if not self.train and len(index) < world_size:
             raise ValueError(
-                f"drop_last=False: the last batch of {rest} images cannot be shared evenly (a multiple of {share} is "
-                f"needed{' for mixing in pairs' if recipe.mixing else ''}): use drop_last=True or another batch_size"
+                f"{len(index)} images for {world_size} ranks: must be at least one for each; evaluate on fewer ranks, "
+                "or on one with rank=0, world_size=1"
             )
 
     def __len__(self) -> int:
@@ -98,15 +107,38 @@ class Plan:
         }
 
     def positions(self, step: int) -> I64:
-        """Places in the order of the epoch that this rank takes in that step, ascending; -1 for padding."""
-        start = step * self.global_batch
-        total = min(self.global_batch, len(self.index) - start)
+        """Places in the order of the epoch that this rank takes in that step, ascending; -1 for padding.
+
+        In training places from the number of samples on are the first ones again, which fill up the last batch.
+        """
+        start, total = self._bounds(step)
         share = -(-total // self.world_size)
         if self.train and share % 2 == 0:
             front = np.arange(self.rank * share // 2, (self.rank + 1) * share // 2, dtype=np.int64)
-            return np.concatenate([front, total - 1 - front[::-1]]) + start
-        run = np.arange(self.rank * share, (self.rank + 1) * share, dtype=np.int64)
-        return np.where(run < total, run + start, -1)
+            return np.concatenate([front, self.world_size * share - 1 - front[::-1]]) + start
+        if self.train:
+            return np.arange(self.rank * share, (self.rank + 1) * share, dtype=np.int64) + start
+        counts = np.clip(total - np.arange(self.world_size) * share, 0, share)
+        if counts[-1] == 0:  # full runs would leave a rank without any
+            counts = total // self.world_size + (np.arange(self.world_size) < total % self.world_size)
+        count, before = int(counts[self.rank]), int(counts[: self.rank].sum())
+        rest = np.arange(share - count, dtype=np.int64)
+        if self.padding == "repeat":
+            rest = (self.rank * share - before + rest) % len(self.index)
+        else:
+            rest[:] = -1
+        return np.concatenate([np.arange(before, before + count, dtype=np.int64) + start, rest])
+
+    def _bounds(self, step: int) -> tuple[int, int]:
+        """The first place of a step, and how many places it has over all ranks.
+
+        In evaluation a last step with fewer samples than ranks takes some from the step before: each rank needs one, or
+        the mean loss of its batch is no number.
+        """
+        n, batch = len(self.index), self.global_batch
+        missing = 0 if self.train or n % batch == 0 or self.drop_last else max(0, self.world_size - n % batch)
+        start, end = (min(at * batch, n) - (missing if at == self.steps - 1 else 0) for at in (step, step + 1))
+        return (start, n - start) if step == self.steps - 1 and not self.drop_last else (start, end - start)
 
     def schedule(self, epoch: int, step: int) -> Iterator[tuple[int, int]]:
         """(epoch, step) from that step on; in training on into the next epochs, so that none waits for its first batch.
@@ -178,6 +210,8 @@ class Plan:
         repeats = self.recipe.num_aug_repeats if isinstance(self.recipe, TrainRecipe) else 1
         real = position >= 0
         place, repeat = np.divmod(np.where(real, position, 0), repeats)
+        if self.train and (again := position >= len(self.index)).any():
+            place[again], repeat[again] = position[again] - len(self.index), repeats
         order = _permutation(len(self.index), self.seed, epoch)(place) if self.train else place
         return np.where(real, order, -1), repeat
 
@@ -220,7 +254,8 @@ class Plan:
             return sampled
         result = sampled.copy()
         for row in np.flatnonzero(broken):
-            result[row] = -1 if self.on_error == "skip" else self._next_healthy(int(sampled[row]), failed)
+            skip = self.on_error == "skip" and self.padding != "repeat"
+            result[row] = -1 if skip else self._next_healthy(int(sampled[row]), failed)
         return result
 
     def _next_healthy(self, sample: int, failed: Collection[int]) -> int:
@@ -254,13 +289,12 @@ class Plan:
         box, area = cutmix_box(recipe, size, lam, u[:, 2:6])
         if recipe.correct_lam or recipe.cutmix_minmax is not None:
             lam = np.where(cut, 1 - area / (size[0] * size[1]), lam)
-        box[~cut] = 0
         copies = rows // len(keys)  # 1, or the whole batch
-        return MixPlan(
-            lam=np.repeat(lam, copies).astype(np.float32),
-            use_cutmix=np.repeat(cut, copies),
-            box=np.repeat(box, copies, axis=0),
-        )
+        lam, cut, box = np.repeat(lam, copies), np.repeat(cut, copies), np.repeat(box, copies, axis=0)
+        if rows % 2:  # the middle row has no partner
+            lam[rows // 2], cut[rows // 2] = 1, False
+        box[~cut] = 0
+        return MixPlan(lam=lam.astype(np.float32), use_cutmix=cut, box=box)
 
 
 @functools.lru_cache(maxsize=8)

@@ -110,9 +110,8 @@ class Postprocess:
 
 def zero_padding_(images: Tensor, plan: BatchPlan) -> None:
     """Make the padding rows of a batch [B, 3, H, W] zeros, in place; nothing waits for a GPU."""
-    if plan.is_padding.any():
-        [rows] = to_device([plan.is_padding.nonzero()[0]], images.device)
-        images.index_fill_(0, rows, 0)
+    [rows] = to_device([plan.is_padding.nonzero()[0]], images.device)
+    images.index_fill_(0, rows, 0)
 
 
 def run_image(
