@@ -7,6 +7,7 @@ import logging
 import sys
 
 from dali_imagenet import EvalRecipe, SampleIndex, TrainRecipe, create_loader
+from dali_imagenet.escape import escaped, printable
 from dali_imagenet.presets import PRESETS
 
 
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 def _index(folder: str) -> int:
     found = SampleIndex.from_folder(folder)
     for i in found.broken.nonzero()[0]:
-        print(f"{found.path(int(i))}: {found.reason(int(i))}")
+        print(f"{escaped(found.path(int(i)))}: {printable(str(found.reason(int(i))))}")
     scan = found.scan
     print(
         f"{len(found)} images in {len(found.classes)} classes, {int(found.broken.sum())} broken; "

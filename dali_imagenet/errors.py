@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class BadImageError(RuntimeError):
-    """An image that cannot be read; the message names its path and the reason."""
+    """An image that cannot be read; the message names its path, escaped, and the reason."""

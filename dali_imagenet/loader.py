@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 import os
 import weakref
@@ -17,6 +15,8 @@ from torch import Tensor
 from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.engine import Engine, EngineOptions, choose_backend, make_engine
 from dali_imagenet.errors import BadImageError
+from dali_imagenet.escape import escaped, printable
+from dali_imagenet.failures import write_failures
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import EPOCHS, OnError, Plan
 from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
@@ -187,7 +187,7 @@ def _check_health(index: SampleIndex, on_error: OnError, max_broken: float) -> N
     broken = index.broken.nonzero()[0]
     if not len(broken):
         return
-    lines = [f"{index.path(int(i))}: {index.reason(int(i))}" for i in broken[:10]]
+    lines = [f"{escaped(index.path(int(i)))}: {printable(str(index.reason(int(i))))}" for i in broken[:10]]
     more = f"\n... and {len(broken) - 10} more (SampleIndex.broken has all)" if len(broken) > 10 else ""
     report = f"{len(broken)} of {len(index)} images are broken:\n" + "\n".join(lines) + more
     if on_error == "raise":
@@ -334,37 +334,33 @@ class Loader:
         for sample, reason in failures.items():
             if sample not in self._failed:
                 self._failed[sample] = reason
-                log.warning("unreadable image (on_error=%r): %s", self.plan.on_error, reason)
+                log.warning("unreadable image (on_error=%r): %s", self.plan.on_error, printable(reason))
         broken = len(self._failed) + int(self.dataset.broken.sum())
         if failures and broken > self._max_broken * len(self.dataset):
             raise BadImageError(
                 f"{broken} of {len(self.dataset)} images cannot be read, more than max_broken={self._max_broken:.1%} "
-                f"allows. The last: {next(reversed(failures.values()))}. Loader.failures lists them all"
+                f"allows. The last: {printable(next(reversed(failures.values())))}. Loader.failures lists them all"
             )
 
     @property
     def failures(self) -> dict[str, str]:
-        """Path and reason of every image that could not be read so far: found by the index, or when it was decoded."""
+        """Path and reason of every image that could not be read so far: found by the index, or when it was decoded.
+
+        Paths are as on the disk, not escaped as in messages.
+        """
+        return {path: reason for _, path, reason in self._failures()}
+
+    def _failures(self) -> list[tuple[int, str, str]]:
         known = {int(i): str(self.dataset.reason(int(i))) for i in self.dataset.broken.nonzero()[0]}
-        return {self.dataset.path(i): reason for i, reason in sorted((known | self._failed).items())}
+        return [(i, self.dataset.path(i), reason) for i, reason in sorted((known | self._failed).items())]
 
     def save_failures(self, file: str | os.PathLike[str]) -> None:
         """Write `failures` as a table of sample, path and reason: CSV where the name ends in .csv, JSON otherwise.
 
-        Bytes of a path that are not text are written as backslash escapes.
+        Paths are escaped: control characters, bytes that are not text, and the backslash. `read_failures` gives them
+        back as they are.
         """
-        samples = sorted({*self.dataset.broken.nonzero()[0].tolist(), *self._failed})
-        table = [
-            {"sample": i, "path": path, "reason": reason}
-            for i, (path, reason) in zip(samples, self.failures.items(), strict=True)
-        ]
-        with open(file, "w", encoding="utf-8", errors="backslashreplace", newline="") as out:
-            if os.fspath(file).lower().endswith(".csv"):
-                writer = csv.DictWriter(out, ("sample", "path", "reason"))
-                writer.writeheader()
-                writer.writerows(table)
-            else:
-                json.dump(table, out, indent=1)
+        write_failures(file, self._failures())
 
     def explain(self, step: int, epoch: int | None = None) -> list[dict[str, Any]]:
         """What happens to each row of this rank's batch in that step, as plain data: see `dali_imagenet.explain`.

@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # From the ground up; each may import from its own line and from those above it.
 LAYERS = (
-    ("_compiled", "cache", "errors", "formats", "validation"),
-    ("jpeg_markers", "ops", "rng"),
+    ("_compiled", "cache", "errors", "escape", "formats", "validation"),
+    ("failures", "jpeg_markers", "ops", "rng"),
     ("policy",),
     ("presets",),
     ("recipe",),

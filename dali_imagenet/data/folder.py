@@ -15,6 +15,7 @@ from dali_imagenet.data.index_cache import NO_STAT, Found
 from dali_imagenet.data.names import Names
 from dali_imagenet.data.progress import progress_bar
 from dali_imagenet.data.source import read_each
+from dali_imagenet.escape import escaped, listed
 from dali_imagenet.formats import IMG_EXTENSIONS
 from dali_imagenet.validation import wrong
 
@@ -128,7 +129,7 @@ def _list_class(root: str, name: str, root_key: tuple[int, int]) -> tuple[str, l
             info = os.stat(full)
             key = (info.st_dev, info.st_ino)
             if key in above:
-                logger.warning("%s: left out, it is a link to a folder that it lies in", full)
+                logger.warning("%s: left out, it is a link to a folder that it lies in", escaped(full))
                 continue
             with os.scandir(full) as entries:
                 for entry in entries:
@@ -146,7 +147,7 @@ def _list_class(root: str, name: str, root_key: tuple[int, int]) -> tuple[str, l
                         else:
                             files.append((file, -1, NO_STAT))
         except OSError as error:
-            logger.warning("%s: left out, it cannot be listed: %s", full, error.strerror)
+            logger.warning("%s: left out, it cannot be listed: %s", escaped(full), error.strerror)
         files.sort()
         folders.append((relative, files))
     folders.sort()
@@ -166,9 +167,9 @@ def list_tree(root: str, classes: Sequence[str], num_threads: int, progress: boo
     paths, sizes, stamps, counts = [], [], [], []
     # Folders on a network answer slowly, one by one.
     with ThreadPoolExecutor(num_threads, "dali_imagenet-list") as pool:
-        listed = pool.map(_list_class, repeat(root), classes, repeat((info.st_dev, info.st_ino)))
+        found = pool.map(_list_class, repeat(root), classes, repeat((info.st_dev, info.st_ino)))
         try:
-            for blob, size, stamp in progress_bar(listed, len(classes), "listing", "folder", progress):
+            for blob, size, stamp in progress_bar(found, len(classes), "listing", "folder", progress):
                 paths.append(os.fsencode(blob))
                 sizes.append(np.array(size, np.int64))
                 stamps.append(np.array(stamp, np.int64))
@@ -178,9 +179,8 @@ def list_tree(root: str, classes: Sequence[str], num_threads: int, progress: boo
             raise
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty:
-        shown = ", ".join(empty[:10]) + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
         raise FileNotFoundError(
-            f"no image in {len(empty)} of the {len(classes)} class folders of {root!r}: {shown}; "
+            f"no image in {len(empty)} of the {len(classes)} class folders of {root!r}: {listed(empty)}; "
             f"remove these folders, or fill them with files named {', '.join(IMG_EXTENSIONS)}"
         )
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
