@@ -6,13 +6,13 @@ import logging
 import os
 import weakref
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
 
-from dali_imagenet.data.index import SampleIndex
+from dali_imagenet.data.index import Classes, SampleIndex
+from dali_imagenet.data.layout import folder_path, is_split
 from dali_imagenet.engine import Engine, EngineOptions, choose_backend, make_engine
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.escape import escaped, printable
@@ -36,6 +36,9 @@ def create_loader(
     recipe: Recipe,
     *,
     batch_size: int,
+    # which images
+    split: str | None = None,
+    classes: Classes | Loader | None = None,
     # where
     backend: Backend = "auto",
     device: torch.device | str | None = None,
@@ -67,9 +70,13 @@ def create_loader(
 
     Args:
         data: an ImageFolder tree (or a folder that holds train/ and val/: training takes the one, evaluation the
-            other), or a `SampleIndex`.
+            other, with the numbers that training gives the classes), or a `SampleIndex`.
         recipe: `TrainRecipe` or `EvalRecipe`.
         batch_size: rows per rank; even where the recipe mixes.
+        split: which part of a folder: "train", "val", a subfolder's name, or "." for the folder itself; see
+            `SampleIndex.from_folder`. None: as the recipe says where the folder is split, else the folder itself.
+        classes: which class has which number: "sorted" (as None), "natural", names in label order, an index or a loader
+            that has them, or the `Path` of a text file; see `SampleIndex.from_folder`.
         backend: "dali", "torchvision", or "auto": DALI for a GPU where it is installed; torchvision for the CPU, where
             it is the faster one. "reference" and "reference-tensor" carry the plan out by torchvision's and timm's own
             functions on PIL images and on tensors, slowly: what the others are measured against.
@@ -101,9 +108,9 @@ def create_loader(
         mixes or smooths labels; both on `device`.
 
     Raises:
-        FileNotFoundError: no data.
+        FileNotFoundError: no data, or no such part of it.
         TypeError: a recipe that is none.
-        ValueError: bad data or arguments.
+        ValueError: bad data or arguments; a folder whose subfolders are probably not the classes.
         RuntimeError: what was asked for is not on this machine.
         BadImageError: the data holds broken images, and on_error is "raise".
     """
@@ -121,7 +128,7 @@ def create_loader(
     num_workers = min(16, _cores()) if num_workers is None else whole("num_workers", num_workers, 0)
     prefetch = whole("prefetch", prefetch, 1)
     chosen, why = choose_backend(backend, target)
-    index = data if isinstance(data, SampleIndex) else _index(data, recipe)
+    index = _index(data, recipe, split, classes)
     _check_health(index, on_error, max_broken)
     rank, world_size = _ranks(rank, world_size)
     plan = Plan(
@@ -134,7 +141,7 @@ def create_loader(
         drop_last=drop_last,
         on_error=on_error,
     )
-    classes = _num_classes(index, recipe)
+    num_classes = _num_classes(index, recipe)
     engine = make_engine(
         chosen,
         plan,
@@ -151,7 +158,7 @@ def create_loader(
         ),
     )
     log.info("backend %s on %s: %s; %s decodes JPEGs", chosen, target, why, engine.decoder)
-    return Loader(plan, engine, target, chosen, classes, max_broken)
+    return Loader(plan, engine, target, chosen, num_classes, max_broken)
 
 
 def _device(device: torch.device | str | None) -> torch.device:
@@ -175,12 +182,19 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _index(data: str | os.PathLike[str], recipe: Recipe) -> SampleIndex:
+def _index(
+    data: str | os.PathLike[str] | SampleIndex, recipe: Recipe, split: str | None, classes: Classes | Loader | None
+) -> SampleIndex:
     """The index of a folder, or of its train/ or val/ where it is split."""
-    folder = Path(data)
-    if not ((folder / "train").is_dir() and any((folder / name).is_dir() for name in ("val", "validation", "test"))):
-        return SampleIndex.from_folder(folder)
-    return SampleIndex.from_folder(folder, split="train" if isinstance(recipe, TrainRecipe) else "val")
+    if isinstance(data, SampleIndex):
+        for name, value in (("split", split), ("classes", classes)):
+            if value is not None:
+                raise wrong(name, value, "None where data is a SampleIndex: give it to SampleIndex.from_folder")
+        return data
+    folder = folder_path("data", data)
+    if split is None and is_split(folder):
+        split = "train" if isinstance(recipe, TrainRecipe) else "val"
+    return SampleIndex.from_folder(folder, split=split, classes="sorted" if classes is None else classes)
 
 
 def _check_health(index: SampleIndex, on_error: OnError, max_broken: float) -> None:
