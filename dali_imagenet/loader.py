@@ -128,7 +128,7 @@ def create_loader(
     num_workers = min(16, _cores()) if num_workers is None else whole("num_workers", num_workers, 0)
     prefetch = whole("prefetch", prefetch, 1)
     chosen, why = choose_backend(backend, target)
-    index = _index(data, recipe, split, classes)
+    index = index_for(data, recipe, split, classes)
     _check_health(index, on_error, max_broken)
     rank, world_size = _ranks(rank, world_size)
     plan = Plan(
@@ -182,10 +182,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _index(
+def index_for(
     data: str | os.PathLike[str] | SampleIndex, recipe: Recipe, split: str | None, classes: Classes | Loader | None
 ) -> SampleIndex:
-    """The index of a folder, or of its train/ or val/ where it is split."""
+    """The index that `create_loader` makes of these arguments."""
     if isinstance(data, SampleIndex):
         for name, value in (("split", split), ("classes", classes)):
             if value is not None:

@@ -12,6 +12,7 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from dali_imagenet import EvalRecipe, Loader, SampleIndex, TrainRecipe, create_loader
+from dali_imagenet.__main__ import main
 from dali_imagenet.data import folder as folder_module
 from dali_imagenet.data.layout import folder_path
 from tests.test_index import encode, write
@@ -417,3 +418,58 @@ def test_looking_for_splits_is_bounded(tmp_path: Path) -> None:
     classes(tmp_path / "data" / "train", "a", "b")
     (tmp_path / "data" / "other").symlink_to(tmp_path / "farm" / "0")
     assert load(tmp_path / "data").dataset.classes == ("a", "b")
+
+
+# the command line
+
+
+def test_the_command_line_chooses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DALI_IMAGENET_CACHE", str(tmp_path / "cache"))
+    root = classes(tmp_path / "data", "train/a", "train/b", "val/b", "more/1", "more/10", "more/2")
+    file = write(tmp_path / "names.txt", b"b\na\n")
+
+    def said(*words: str) -> str:
+        assert main(["index", *words]) == 0
+        return capsys.readouterr().out
+
+    assert "4 images in 2 classes" in said(str(root), "--split", "train")
+    assert "2 images in 2 classes" in said(str(root), "--split", "val")
+    assert "2 images in 2 classes" in said(str(root / "val"), "--classes", str(file))
+    assert "6 images in 3 classes" in said(str(root), "--split", "more", "--classes", "natural")
+    assert "12 images in 3 classes" in said(str(root), "--split", ".")
+    out = tmp_path / "out.png"
+    words = ["preview", str(root), "--device", "cpu", "--count", "1", "--recipe", "eval", "--output", str(out)]
+    assert main([*words, "--classes", str(file)]) == 0
+    assert out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("index ROOT/nowhere", "data folder '.*nowhere' does not exist; give the folder"),
+        ("index ROOT/train/a/0.JPEG", "'.*0.JPEG' is not a folder; give the folder"),
+        ("index ROOT", "say --split 'train' or --split 'val', or give '.*/train'"),
+        ("index ROOT --split a/b", "--split 'a/b': must be 'train', 'val', the name of a subfolder"),
+        ("index ROOT --split train --classes ROOT/no.txt", "--classes '.*no.txt' cannot be read: No such file"),
+        ("index VOID", r"folder '': must be the path of a folder"),
+        ("preview ROOT --count 100", r"--count 100: must be a whole number in \[1, 4\]"),
+        ("preview ROOT --count 0", r"--count 0: must be a whole number in \[1, 4\]"),
+        ("preview ROOT --output p", r"--output 'p': must be a name that ends in \.png, \.jpg or another"),
+        ("preview ROOT --seed -1 --count 2", "--seed -1: must be a whole number"),
+        (
+            "preview ROOT --recipe eval --split test",
+            "--split 'test': .* holds no folder of that name; it holds train, val",
+        ),
+    ],
+)
+def test_the_command_line_speaks_its_own_words(
+    tmp_path: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes(tmp_path, "train/a", "train/b", "val/a")
+    given = [word.replace("ROOT", str(tmp_path)).replace("VOID", "") for word in words.split()]
+    assert main(given) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(f"error: .*{message}", said), said
+    assert "Traceback" not in said
