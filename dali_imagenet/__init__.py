@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dali_imagenet.data.index import SampleIndex
     from dali_imagenet.data.source import Source
     from dali_imagenet.errors import BadImageError, RankMismatchError
+    from dali_imagenet.failures import read_failures
     from dali_imagenet.loader import Loader, create_loader
     from dali_imagenet.metrics import Accuracy
     from dali_imagenet.ops import Op
@@ -34,6 +35,7 @@ __all__ = [
     "Source",
     "TrainRecipe",
     "create_loader",
+    "read_failures",
     "save_preview",
 ]
 
@@ -50,6 +52,7 @@ _HOMES = {
     "Source": "data.source",
     "TrainRecipe": "recipe",
     "create_loader": "loader",
+    "read_failures": "failures",
     "save_preview": "preview",
 }
 

@@ -8,4 +8,4 @@ class RankMismatchError(RuntimeError):
 
 
 class BadImageError(RuntimeError):
-    """An image that cannot be read; the message names its path and the reason."""
+    """An image that cannot be read; the message names its path, escaped, and the reason."""

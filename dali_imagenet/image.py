@@ -11,6 +11,7 @@ from torch import Tensor
 from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.decode.decode import Box, Pixels, decode
 from dali_imagenet.errors import BadImageError
+from dali_imagenet.escape import escaped, printable
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.transforms.pixel_ops import Workspace
 from dali_imagenet.transforms.resize import required_region, resize_crop_flip
@@ -46,4 +47,5 @@ def read_pixels(index: SampleIndex, sample: int, box: Box, workspace: Workspace 
             memory = workspace.get("decoded", (height * width * 3,), torch.uint8).numpy()
         return decode(data, (height, width), box, memory)
     except Exception as error:  # decoders raise what they like: OSError, ValueError, SyntaxError, struct.error ...
-        raise BadImageError(f"{index.source.name(sample)}: {type(error).__name__}: {error}") from error
+        name, why = escaped(index.source.name(sample)), printable(str(error))
+        raise BadImageError(f"{name}: {type(error).__name__}: {why}") from error

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import inspect
-import json
 import logging
 import os
 import sys
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from dali_imagenet.cores import worker_count
-from dali_imagenet.data.index import SampleIndex
+from dali_imagenet.data.index import Classes, SampleIndex
+from dali_imagenet.data.layout import folder_path, is_split
 from dali_imagenet.engine import Batch, Engine, EngineOptions, choose_backend, make_engine
 from dali_imagenet.errors import BadImageError
+from dali_imagenet.escape import escaped, printable
+from dali_imagenet.failures import write_failures
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import EPOCHS, OnError, Padding, Plan
 from dali_imagenet.ranks import check_agreement, check_group, in_group, resolve_ranks
@@ -43,6 +43,9 @@ def create_loader(
     recipe: Recipe,
     *,
     batch_size: int,
+    # which images
+    split: str | None = None,
+    classes: Classes | Loader | None = None,
     # where
     backend: Backend = "auto",
     device: torch.device | str | None = None,
@@ -75,9 +78,13 @@ def create_loader(
 
     Args:
         data: an ImageFolder tree (or a folder that holds train/ and val/: training takes the one, evaluation the
-            other), or a `SampleIndex`.
+            other, with the numbers that training gives the classes), or a `SampleIndex`.
         recipe: `TrainRecipe` or `EvalRecipe`.
         batch_size: rows per rank; even where the recipe mixes.
+        split: which part of a folder: "train", "val", a subfolder's name, or "." for the folder itself; see
+            `SampleIndex.from_folder`. None: as the recipe says where the folder is split, else the folder itself.
+        classes: which class has which number: "sorted" (as None), "natural", names in label order, an index or a loader
+            that has them, or the `Path` of a text file; see `SampleIndex.from_folder`.
         backend: "dali", "torchvision", or "auto": DALI for a GPU where it is installed; torchvision for the CPU, where
             it is the faster one. "reference" and "reference-tensor" carry the plan out by torchvision's and timm's own
             functions on PIL images and on tensors, slowly: what the others are measured against.
@@ -115,9 +122,9 @@ def create_loader(
         mixes or smooths labels; both on `device`.
 
     Raises:
-        FileNotFoundError: no data.
+        FileNotFoundError: no data, or no such part of it.
         TypeError: a recipe that is none.
-        ValueError: bad data or arguments.
+        ValueError: bad data or arguments; a folder whose subfolders are probably not the classes.
         RuntimeError: what was asked for is not on this machine.
         BadImageError: the data holds broken images, and on_error is "raise".
     """
@@ -135,12 +142,9 @@ def create_loader(
     num_workers = None if num_workers is None else whole("num_workers", num_workers, 0)
     prefetch = whole("prefetch", prefetch, 1)
     chosen, why = choose_backend(backend, target)
-    index = data if isinstance(data, SampleIndex) else _index(data, recipe)
+    index = index_for(data, recipe, split, classes)
     if multiprocessing_context == "fork" and not index.source.fork_safe:
-        name = type(index.source).__name__
-        raise wrong(
-            "multiprocessing_context", "fork", f"'spawn' or 'forkserver' for {name}, which no fork goes on with"
-        )
+        raise wrong("multiprocessing_context", "fork", f"'spawn' or 'forkserver' for {type(index.source).__name__}")
     _check_health(index, on_error, max_broken)
     make_plan = functools.partial(
         Plan, index, recipe, batch_size=batch_size, seed=seed, drop_last=drop_last, on_error=on_error, padding=padding
@@ -156,10 +160,9 @@ def create_loader(
         roi_decode=roi_decode,
         hw_decoder_load=hw_decoder_load,
     )
-    classes = _num_classes(index, recipe)
     return Loader(
-        make_plan, chosen, why, options, num_workers=num_workers, ranks=(rank, world_size), num_classes=classes,
-        max_broken=max_broken,
+        make_plan, chosen, why, options, num_workers=num_workers, ranks=(rank, world_size),
+        num_classes=_num_classes(index, recipe), max_broken=max_broken,
     )  # fmt: skip
 
 
@@ -179,19 +182,26 @@ def _device(device: torch.device | str | None) -> torch.device:
     return target
 
 
-def _index(data: str | os.PathLike[str], recipe: Recipe) -> SampleIndex:
-    """The index of a folder, or of its train/ or val/ where it is split."""
-    folder = Path(data)
-    if not ((folder / "train").is_dir() and any((folder / name).is_dir() for name in ("val", "validation", "test"))):
-        return SampleIndex.from_folder(folder)
-    return SampleIndex.from_folder(folder, split="train" if isinstance(recipe, TrainRecipe) else "val")
+def index_for(
+    data: str | os.PathLike[str] | SampleIndex, recipe: Recipe, split: str | None, classes: Classes | Loader | None
+) -> SampleIndex:
+    """The index that `create_loader` makes of these arguments."""
+    if isinstance(data, SampleIndex):
+        for name, value in (("split", split), ("classes", classes)):
+            if value is not None:
+                raise wrong(name, value, "None where data is a SampleIndex: give it to SampleIndex.from_folder")
+        return data
+    folder = folder_path("data", data)
+    if split is None and is_split(folder):
+        split = "train" if isinstance(recipe, TrainRecipe) else "val"
+    return SampleIndex.from_folder(folder, split=split, classes="sorted" if classes is None else classes)
 
 
 def _check_health(index: SampleIndex, on_error: OnError, max_broken: float) -> None:
     broken = index.broken.nonzero()[0]
     if not len(broken):
         return
-    lines = [f"{index.path(int(i))}: {index.reason(int(i))}" for i in broken[:10]]
+    lines = [f"{escaped(index.path(int(i)))}: {printable(str(index.reason(int(i))))}" for i in broken[:10]]
     more = f"\n... and {len(broken) - 10} more (SampleIndex.broken has all)" if len(broken) > 10 else ""
     report = f"{len(broken)} of {len(index)} images are broken:\n" + "\n".join(lines) + more
     if on_error == "raise":
@@ -501,37 +511,33 @@ class Loader:
         for sample, reason in failures.items():
             if sample not in self._failed:
                 self._failed[sample] = reason
-                log.warning("unreadable image (on_error=%r): %s", self.plan.on_error, reason)
+                log.warning("unreadable image (on_error=%r): %s", self.plan.on_error, printable(reason))
         broken = len(self._failed) + int(self.dataset.broken.sum())
         if failures and broken > self._max_broken * len(self.dataset):
             raise BadImageError(
                 f"{broken} of {len(self.dataset)} images cannot be read, more than max_broken={self._max_broken:.1%} "
-                f"allows. The last: {next(reversed(failures.values()))}. Loader.failures lists them all"
+                f"allows. The last: {printable(next(reversed(failures.values())))}. Loader.failures lists them all"
             )
 
     @property
     def failures(self) -> dict[str, str]:
-        """Path and reason of every image that could not be read so far: found by the index, or when it was decoded."""
+        """Path and reason of every image that could not be read so far: found by the index, or when it was decoded.
+
+        Paths are as on the disk, not escaped as in messages.
+        """
+        return {path: reason for _, path, reason in self._failures()}
+
+    def _failures(self) -> list[tuple[int, str, str]]:
         known = {int(i): str(self.dataset.reason(int(i))) for i in self.dataset.broken.nonzero()[0]}
-        return {self.dataset.path(i): reason for i, reason in sorted((known | self._failed).items())}
+        return [(i, self.dataset.path(i), reason) for i, reason in sorted((known | self._failed).items())]
 
     def save_failures(self, file: str | os.PathLike[str]) -> None:
         """Write `failures` as a table of sample, path and reason: CSV where the name ends in .csv, JSON otherwise.
 
-        Bytes of a path that are not text are written as backslash escapes.
+        Paths are escaped: control characters, bytes that are not text, and the backslash. `read_failures` gives them
+        back as they are.
         """
-        samples = sorted({*self.dataset.broken.nonzero()[0].tolist(), *self._failed})
-        table = [
-            {"sample": i, "path": path, "reason": reason}
-            for i, (path, reason) in zip(samples, self.failures.items(), strict=True)
-        ]
-        with open(file, "w", encoding="utf-8", errors="backslashreplace", newline="") as out:
-            if os.fspath(file).lower().endswith(".csv"):
-                writer = csv.DictWriter(out, ("sample", "path", "reason"))
-                writer.writeheader()
-                writer.writerows(table)
-            else:
-                json.dump(table, out, indent=1)
+        write_failures(file, self._failures())
 
     def explain(self, step: int, epoch: int | None = None) -> list[dict[str, Any]]:
         """What happens to each row of this rank's batch in that step, as plain data: see `dali_imagenet.explain`.

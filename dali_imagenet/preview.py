@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dali_imagenet.escape import escaped
 from dali_imagenet.loader import Loader
 from dali_imagenet.validation import whole
 
@@ -48,7 +49,7 @@ def _pixels(loader: Loader, images: Tensor) -> Tensor:
 
 
 def _labels(loader: Loader, targets: Tensor) -> list[str]:
-    classes = loader.dataset.classes
+    classes = [escaped(name) for name in loader.dataset.classes]
     if targets.dim() == 1:
         return ["padding" if t < 0 else classes[t] for t in targets.tolist()]
     smooth = loader.plan.recipe.label_smoothing if hasattr(loader.plan.recipe, "label_smoothing") else 0.0

@@ -90,6 +90,18 @@ def encode(image: Image.Image, format: str = "JPEG", **options: Any) -> bytes:
     return out.getvalue()
 
 
+def encode_small(width: int = 40, height: int = 30, mode: str = "RGB", format: str = "JPEG", **options: Any) -> bytes:
+    """Of a quality that makes more than a header of the smallest ones."""
+    options = ({"quality": 100} if format == "JPEG" else {}) | options
+    return encode(photo(np.random.default_rng(0), height, width, mode), format, **options)
+
+
+def write(file: Path, data: bytes) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
+    return file
+
+
 def make_folder(root: Path, count: int, classes: int = 4, seed: int = 0, low: int = 40, high: int = 200) -> Path:
     """An ImageFolder tree of JPEGs of mixed sizes and subsamplings."""
     rng = np.random.default_rng(seed)

@@ -18,8 +18,8 @@ from dali_imagenet.loader import Backend
 ROOT = Path(__file__).resolve().parent.parent
 # From the ground up; each may import from its own line and from those above it.
 LAYERS = (
-    ("_compiled", "cache", "cores", "errors", "formats", "validation"),
-    ("jpeg_markers", "ops", "rng"),
+    ("_compiled", "cache", "cores", "errors", "escape", "formats", "validation"),
+    ("failures", "jpeg_markers", "ops", "rng"),
     ("policy",),
     ("presets",),
     ("recipe",),

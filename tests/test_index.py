@@ -21,7 +21,8 @@ from dali_imagenet.data import headers, index_cache
 from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.formats import FORMATS, IMG_EXTENSIONS, MAX_PIXELS
 from tests import helpers
-from tests.helpers import start
+from tests.helpers import encode_small as encode
+from tests.helpers import start, write
 
 posix = pytest.mark.skipif(os.name == "nt", reason="links, pipes and raw names of POSIX")
 
@@ -31,20 +32,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("DALI_IMAGENET_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
-def encode(width: int = 40, height: int = 30, mode: str = "RGB", format: str = "JPEG", **options: Any) -> bytes:
-    """Of a quality that makes more than a header of the smallest ones."""
-    options = ({"quality": 100} if format == "JPEG" else {}) | options
-    return helpers.encode(helpers.photo(np.random.default_rng(0), height, width, mode), format, **options)
-
-
 def encode16() -> bytes:
     return helpers.encode(Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40)), "PNG")
-
-
-def write(file: Path, data: bytes) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(data)
-    return file
 
 
 def scan(root: Path, **options: Any) -> SampleIndex:
@@ -133,10 +122,12 @@ def test_splits(tmp_path: Path) -> None:
     assert scan(root / "train", split="train").classes == ("dog", "train")
     with pytest.raises(ValueError, match=r"both train/ and validation/.*split='train' or split='val'"):
         scan(root)
-    with pytest.raises(ValueError, match=r"split='test'.*'train', 'val' or None"):
+    with pytest.raises(FileNotFoundError, match=r"split='test'.*no folder of that name; it holds train, validation"):
         scan(root, split="test")
+    with pytest.raises(ValueError, match=r"split='\.\./x': must be 'train', 'val', the name of a subfolder, '\.'"):
+        scan(root, split="../x")
     shutil.rmtree(root / "validation")
-    with pytest.raises(FileNotFoundError, match="holds train/ but no val/ or validation/ or test/"):
+    with pytest.raises(FileNotFoundError, match="holds train/ but no val/ or validation/ or valid/ or eval/ or test/"):
         scan(root, split="val")
 
 
@@ -405,7 +396,8 @@ def test_bad_cache_file_is_ignored(kind: str, tmp_path: Path, caplog: pytest.Log
         index = scan(tmp_path / "data", cache_dir=folder)
     assert index.scan.read == 1
     assert index.fingerprint == expected.fingerprint
-    assert caplog.text.count("is ignored and made anew") == len(caplog.records) == 1
+    records = [record for record in caplog.records if "holds one class" not in record.message]
+    assert caplog.text.count("is ignored and made anew") == len(records) == 1
     assert scan(tmp_path / "data", cache_dir=folder).scan.read == 0
 
 

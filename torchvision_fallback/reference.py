@@ -25,6 +25,7 @@ from torchvision.transforms.v2 import functional as F
 
 from dali_imagenet.engine import Batch, EngineOptions
 from dali_imagenet.errors import BadImageError
+from dali_imagenet.escape import escaped, printable
 from dali_imagenet.ops import FILTERS, Op
 from dali_imagenet.plan.batch_plan import BatchPlan, MixPlan
 from dali_imagenet.plan.plan import Plan
@@ -67,7 +68,8 @@ class ReferenceEngine:
         try:
             image: Any = Image.open(io.BytesIO(index.source.read(sample))).convert("RGB")
         except Exception as error:  # Pillow raises what it likes
-            raise BadImageError(f"{index.source.name(sample)}: {type(error).__name__}: {error}") from error
+            name, why = escaped(index.source.name(sample)), printable(str(error))
+            raise BadImageError(f"{name}: {type(error).__name__}: {why}") from error
         return transformed(F.pil_to_tensor(image) if self.on_tensors else image, plan, row)
 
     def for_plan(self, plan: Plan) -> ReferenceEngine:

@@ -20,6 +20,7 @@ from dali_imagenet.dali.roi_probe import probe_roi_decode
 from dali_imagenet.dali.stage import DaliBatchError, DaliStage, one_torch_thread_each
 from dali_imagenet.engine import Batch, EngineOptions
 from dali_imagenet.errors import BadImageError
+from dali_imagenet.escape import escaped
 from dali_imagenet.formats import FORMATS
 from dali_imagenet.image import decode_and_resize
 from dali_imagenet.jpeg_markers import find_marker_anomaly
@@ -187,7 +188,7 @@ class DaliEngine:
             if self._markers_checked[sample] or not find_marker_anomaly(alone.file(0)):
                 return found
         except DaliBatchError as error:
-            name = self._plan.index.source.name(sample)
+            name = escaped(self._plan.index.source.name(sample))
             log.warning("%s is decoded by Pillow from now on: DALI says %r", name, error.reason)
         self._needs_cpu_decode[sample] = True
         return image

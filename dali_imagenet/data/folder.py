@@ -8,17 +8,22 @@ import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
+from typing import NamedTuple
 
 import numpy as np
 
 from dali_imagenet.data.index_cache import NO_STAT, Found
+from dali_imagenet.data.layout import Classes, is_dir, is_junk, keys_above, stat_key
 from dali_imagenet.data.names import Names
 from dali_imagenet.data.progress import progress_bar
 from dali_imagenet.data.source import read_each
+from dali_imagenet.escape import escaped, listed
 from dali_imagenet.formats import IMG_EXTENSIONS
-from dali_imagenet.validation import wrong
 
 logger = logging.getLogger("dali_imagenet")
+
+MAX_LINKED_FOLDERS = 1_000_000
+"""Folders of one class that may be reached through links; links that lead to each other multiply."""
 
 
 class FileSource:
@@ -66,76 +71,48 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation", "test")}
+class _Listed(NamedTuple):
+    """One class: its paths (NUL after each), sizes, modification times, and what was left out of it."""
+
+    paths: str
+    sizes: list[int]
+    stamps: list[int]
+    left_out: list[str]
 
 
-def _holds_folders(folder: str) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return any(entry.is_dir() for entry in entries)
-    except OSError:
-        return False
-
-
-def resolve_split(root: str, split: str | None) -> str:
-    """The folder whose subfolders are the classes. A class may be called "train": a split holds folders itself."""
-    if split not in (None, *SPLIT_FOLDERS):
-        raise wrong("split", split, "'train', 'val' or None")
-    if not os.path.lexists(root):
-        raise FileNotFoundError(f"data folder {root!r} does not exist; give the folder that holds one folder a class")
-    if not os.path.isdir(root):
-        raise NotADirectoryError(f"{root!r} is not a folder; give the folder that holds one folder a class")
-    there = {
-        name: next((f for f in folders if _holds_folders(os.path.join(root, f))), None)
-        for name, folders in SPLIT_FOLDERS.items()
-    }
-    if split is None:
-        if all(there.values()):
-            raise ValueError(
-                f"{root!r} holds both {there['train']}/ and {there['val']}/; say split='train' or split='val', "
-                f"or give {os.path.join(root, 'train')!r}"
-            )
-        return root
-    if there[split]:
-        return os.path.join(root, str(there[split]))
-    other = next((f for f in there.values() if f), None)
-    if other:
-        wanted = " or ".join(f"{f}/" for f in SPLIT_FOLDERS[split])
-        raise FileNotFoundError(
-            f"split={split!r}: {root!r} holds {other}/ but no {wanted} with class folders in it; "
-            "add it, or give the folder of the classes itself"
-        )
-    return root
-
-
-def find_classes(root: str) -> tuple[str, ...]:
-    with os.scandir(root) as entries:
-        classes = tuple(sorted(entry.name for entry in entries if entry.is_dir()))
-    if not classes:
-        raise FileNotFoundError(f"no class folders in {root!r}; images must lie in one folder a class: {root}/<class>/")
-    return classes
-
-
-def _list_class(root: str, name: str, root_key: tuple[int, int]) -> tuple[str, list[int], list[int]]:
-    """Paths (NUL after each), sizes and modification times of one class: `sorted(os.walk(followlinks=True))`."""
+def _list_class(root: str, name: str, above_root: frozenset[tuple[int, int]]) -> _Listed:
+    """The files of `sorted(os.walk(followlinks=True))` that are images."""
     folders: list[tuple[str, list[tuple[str, int, int]]]] = []
-    stack: list[tuple[str, tuple[tuple[int, int], ...]]] = [(name, (root_key,))]
+    left_out: list[str] = []
+    linked_folders = 0
+    stack: list[tuple[str, bool, tuple[tuple[int, int], ...]]] = [(name, os.path.islink(os.path.join(root, name)), ())]
     while stack:
-        relative, above = stack.pop()
+        relative, linked, above = stack.pop()
         full = os.path.join(root, relative)
         files: list[tuple[str, int, int]] = []
+        linked_folders += linked
+        if linked_folders > MAX_LINKED_FOLDERS:
+            raise ValueError(
+                f"{os.path.join(root, name)!r}: more than {MAX_LINKED_FOLDERS:,} folders are reached through links, "
+                "which probably lead to each other; remove the links"
+            )
         try:
-            info = os.stat(full)
-            key = (info.st_dev, info.st_ino)
-            if key in above:
-                logger.warning("%s: left out, it is a link to a folder that it lies in", full)
+            key = stat_key(full)
+            if key in above_root or key in above:
+                logger.warning("%s: left out, it is a link to a folder that it lies in", escaped(full))
                 continue
             with os.scandir(full) as entries:
                 for entry in entries:
                     file = entry.name
-                    if _is_dir(entry):
-                        stack.append((f"{relative}/{file}", (*above, key)))
+                    if is_dir(entry):
+                        if is_junk(file):
+                            left_out.append(f"{relative}/{file}/")
+                        else:
+                            stack.append((f"{relative}/{file}", linked or entry.is_symlink(), (*above, key)))
                     elif file.lower().endswith(IMG_EXTENSIONS):
+                        if file.startswith("._"):
+                            left_out.append(f"{relative}/{file}")
+                            continue
                         try:
                             st = entry.stat()
                         except OSError:
@@ -146,42 +123,55 @@ def _list_class(root: str, name: str, root_key: tuple[int, int]) -> tuple[str, l
                         else:
                             files.append((file, -1, NO_STAT))
         except OSError as error:
-            logger.warning("%s: left out, it cannot be listed: %s", full, error.strerror)
+            logger.warning("%s: left out, it cannot be listed: %s", escaped(full), error.strerror)
         files.sort()
         folders.append((relative, files))
     folders.sort()
     paths = "".join(f"{relative}/{f[0]}\0" for relative, files in folders for f in files)
-    return paths, [f[1] for _, files in folders for f in files], [f[2] for _, files in folders for f in files]
+    every = [file for _, files in folders for file in files]
+    return _Listed(paths, [f[1] for f in every], [f[2] for f in every], left_out)
 
 
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
+def list_tree(root: str, classes: Classes, num_threads: int, progress: bool) -> Found:
+    """Every image of the classes, in the order of their folders' names, whatever their numbers.
 
-
-def list_tree(root: str, classes: Sequence[str], num_threads: int, progress: bool) -> Found:
-    info = os.stat(root)
+    Raises:
+        FileNotFoundError: class folders without an image, where that is not right.
+        ValueError: links that multiply the folders of a class.
+    """
+    folders, left_out = classes.folders, list(classes.left_out)
     paths, sizes, stamps, counts = [], [], [], []
     # Folders on a network answer slowly, one by one.
     with ThreadPoolExecutor(num_threads, "dali_imagenet-list") as pool:
-        listed = pool.map(_list_class, repeat(root), classes, repeat((info.st_dev, info.st_ino)))
+        found = pool.map(_list_class, repeat(root), folders, repeat(keys_above(root)))
         try:
-            for blob, size, stamp in progress_bar(listed, len(classes), "listing", "folder", progress):
-                paths.append(os.fsencode(blob))
-                sizes.append(np.array(size, np.int64))
-                stamps.append(np.array(stamp, np.int64))
-                counts.append(len(size))
+            for one in progress_bar(found, len(folders), "listing", "folder", progress):
+                paths.append(os.fsencode(one.paths))
+                sizes.append(np.array(one.sizes, np.int64))
+                stamps.append(np.array(one.stamps, np.int64))
+                counts.append(len(one.sizes))
+                left_out += one.left_out
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
-    if empty:
-        shown = ", ".join(empty[:10]) + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
-        raise FileNotFoundError(
-            f"no image in {len(empty)} of the {len(classes)} class folders of {root!r}: {shown}; "
-            f"remove these folders, or fill them with files named {', '.join(IMG_EXTENSIONS)}"
+    if left_out:
+        dirs = sum(name.endswith("/") for name in left_out)
+        logger.warning(
+            "%s: left out %d folder(s) and %d file(s) that are hidden or left behind by a system: %s",
+            escaped(root),
+            dirs,
+            len(left_out) - dirs,
+            listed(sorted(left_out), 3),
         )
-    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
+    empty = [name for name, count in zip(folders, counts, strict=True) if not count]
+    if empty and not (classes.may_be_empty and any(counts)):
+        raise FileNotFoundError(
+            f"no image in {len(empty)} of the {len(folders)} class folders of {root!r}: {listed(empty)}; remove these "
+            f"folders, fill them with files named {', '.join(IMG_EXTENSIONS)}, or name all classes with classes=[...]"
+        )
+    lost = len(classes.names) - len(folders) + len(empty)
+    if lost:
+        logger.info("%s: %d of the %d classes have no image here", escaped(root), lost, len(classes.names))
+    number = {name: i for i, name in enumerate(classes.names)}
+    labels = np.repeat(np.array([number[name] for name in folders], np.int64), counts)
     return Found(b"".join(paths), labels, np.concatenate(sizes), np.concatenate(stamps))

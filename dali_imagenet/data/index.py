@@ -13,14 +13,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, overload
+from typing import Any, Literal, Protocol, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from dali_imagenet.data.folder import FileSource, find_classes, list_tree, resolve_split
+from dali_imagenet.data.folder import FileSource, list_tree
 from dali_imagenet.data.headers import read_headers
 from dali_imagenet.data.index_cache import COLUMNS, Array, cache_file, load_cache, merge_cached, save_cache
+from dali_imagenet.data.layout import find_classes, folder_path, resolve_split
 from dali_imagenet.data.names import Names
 from dali_imagenet.data.source import Source
 from dali_imagenet.formats import MAX_PIXELS
@@ -41,6 +42,13 @@ class Scan:
     @property
     def files_per_second(self) -> float:
         return self.files / self.seconds if self.seconds > 0 else 0.0
+
+
+class HasIndex(Protocol):
+    """A `Loader`."""
+
+    @property
+    def dataset(self) -> SampleIndex: ...
 
 
 class Samples(Sequence[tuple[str, int]]):
@@ -108,6 +116,7 @@ class SampleIndex:
         root: str | os.PathLike[str],
         *,
         split: str | None = None,
+        classes: Classes = "sorted",
         num_threads: int | None = None,
         progress: bool = True,
         cache: bool = True,
@@ -116,10 +125,21 @@ class SampleIndex:
     ) -> SampleIndex:
         """Index an ImageFolder tree: `root/<class>/**/<image>`, in the order of torchvision's `ImageFolder`.
 
+        Other than there, hidden folders, `._*` files and what systems leave behind (`__MACOSX`, `@eaDir`, `lost+found`
+        and the like) are neither classes nor images, unless `classes` names them.
+
         Args:
-            root: the folder. Links are followed; one that leads back to a folder it lies in is left out.
-            split: "train" descends into `train/`, "val" into `val/`, `validation/` or `test/` where root holds
-                one with class folders in it; otherwise root itself is the tree.
+            root: the folder; `~` and `file://` URLs are taken. Links are followed; one that leads back to a folder it
+                lies in is left out.
+            split: "train" descends into `train/` (or `training/`), "val" into `val/` (`validation/`, `valid/`,
+                `eval/`, or `test/` where there is none of them), another name into the subfolder of that name. Where
+                there are no such folders, "train" and "val" read root itself. None: root itself, where its subfolders
+                look like classes. ".": root itself, with a warning where they do not.
+            classes: what number each class has. "sorted": the order of their names as text; "natural": 2 before 10;
+                names in label order, or an index or a loader that has them, or the `Path` of a text file with one name
+                a line (and perhaps words about it, as ImageNet's `LOC_synset_mapping.txt`): other folders are refused,
+                and classes without images keep their number. Where `split` reads an evaluation folder beside a
+                training folder, rules are those of the training folder's classes.
             num_threads: threads that list and read; None for four a core, 32 at most.
             progress: show a progress bar on standard error where that is a terminal.
             cache: remember what was read. A cache that cannot be read or written costs time, never the run.
@@ -128,9 +148,10 @@ class SampleIndex:
                 Beyond the default, Pillow's own `Image.MAX_IMAGE_PIXELS` must be raised too.
 
         Raises:
-            FileNotFoundError: no such root, no class folder in it, or class folders without an image.
+            FileNotFoundError: no such root or split, no class folder in it, or class folders without an image.
             NotADirectoryError: root is a file.
-            ValueError: an argument out of range, or root holds both splits and `split` is None.
+            ValueError: an argument out of range; folders that are probably not the classes, or that `classes` does not
+                name.
         """
         if num_threads is None:
             num_threads = min(32, 4 * (os.cpu_count() or 1))
@@ -138,9 +159,11 @@ class SampleIndex:
         if max_pixels is not None:
             max_pixels = whole("max_pixels", max_pixels, 1)
         start = time.perf_counter()
-        folder = resolve_split(os.path.abspath(os.path.expanduser(os.fspath(root))), split)
-        classes = find_classes(folder)
-        found = list_tree(folder, classes, num_threads, progress)
+        folder, train = resolve_split(folder_path("root", root), split)
+        order: Any = getattr(classes, "dataset", classes)
+        order = order.classes if isinstance(order, SampleIndex) else order
+        ordered = find_classes(folder, order, train, split)
+        found = list_tree(folder, ordered, num_threads, progress)
         cached = cache_file(folder, max_pixels, cache_dir) if cache else None
         old = load_cache(cached, max_pixels) if cached else None
         table, todo = merge_cached(found, old)
@@ -157,7 +180,7 @@ class SampleIndex:
         names = Names(table.paths)
         index = cls(
             root=folder,
-            classes=classes,
+            classes=ordered.names,
             labels=found.labels,
             **{name: table.columns[name] for name in COLUMNS if name != "stamp"},
             scan=scan,
@@ -316,6 +339,10 @@ class SampleIndex:
         ):
             digest.update(np.ascontiguousarray(array, dtype).data)
         return digest.hexdigest()
+
+
+Classes: TypeAlias = Literal["sorted", "natural"] | Sequence[str] | os.PathLike[str] | SampleIndex | HasIndex
+"""Which class has which number: see `SampleIndex.from_folder`."""
 
 
 def _numbered_paths(n: int) -> bytes:

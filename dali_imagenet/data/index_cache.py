@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from dali_imagenet.cache import cache_folder
 from dali_imagenet.data.names import name_ends
+from dali_imagenet.escape import escaped
 from dali_imagenet.formats import FORMATS
 
 logger = logging.getLogger("dali_imagenet")
@@ -160,7 +161,7 @@ def load_cache(file: str, max_pixels: int | None) -> Table | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError, MemoryError) as error:
-        logger.warning("index cache %s is ignored and made anew: %s", file, error)
+        logger.warning("index cache %s is ignored and made anew: %s", escaped(file), error)
         return None
 
 
@@ -177,7 +178,8 @@ def save_cache(file: str, table: Table, old: Table | None) -> None:
             f.writelines([_MAGIC, _digest(parts), *parts])
         os.replace(temporary, file)
     except OSError as error:
-        logger.warning("index cache %s cannot be written, the next start reads every header again: %s", file, error)
+        name = escaped(file)
+        logger.warning("index cache %s cannot be written, the next start reads every header again: %s", name, error)
         if temporary:
             with suppress(OSError):
                 os.unlink(temporary)
