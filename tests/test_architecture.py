@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("_compiled", "cache", "errors", "formats", "validation"),
     ("jpeg_markers", "ops", "rng"),
+    ("pillow",),
     ("policy",),
     ("presets",),
     ("recipe",),
