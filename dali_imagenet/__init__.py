@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dali_imagenet.data.index import SampleIndex
     from dali_imagenet.data.source import Source
-    from dali_imagenet.errors import BadImageError
+    from dali_imagenet.errors import BadImageError, StorageError
     from dali_imagenet.loader import Loader, create_loader
     from dali_imagenet.metrics import Accuracy
     from dali_imagenet.ops import Op
@@ -31,6 +31,7 @@ __all__ = [
     "Plan",
     "SampleIndex",
     "Source",
+    "StorageError",
     "TrainRecipe",
     "create_loader",
     "save_preview",
@@ -46,6 +47,7 @@ _HOMES = {
     "Plan": "plan.plan",
     "SampleIndex": "data.index",
     "Source": "data.source",
+    "StorageError": "errors",
     "TrainRecipe": "recipe",
     "create_loader": "loader",
     "save_preview": "preview",

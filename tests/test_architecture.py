@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the ground up; each may import from its own line and from those above it.
 LAYERS = (
     ("_compiled", "cache", "errors", "formats", "validation"),
-    ("jpeg_markers", "ops", "rng"),
+    ("jpeg_markers", "ops", "rng", "storage"),
     ("pillow",),
     ("policy",),
     ("presets",),
