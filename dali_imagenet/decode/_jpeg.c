@@ -9,8 +9,10 @@
    is taken out beforehand, because blocks that nobody wants are skipped several codes at a time, and because two blocks
    go through the inverse DCT at once. */
 
+#ifndef WITHOUT_PYTHON /* as the fuzzer wants it */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#endif
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -866,6 +868,7 @@ static int decode(struct image *m, int simd)
     return failed ? failed : check_rest(m);
 }
 
+#ifndef WITHOUT_PYTHON
 static PyObject *decode_region(PyObject *self, PyObject *args)
 {
     Py_buffer data, out;
@@ -920,3 +923,4 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_jpeg", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__jpeg(void) { return PyModule_Create(&module); }
+#endif
