@@ -23,6 +23,7 @@ COMMANDS = (
     "checks.parity",
     "checks.broken",
     "checks.fuzz",
+    "checks.native",
     "checks.soak",
     "checks.first_batch",
     "checks.checkouts",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dali_imagenet.data.index import SampleIndex
     from dali_imagenet.data.source import Source
-    from dali_imagenet.errors import BadImageError, RankMismatchError
+    from dali_imagenet.errors import BadImageError, RankMismatchError, StorageError
     from dali_imagenet.failures import read_failures
     from dali_imagenet.loader import Loader, create_loader
     from dali_imagenet.metrics import Accuracy
@@ -33,6 +33,7 @@ __all__ = [
     "RankMismatchError",
     "SampleIndex",
     "Source",
+    "StorageError",
     "TrainRecipe",
     "create_loader",
     "read_failures",
@@ -50,6 +51,7 @@ _HOMES = {
     "RankMismatchError": "errors",
     "SampleIndex": "data.index",
     "Source": "data.source",
+    "StorageError": "errors",
     "TrainRecipe": "recipe",
     "create_loader": "loader",
     "read_failures": "failures",

@@ -82,6 +82,7 @@ class Engine(Protocol):
         the schedule is. A sample that cannot be read is treated as `Plan.execute_rows` treats it.
 
         Raises:
+            StorageError: the storage fails, or the memory; whatever `on_error` says.
             BadImageError: a sample is at fault, and the plan's `on_error` is "raise".
             RuntimeError: a worker died, hangs, or memory or the device failed; no image is ever given in another's
                 place.

@@ -9,3 +9,10 @@ class RankMismatchError(RuntimeError):
 
 class BadImageError(RuntimeError):
     """An image that cannot be read; the message names its path, escaped, and the reason."""
+
+
+class StorageError(RuntimeError):
+    """An image that cannot be read although nothing is wrong with it: the storage, the network or the memory fails.
+
+    Stops the run whatever `on_error` says; the message names the path, the cause and what to do.
+    """

@@ -11,6 +11,8 @@ IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tif
 FORMATS = ("unknown", "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 # Twice Pillow's Image.MAX_IMAGE_PIXELS, where Image.open refuses an image as a decompression bomb.
 MAX_PIXELS = 178_956_970
+# What a file may have of them: what is uncompressed takes 8 a pixel at most (four samples of 16 bits), or 12 (floats).
+MAX_BYTES, BYTES_A_PIXEL = 64 << 20, 12
 
 
 @cache

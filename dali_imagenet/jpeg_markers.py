@@ -8,6 +8,7 @@ no decoder built on libjpeg complains: all show the same damaged picture.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -25,6 +26,12 @@ _HUFFMAN_FRAMES = (BASELINE, EXTENDED, PROGRESSIVE)
 _ALONE = frozenset([0x01, *range(0xD0, 0xDA)])  # without a segment
 _HEADER = frozenset([*_HUFFMAN_FRAMES, DHT, SOS, DQT, DRI, *range(0xE0, 0xF0), 0xFE])  # tables, APPn and comments
 _VERSIONED = (0xE0, 0xEE)  # JFIF and Adobe: Pillow refuses those that end before their version
+# All that is looked at before the first scan: so many segments, and so many bytes besides those that are jumped over.
+MAX_SEGMENTS = 4096  # real headers hold below 300: 255 ICC blocks and a few more
+MAX_HEADER = 1 << 20
+METADATA = frozenset([*range(0xE1, 0xEE), 0xEF, 0xFE])  # jumped over: comments, and all APPn but JFIF's and Adobe's
+LONG_HEADER = f"a header of more than {MAX_SEGMENTS} segments or {MAX_HEADER} bytes, metadata not counted"
+_NEXT = re.compile(rb"\xff[\x01-\xfe]")  # what libjpeg and Pillow take for the next marker: behind stray and fill bytes
 _BLOCK = 1 << 20
 # Above this share of the rows it is not worth decoding fewer: rewriting the header costs some microseconds and a copy.
 _WORTH_CUTTING = 0.9
@@ -87,6 +94,44 @@ def frame_of(data: bytes | memoryview, segment: Segment) -> Frame:
     return Frame(data[at + 4], data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8], data[at + 9])
 
 
+def count_blocks(data: bytes | memoryview, segment: Segment) -> int:
+    """The 8 x 8 blocks of the frame header at that segment, which must be there as a whole."""
+    frame, at = frame_of(data, segment), segment.at + 11
+    factors = [(data[i] >> 4, data[i] & 15) for i in range(at, at + 3 * frame.components, 3)]
+    most_h, most_v = (max((factor[i] for factor in factors), default=1) or 1 for i in (0, 1))
+    return sum(-(-frame.width * h // (8 * most_h)) * -(-frame.height * v // (8 * most_v)) for h, v in factors)
+
+
+def strip_metadata(data: bytes) -> bytes:
+    """The JPEG without what has no say in its pixels: METADATA, and stray and fill bytes before the first scan.
+
+    Pillow parses some of it, and loses the file where it stumbles; every other decoder jumps over it. From the first
+    marker on that no decoder goes on behind, nothing is changed.
+
+    Raises:
+        ValueError: the header is longer than is looked at.
+    """
+    view = memoryview(data)
+    kept, at, looked, count = [view[:2]], 2, 0, 0
+    while (found := _NEXT.search(data, at)) is not None:
+        segment = next(segments(lambda start, length: view[start : start + length], found.start()))
+        marker, start, length = segment
+        end = start + 4 if marker in METADATA and length < 2 else segment.end
+        looked += start - at if marker in METADATA else end - at
+        count += 1
+        if count > MAX_SEGMENTS or looked > MAX_HEADER:
+            raise ValueError(LONG_HEADER)
+        alone = 0xD0 <= marker <= 0xD7
+        ends = marker < 0xC0 or marker in (0xC8, 0xD8, EOI, SOS) or 0xF0 <= marker <= 0xFD
+        if ends or end > len(data) or (length < 2 and not alone and marker not in METADATA):
+            kept.append(view[start:])
+            break
+        if marker not in METADATA:
+            kept.append(view[start:end])
+        at = end
+    return b"".join(kept)
+
+
 def find_marker_anomaly(data: bytes | memoryview) -> str:
     """What is unusual about the markers of a JPEG file, "" for nothing. Never raises; 0.02 ms for 110 kB.
 
@@ -96,12 +141,17 @@ def find_marker_anomaly(data: bytes | memoryview) -> str:
     """
     view, size = memoryview(data), len(data)
     at, frame, restarts, ends = 2, 0, False, None
+    total, looked = 0, 0
     while True:
         scan = None
         for segment in segments(lambda start, count: view[start : start + count], at):
             marker, at, length = segment
             if marker == EOI and ends is not None:
                 return ""
+            total += 1
+            looked += 0 if ends is not None or marker in METADATA else segment.end - at
+            if total > MAX_SEGMENTS or looked > MAX_HEADER:
+                return LONG_HEADER
             if marker not in (_HEADER if ends is None else _BETWEEN_SCANS[frame]):
                 return f"marker {marker:02X} at byte {at}, where none of its kind belongs"
             if length < (9 if marker in _VERSIONED else 2) or segment.end > size:

@@ -109,7 +109,8 @@ def create_loader(
         memory_format: torch.contiguous_format or torch.channels_last.
         on_error: a broken image stops the run ("raise"), or is replaced by the next healthy one, the same on every
             backend ("replace"), or becomes a padding row with target -100 ("skip", evaluation only). Each is logged
-            and listed in `Loader.failures`.
+            and listed in `Loader.failures`. That is for what is missing, forbidden, changed or cannot be decoded: where
+            the storage or the memory fails, the run stops with a StorageError.
         max_broken: share of the data set above which "replace" and "skip" stop the run, too.
         timeout: seconds without a batch from the fallback's workers after which iteration fails; 0 waits for ever.
         multiprocessing_context: of the fallback's workers: "fork", "spawn" or "forkserver".
@@ -479,7 +480,7 @@ class Loader:
             if found is None:
                 return None
             plan, images, failures = found
-            self._note(failures)
+            self._note(plan, failures)
             if plan.is_padding.any():
                 if self.plan.padding == "short":
                     rows = (~plan.is_padding).nonzero()[0]
@@ -507,7 +508,10 @@ class Loader:
         lam = plan.mix.lam if mixed and plan.mix is not None else None
         return to_device([soft_targets(plan.label, lam, self.num_classes, recipe.label_smoothing)], self.device)[0]
 
-    def _note(self, failures: dict[int, str]) -> None:
+    def _note(self, plan: BatchPlan, failures: dict[int, str]) -> None:
+        if self._failed:  # what has been read this time is no failure any more
+            for sample in {*plan.source_index.tolist()} - {*failures}:
+                self._failed.pop(sample, None)
         for sample, reason in failures.items():
             if sample not in self._failed:
                 self._failed[sample] = reason
@@ -521,7 +525,7 @@ class Loader:
 
     @property
     def failures(self) -> dict[str, str]:
-        """Path and reason of every image that could not be read so far: found by the index, or when it was decoded.
+        """Path and reason of every image that could not be read: found by the index, or when it was last decoded.
 
         Paths are as on the disk, not escaped as in messages.
         """

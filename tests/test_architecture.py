@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the ground up; each may import from its own line and from those above it.
 LAYERS = (
     ("_compiled", "cache", "cores", "errors", "escape", "formats", "validation"),
-    ("failures", "jpeg_markers", "ops", "rng"),
+    ("failures", "jpeg_markers", "ops", "rng", "storage"),
+    ("pillow",),
     ("policy",),
     ("presets",),
     ("recipe",),

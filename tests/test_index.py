@@ -17,6 +17,7 @@ import pytest
 from PIL import Image, ImageFile
 from torchvision.datasets import ImageFolder
 
+from dali_imagenet import storage
 from dali_imagenet.data import headers, index_cache
 from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.formats import FORMATS, IMG_EXTENSIONS, MAX_PIXELS
@@ -279,6 +280,7 @@ def test_a_read_that_fails_is_not_remembered(tmp_path: Path, monkeypatch: pytest
 
     with monkeypatch.context() as patch:
         patch.setattr(headers, "_pread", fail)
+        patch.setattr(storage, "WAITS", (0.0, 0.0))
         assert one(tmp_path, encode()).reason(0) == "cannot be read: Input/output error"
     assert scan(tmp_path).reason(0) is None
 
@@ -313,8 +315,11 @@ def test_damaged_header_is_never_judged_harder_than_pillow_does(tmp_path: Path) 
     ]
     for i, damaged in enumerate(files):
         write(tmp_path / "class" / f"{i:06d}.jpg", damaged)
-    broken = scan(tmp_path).broken
+    index = scan(tmp_path)
+    # larger than any data could be for it: Pillow shows gray
+    broken = index.broken & [" of coded data for " not in (index.reason(i) or "") for i in range(len(index))]
     loads = np.array([pillow_loads(damaged) for damaged in files])
+    loads[index.broken & ~broken] = False
     assert not (broken & loads).any()
     assert broken.sum() > 100
     assert (~broken & ~loads).sum() < 0.1 * broken.sum(), np.flatnonzero(~broken & ~loads)

@@ -10,7 +10,6 @@ both would draw, and the numbers of erasing noise.
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import types
 from collections.abc import Callable, Generator, Sequence
@@ -24,9 +23,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from dali_imagenet.engine import Batch, EngineOptions
-from dali_imagenet.errors import BadImageError
-from dali_imagenet.escape import escaped, printable
+from dali_imagenet.image import decoding, read_sample
 from dali_imagenet.ops import FILTERS, Op
+from dali_imagenet.pillow import open_image
 from dali_imagenet.plan.batch_plan import BatchPlan, MixPlan
 from dali_imagenet.plan.plan import Plan
 from dali_imagenet.policy import AugMixPlan, OpPlan
@@ -65,11 +64,9 @@ class ReferenceEngine:
 
     def _pixels(self, plan: BatchPlan, row: int) -> Tensor:
         index, sample = self._plan.index, int(plan.source_index[row])
-        try:
-            image: Any = Image.open(io.BytesIO(index.source.read(sample))).convert("RGB")
-        except Exception as error:  # Pillow raises what it likes
-            name, why = escaped(index.source.name(sample)), printable(str(error))
-            raise BadImageError(f"{name}: {type(error).__name__}: {why}") from error
+        data = read_sample(index, sample)
+        with decoding(index, sample):
+            image: Any = open_image(data).convert("RGB")
         return transformed(F.pil_to_tensor(image) if self.on_tensors else image, plan, row)
 
     def for_plan(self, plan: Plan) -> ReferenceEngine:

@@ -184,7 +184,7 @@ class Workers:
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             multiprocessing_context=multiprocessing_context if num_workers else None,
-            timeout=timeout if num_workers else 0,
+            timeout=(int(timeout) if timeout == int(timeout) else timeout) if num_workers else 0,
             generator=torch.Generator("cpu"),  # else it draws a base seed from torch's global generator
         )
         self._owner = os.getpid()

@@ -36,12 +36,10 @@ def _short(error: object) -> str:
     return re.sub(r"'?/\S*/", "", text)[:70].replace("|", "/").strip(" :'")
 
 
-def _compared(got: Any, path: str) -> str:
+def _compared(got: Any, case: Input, path: str) -> str:
     """Against what ImageFolder's loader makes of the file; both uint8 [H, W, 3]."""
-    from torchvision.datasets.folder import pil_loader
-
     try:
-        expected = np.asarray(pil_loader(path))
+        expected = np.asarray(case.expected(path))
     except Exception as error:
         return f"decodes {got.shape[1]} x {got.shape[0]} pixels, where Pillow says {_short(error)!r}"
     if got.shape != expected.shape:
@@ -50,7 +48,7 @@ def _compared(got: Any, path: str) -> str:
     return f"other pixels (mean {difference:.1f} of 255)" if difference else SAME
 
 
-def _imagefolder(root: Path, change: Callable[[], None]) -> str:
+def _imagefolder(root: Path, change: Callable[[], None], case: Input) -> str:
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
@@ -60,10 +58,10 @@ def _imagefolder(root: Path, change: Callable[[], None]) -> str:
         images = [image for image, _ in DataLoader(data, batch_size=None)]
     except Exception as error:
         return f"stops: {_short(error)}"
-    return _compared(np.asarray(images[1]), data.samples[1][0])
+    return _compared(np.asarray(images[1]), case, data.samples[1][0])
 
 
-def _dali(root: Path, change: Callable[[], None]) -> str:
+def _dali(root: Path, change: Callable[[], None], case: Input) -> str:
     from torchvision.datasets import ImageFolder
 
     dali, fn, types = (importlib.import_module(f"nvidia.dali{part}") for part in ("", ".fn", ".types"))
@@ -77,12 +75,11 @@ def _dali(root: Path, change: Callable[[], None]) -> str:
         images = [np.array(pipeline.run()[0].at(0)) for _ in range(3)]
     except Exception as error:
         return f"stops: {_short(error)}"
-    return _compared(images[1], ImageFolder(str(root)).samples[1][0])
+    return _compared(images[1], case, ImageFolder(str(root)).samples[1][0])
 
 
-def _ours(backend: Any, root: Path, change: Callable[[], None]) -> str:
+def _ours(backend: Any, root: Path, change: Callable[[], None], case: Input) -> str:
     import torch
-    from torchvision.datasets.folder import pil_loader
     from torchvision.transforms import v2
 
     from dali_imagenet import EvalRecipe, SampleIndex, create_loader
@@ -99,7 +96,7 @@ def _ours(backend: Any, root: Path, change: Callable[[], None]) -> str:
         return f"stops: {_short(error)}"
     if (targets == -100).tolist() == [False, True, False] and len(reasons) == 1:
         return f"that sample alone: {_short(reasons[0].rpartition('.JPEG: ')[2])}"
-    pixels = torch.from_numpy(np.array(pil_loader(index.path(1)))).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(case.expected(index.path(1)))).permute(2, 0, 1)
     expected = v2.functional.center_crop(v2.functional.resize(pixels, [64], antialias=True), [48, 48])
     difference = (images[1] * 255 - expected).abs()
     return (
@@ -109,7 +106,7 @@ def _ours(backend: Any, root: Path, change: Callable[[], None]) -> str:
 
 def examine(loader: str, first: int) -> None:
     """The subprocess: prints what the loader does with each input, from that number on, as lines of JSON."""
-    calls: dict[str, Callable[[Path, Callable[[], None]], str]] = {
+    calls: dict[str, Callable[[Path, Callable[[], None], Input], str]] = {
         "imagefolder": _imagefolder,
         "dali": _dali,
         "ours-torchvision": functools.partial(_ours, "torchvision"),
@@ -133,7 +130,7 @@ def examine(loader: str, first: int) -> None:
                     case.later(path)
 
             try:
-                outcome = call(root, change)
+                outcome = call(root, change, case)
             except Exception as error:
                 outcome = f"stops: {_short(error)}"
         print(json.dumps([number, outcome]), flush=True)

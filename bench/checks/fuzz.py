@@ -9,6 +9,7 @@ does not add up, or a sample that one backend loses or shows otherwise than the 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ import numpy as np
 
 from ..core import PROGRAM
 from ..core.machine import describe, versions
-from .inputs import encoded
+from .inputs import encoded, with_segment
 
 NAME = "fuzz"
 HELP = "mutated images and index caches through both CPU backends"
@@ -38,6 +39,18 @@ CLASSES = 7
 ALIKE = 1.0
 """Mean difference, 0..255, up to which two backends show the same image."""
 _MARKERS = bytes([0xC0, 0xC1, 0xC2, 0xC3, 0xC4, 0xC9, 0xD0, 0xD7, 0xD8, 0xD9, 0xDA, 0xDB, 0xDD, 0xE0, 0xE1, 0xEE, 0xFE])
+_TAGS = b"II*\0\x08\0\0\0\3\0\x1a\1\5\0\1\0\0\0\x32\0\0\0\x28\1\3\0\1\0\0\0\2\0\0\0\x12\1\3\0\1\0\0\0\6\0\0\0"
+_SEGMENTS = (
+    (0xE1, b"Exif\0\0" + _TAGS + b"\0\0\0\0\x48\0\0\0\1\0\0\0"),
+    (0xE1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>"),
+    (0xE2, b"ICC_PROFILE\0\1\1ab"),
+    (0xE2, b"MPF\0" + _TAGS),
+    (0xE2, b"FPXR\0\0"),
+    (0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\2ab"),
+    (0xED, b"Photoshop 3.0\0" + b"8BIM\x03\xed\0\0\0\0\0\x10" + bytes(16) + b"8BIM\4\4\0\0\0\0\0\2ab"),
+    (0xFE, b"a comment"),
+)
+"""What Pillow has parsers for."""
 _VALUES = bytes([0x00, 0x01, 0x7F, 0x80, 0xFE, 0xFF])
 
 
@@ -76,6 +89,23 @@ def mutate(data: bytes, rng: np.random.Generator, other: bytes = b"") -> bytes:
             place = min(frame + int(rng.integers(2, 20)), len(out) - 1)
             out[place] = int(rng.integers(0, 256))
     return bytes(out)
+
+
+def mutate_metadata(data: bytes, rng: np.random.Generator) -> bytes:
+    """A JPEG with one to four segments of metadata before its tables, cut or damaged; nothing happens to its pixels.
+
+    Anything but a JPEG is returned as it is.
+    """
+    if not data.startswith(b"\xff\xd8\xff") or b"\xff\xdb" not in data:
+        return data
+    for _ in range(int(rng.integers(1, 5))):
+        marker, body = _SEGMENTS[int(rng.integers(0, len(_SEGMENTS)))]
+        cut = len(body) if rng.random() < 0.3 else max(0, len(body) - int(rng.integers(1, 12)))
+        damaged = bytearray(body[:cut])
+        for _ in range(int(rng.integers(0, 4)) if damaged else 0):
+            damaged[int(rng.integers(0, cut))] = _VALUES[int(rng.integers(0, len(_VALUES)))]
+        data = with_segment(marker, bytes(damaged), data)
+    return data
 
 
 def seeds(folder: Path | None, rng: np.random.Generator) -> list[bytes]:
@@ -193,7 +223,8 @@ def fill(root: Path, rng: np.random.Generator, count: int, sources: list[bytes])
     shutil.rmtree(root, ignore_errors=True)
     for i in range(count):
         data, other = (sources[int(k)] for k in rng.integers(0, len(sources), 2))
-        now, later = mutate(data, rng, other), mutate(data, rng, other)
+        change = mutate_metadata if i % 5 == 4 else functools.partial(mutate, other=other)
+        now, later = change(data, rng), change(data, rng)
         if i % 2:
             later = later[: len(now)] + now[len(later) :]
         for part, content in (("data", now), ("later", later)):

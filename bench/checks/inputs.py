@@ -27,6 +27,13 @@ class Input:
     later: Callable[[Path], Any] | None = None
     hidden: bool = False
     """Broken, but only whoever decodes it finds out."""
+    same: bytes | None = None
+    """An image with the same pixels, where Pillow by itself stumbles over the file."""
+
+    def expected(self, path: str) -> Image.Image:
+        """The image as Pillow shows it, RGB."""
+        with Image.open(path if self.same is None else io.BytesIO(self.same)) as image:
+            return image.convert("RGB")
 
 
 def picture(mode: str = "RGB", seed: int = 0, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
@@ -113,6 +120,85 @@ def exif(orientation: int, padding: int = 0) -> bytes:
     return encoded(exif=tags)
 
 
+def with_segment(marker: int, body: bytes, data: bytes | None = None) -> bytes:
+    """A JPEG with a segment of that kind before its tables."""
+    data = encoded() if data is None else data
+    at, _ = segment(data, 0xDB)
+    return data[:at] + struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body + data[at:]
+
+
+def without_jfif(data: bytes) -> bytes:
+    """A JPEG without its JFIF segment: Pillow then looks for the resolution in the EXIF."""
+    at, length = segment(data, 0xE0)
+    return data[:at] + data[at + length :]
+
+
+def behind_jfif(new: bytes, data: bytes | None = None) -> bytes:
+    """A JPEG with these bytes behind its first segment."""
+    data = encoded() if data is None else data
+    at, length = segment(data, 0xE0)
+    return data[: at + length] + new + data[at + length :]
+
+
+def metadata() -> dict[str, Input]:
+    """JPEGs on whose metadata Pillow's own parsers raise; nothing is wrong with their pixels."""
+    jpeg, progressive = encoded(), encoded(progressive=True)
+    tags = struct.pack("<HHHIIHHII", 2, 0x011A, 2, 1, 0, 0x0128, 3, 1, 2)  # XResolution: a text of one NUL
+    exif_tags = b"Exif\0\0II*\0" + struct.pack("<I", 8) + tags + bytes(4)
+    photoshop = b"Photoshop 3.0\x008BIM\x04\x04"
+    spoilt = {
+        "ICC segment that ends after its name": with_segment(0xE2, b"ICC_PROFILE\0"),
+        "Photoshop segment that ends after a code": with_segment(0xED, photoshop),
+        "progressive, Photoshop segment that ends after a code": with_segment(0xED, photoshop, progressive),
+        "EXIF whose resolution is an empty text": with_segment(0xE1, exif_tags, without_jfif(jpeg)),
+    }
+    return {
+        name: Input(write(data), same=progressive if "progressive" in name else jpeg) for name, data in spoilt.items()
+    }
+
+
+def mpo() -> bytes:
+    """Two pictures in one file; the first one counts."""
+    out = io.BytesIO()
+    picture().save(out, "MPO", quality=92, save_all=True, append_images=[picture(seed=1)])
+    return out.getvalue()
+
+
+def hostile() -> dict[str, Input]:
+    """Small or sparse files that cost whoever believes them time or memory."""
+    jpeg = encoded()
+
+    def sparse(data: bytes, size: int) -> Callable[[Path], Any]:
+        def make(path: Path) -> None:
+            path.write_bytes(data)
+            os.truncate(path, size)
+
+        return make
+
+    bitmap = b"BM" + struct.pack("<IHHI", 0, 0, 0, 54) + struct.pack("<I", 2**32 - 16)
+    tiff = b"II*\0" + struct.pack("<IH", 8, 65_535)
+    made = {
+        "8 MB of zeros behind the first three bytes": write(jpeg[:3] + bytes(8 << 20)),
+        "8 MB of fill bytes": write(behind_jfif(b"\xff" * (8 << 20))),
+        "2 million empty segments behind a stray byte": write(behind_jfif(b"\0" + b"\xff\xfe\0\2" * 2_000_000)),
+        "2 MB of tables": write(behind_jfif((b"\xff\xdb\xff\xff" + bytes(65_533)) * 32)),
+        "a PPM header of 8 MB": write(b"P6\n" + b" " * (8 << 20) + b"9 7 255\n" + bytes(189)),
+        "a PPM comment of 8 MB": write(b"P6\n#" + b"x" * (8 << 20) + b"\n9 7 255\n" + bytes(189)),
+        "a GIF of 3 million extensions": write(encoded("P", "GIF")[:13] + b"!\xfe\0" * 3_000_000),
+        "a PNG of a million chunks": write(encoded(format="PNG")[:33] + (bytes(4) + b"tEXt" + bytes(4)) * 1_000_000),
+        "a TIFF whose tags all name the same megabyte": write(
+            tiff + struct.pack("<HHII", 700, 1, 1 << 20, 0) * 65_535 + bytes(1 << 20)
+        ),
+        "a BMP header of 4 GB": sparse(bitmap, 2**32),
+        "an image of 100 GB": sparse(jpeg, 100 << 30),
+        "text of 100 GB": sparse(b"hello", 100 << 30),
+        "a WebP of 100 GB": sparse(encoded(format="WEBP"), 100 << 30),
+        "2700 x 65500 in the header of a small file": write(frame(width=2700, height=65_500)),
+        "the same, behind a stray byte": write(behind_jfif(b"\0", frame(width=2700, height=65_500))),
+    }
+    return {name: Input(make, readable=False) for name, make in made.items()}
+
+
 def within(new: bytes) -> bytes:
     """A JPEG with these bytes over some in the middle of its scan."""
     data = encoded()
@@ -174,6 +260,8 @@ def inputs() -> dict[str, Input]:
         "1 MB of ICC blocks before the frame header": Input(write(encoded(icc_profile=bytes(range(256)) * 4096))),
         "60 kB of EXIF before the frame header": Input(write(exif(1, 60_000))),
         "text behind the end": Input(write(jpeg + b"appended by some tool")),
+        **metadata(),
+        "two images in one file (MPO)": Input(write(mpo())),
         "1 x 1": Input(write(encoded(size=(1, 1)))),
         "1 x 5000": Input(write(encoded(size=(1, 5000)))),
         "5000 x 1": Input(write(encoded(size=(5000, 1)))),
@@ -204,6 +292,7 @@ def inputs() -> dict[str, Input]:
         "HTML": Input(write(b"<!DOCTYPE html><html><body>404</body></html>"), readable=False),
         "12-bit JPEG": Input(write(frame(bits=12)), readable=False),
         "30,000 x 30,000 in the header": Input(write(frame(width=30_000, height=30_000)), readable=False),
+        **{name: case for name, case in hostile().items() if name.startswith(("8 MB", "a PPM", "a GIF", "a PNG"))},
         "a dangling link": Input(lambda path: path.symlink_to("nowhere"), readable=False),
         "a link loop": Input(_loop, readable=False),
     }

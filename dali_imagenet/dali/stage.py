@@ -388,7 +388,8 @@ class DaliStage:
         plan, n = entry.plan, len(entry.paths)
         source = [os.fsencode(path) for path in entry.paths]
         if not self.encoded:
-            checked = self._pool.map(lambda part: [_no_pipe(source[i]) for i in part], _parts(n, 32))
+            most = [None] * n if entry.sizes is None else [size or None for size in entry.sizes]
+            checked = self._pool.map(lambda part: [_readable(source[i], most[i]) for i in part], _parts(n, 32))
             source = [path for part in checked for path in part]
         yield "source", [np.frombuffer(path, np.uint8) for path in source]
         sizes = np.zeros(n) if entry.sizes is None else np.clip(entry.sizes, 0, 2**31 - 1)
@@ -451,10 +452,12 @@ def _parts(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _no_pipe(path: bytes) -> bytes:
-    """The path; of what is no regular file one that cannot be opened, because DALI would wait for a pipe for ever."""
+def _readable(path: bytes, most: int | None) -> bytes:
+    """The path; one that cannot be opened in place of a pipe, for which DALI would wait for ever, and of a file of more
+    than `most` bytes, which DALI would read."""
     with contextlib.suppress(OSError):  # what is missing fails in DALI
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode) or (most is not None and info.st_size > most):
             return path + b"/"
     return path
 

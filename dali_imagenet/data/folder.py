@@ -11,6 +11,7 @@ from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from dali_imagenet.data.index_cache import NO_STAT, Found
 from dali_imagenet.data.layout import Classes, is_dir, is_junk, keys_above, stat_key
@@ -32,20 +33,29 @@ class FileSource:
     Args:
         root: the folder that the paths are relative to.
         paths: relative paths.
+        most: int64 [N], bytes; of a larger file one more is read, to know that it is refused.
     """
 
     fork_safe = True
 
-    def __init__(self, root: str, paths: Names) -> None:
-        self._root, self._paths = root, paths
+    def __init__(self, root: str, paths: Names, most: npt.NDArray[np.int64]) -> None:
+        self._root, self._paths, self._most = root, paths, most
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def read(self, sample: int) -> bytes:
-        """The bytes of the file; b"" of what is no regular file."""
+        """The bytes of the file; b"" of a pipe."""
+        most = max(0, int(self._most[sample]))
+        parts, left = [], most + 1
         with open(self.name(sample), "rb", opener=_open, buffering=0) as file:
-            return file.read() or b""  # None: a pipe
+            while left and (part := file.read(left)):  # None: a pipe
+                parts.append(part)
+                left -= len(part)
+            if not left:
+                size = max(most + 1, os.fstat(file.fileno()).st_size)
+                raise ValueError(f"{size} bytes, but the index says {most}: the file has changed since it was indexed")
+        return b"".join(parts)
 
     def read_many(self, samples: Sequence[int]) -> list[bytes | Exception]:
         """`read` of each; the file system reads ahead by itself."""

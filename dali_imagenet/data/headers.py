@@ -5,22 +5,52 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import ImageFile, UnidentifiedImageError
 
 from dali_imagenet.data.index_cache import UNREAD, Table
 from dali_imagenet.data.names import name_ends
 from dali_imagenet.data.progress import progress_bar
-from dali_imagenet.formats import FORMATS, pillow_formats
-from dali_imagenet.jpeg_markers import BASELINE, DHT, DQT, FILL, FRAMES, PROGRESSIVE, SOS, frame_of, segments
+from dali_imagenet.errors import StorageError
+from dali_imagenet.formats import BYTES_A_PIXEL, FORMATS
+from dali_imagenet.jpeg_markers import (
+    BASELINE,
+    DHT,
+    DQT,
+    FILL,
+    FRAMES,
+    LONG_HEADER,
+    MAX_HEADER,
+    MAX_SEGMENTS,
+    METADATA,
+    PROGRESSIVE,
+    SOS,
+    count_blocks,
+    frame_of,
+    segments,
+    strip_metadata,
+)
+from dali_imagenet.pillow import open_file, open_image
+from dali_imagenet.storage import patiently
 
 _HEAD = 4096  # bytes read first; most JPEG headers end within it
 _TAIL = 64  # bytes searched for the end marker
-MAX_SEGMENTS = 4096  # real headers hold below 300: 255 ICC blocks and a few more
 _CHUNK = 128  # files a thread takes at a time
+_PATIENCE = 64  # files on which the storage has failed, after which it is asked only once
+
+
+class Limits(NamedTuple):
+    """What an image may be at most; None for no limit."""
+
+    pixels: int | None
+    bytes: int | None
+    """Of a file, besides BYTES_A_PIXEL for each pixel that it claims to have."""
 
 
 class _Image(NamedTuple):
@@ -41,7 +71,7 @@ def _pread(fd: int, count: int, offset: int) -> bytes:
     return os.read(fd, count)
 
 
-def _probe(path: bytes, size: int, max_pixels: int | None) -> _Image:
+def _probe(path: bytes, size: int, limits: Limits) -> _Image:
     """Header and end marker of one file. Raises _Broken, or OSError where it cannot be read."""
     if size < 0:
         os.stat(path)  # says what is wrong, if that is still so
@@ -49,38 +79,44 @@ def _probe(path: bytes, size: int, max_pixels: int | None) -> _Image:
     # Not blocking: a pipe may have taken the file's place.
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        head = _pread(fd, _HEAD, 0)
+        window = _Window(fd, size)
+        head = window.read(0, 16)
         if not head:
             raise _Broken("empty file")
         doubt = ""
         if head[:3] == b"\xff\xd8\xff":
-            image, doubt = _parse_jpeg(fd, head, size)
-            _check_pixels(image.height, image.width, max_pixels)
+            image, doubt = _parse_jpeg(window.read, size, limits)
             if not doubt:
                 return image
-        return _verify_with_pillow(fd, head, doubt, max_pixels)
+            _check(image.height, image.width, size, limits)
+        return _verify_with_pillow(fd, head, size, doubt, limits)
     finally:
         os.close(fd)
 
 
-def _check_pixels(height: int, width: int, max_pixels: int | None) -> None:
-    if max_pixels is not None and height * width > max_pixels:
-        raise _Broken(f"{width} x {height} pixels, above the limit of {max_pixels} (max_pixels)")
+def _check(height: int, width: int, size: int, limits: Limits) -> None:
+    if limits.pixels is not None and height * width > limits.pixels:
+        raise _Broken(f"{width} x {height} pixels, above the limit of {limits.pixels} (max_pixels)")
+    if limits.bytes is not None and size > limits.bytes + BYTES_A_PIXEL * height * width:
+        raise _Broken(
+            f"{size} bytes for {width} x {height} pixels, above the limit of {limits.bytes} (max_bytes) and "
+            f"{BYTES_A_PIXEL} a pixel"
+        )
 
 
-def _parse_jpeg(fd: int, head: bytes, size: int) -> tuple[_Image, str]:
+def _parse_jpeg(read: Callable[[int, int], bytes], size: int, limits: Limits) -> tuple[_Image, str]:
     """Walk the segments up to the first scan and look for the end marker.
 
     Returns the frame header (zeros where none was found) and what is doubtful about the file, "" for nothing.
     """
-    window = _Window(fd, head)
     image = _Image(0, 0, 0, 1)
-    doubt, tables, end = "", set[int](), 2
-    for count, segment in enumerate(segments(window.read)):
+    doubt, tables, end, looked, blocks = "", set[int](), 2, 0, 0
+    for count, segment in enumerate(segments(read)):
         marker, at, length = segment
-        header = window.read(at, 10)
-        if count == MAX_SEGMENTS:
-            raise _Broken(f"more than {MAX_SEGMENTS} segments before the image")
+        header = read(at, 10)
+        looked += 0 if marker in METADATA else segment.end - at
+        if count == MAX_SEGMENTS or looked > MAX_HEADER:
+            raise _Broken(LONG_HEADER)
         if len(header) < 10:
             return image, f"header damaged or cut short at byte {at}"
         if marker == SOS:
@@ -97,44 +133,59 @@ def _parse_jpeg(fd: int, head: bytes, size: int) -> tuple[_Image, str]:
                 doubt = f"frame header of {length} bytes with {components} components"
             elif not height or not width:
                 doubt = f"{width} x {height} pixels"
+            else:
+                blocks = count_blocks(read(at, length + 2).ljust(length + 2, b"\0"), segment._replace(at=0))
             image = _Image(height, width, components, 1)
+            _check(height, width, size, limits)
         tables.add(marker)
         end = segment.end
     else:
         return image, f"header damaged or cut short at byte {end}"
+    if 8 * (size - segment.end) < blocks and not ImageFile.LOAD_TRUNCATED_IMAGES:
+        # Each takes a bit at least. Every decoder would fill up with gray what is missing, megabytes of it.
+        raise _Broken(f"{max(0, size - segment.end)} bytes of coded data for {blocks} blocks of pixels")
     if not doubt and (not image.height or not tables >= {DQT, DHT}):
         doubt = "no frame header, quantization or Huffman tables before the image"
     if not doubt:
-        tail = head if size <= len(head) else _pread(fd, _TAIL, size - _TAIL)
+        tail = read(max(0, size - _TAIL), _TAIL)
         if not tail.rstrip(b"\0\xff \t\r\n").endswith(b"\xff\xd9"):
             doubt = "no end marker at the end of the file"
     return image, doubt
 
 
 class _Window:
-    """A part of a file, read again where what is asked for lies outside."""
+    """A part of a file of that size, read again where what is asked for lies outside."""
 
-    def __init__(self, fd: int, head: bytes) -> None:
-        self._fd, self._bytes, self._start = fd, head, 0
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd, self._size, self._bytes, self._start = fd, size, b"", 0
 
     def read(self, at: int, count: int) -> bytes:
         """The bytes from there on; fewer at the end of the file."""
         begin = at - self._start
-        if begin + count > len(self._bytes):
-            self._bytes, self._start, begin = _pread(self._fd, _HEAD, at), at, 0
+        if begin < 0 or begin + count > len(self._bytes):
+            wanted = min(max(_HEAD, count), self._size - at)
+            self._bytes, self._start, begin = _pread(self._fd, wanted, at) if wanted > 0 else b"", at, 0
         return self._bytes[begin : begin + count]
 
 
-def _verify_with_pillow(fd: int, head: bytes, doubt: str, max_pixels: int | None) -> _Image:
+def _verify_with_pillow(fd: int, head: bytes, size: int, doubt: str, limits: Limits) -> _Image:
     """Load an unusual file with Pillow, as torchvision's ImageFolder would; what fails there is broken."""
-    from PIL import Image, UnidentifiedImageError
-
-    os.lseek(fd, 0, os.SEEK_SET)
     try:
-        with open(fd, "rb", closefd=False) as file, Image.open(file, formats=pillow_formats()) as image:
+        if limits.bytes is not None and size > limits.bytes and not doubt:
+            # No JPEG: only Pillow knows how many pixels it claims to have.
+            os.lseek(fd, 0, os.SEEK_SET)
+            with open(fd, "rb", closefd=False) as file, open_file(file, limits.bytes) as image:
+                _check(image.height, image.width, size, limits)
+        os.lseek(fd, 0, os.SEEK_SET)
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(size)
+        if doubt:  # behind what the walk stopped at there may be a frame header, too
+            stripped = strip_metadata(data)
+            _parse_jpeg(lambda at, count: stripped[at : at + count], len(stripped), limits)
+        with open_image(data) as image:
             width, height = image.size
-            _check_pixels(height, width, max_pixels)
-            name = "JPEG" if image.format == "MPO" else str(image.format)
+            _check(height, width, size, limits)
+            name = str(image.format)
             components = int(getattr(image, "layers", 0)) if name == "JPEG" else 0
             image.convert("RGB")
             return _Image(height, width, components, FORMATS.index(name))
@@ -144,32 +195,37 @@ def _verify_with_pillow(fd: int, head: bytes, doubt: str, max_pixels: int | None
         kind = f"a JPEG that Pillow cannot open ({doubt})" if doubt else f"no known image: it starts with {head[:16]!r}"
         raise _Broken(kind) from None
     except Exception as error:  # decoders raise whatever they like on damaged input
-        if isinstance(error, OSError) and error.errno:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
             raise
         raise _Broken(f"{error} ({doubt})" if doubt else f"{error or type(error).__name__}") from None
 
 
 def read_headers(
-    root: str, table: Table, todo: npt.NDArray[np.intp], num_threads: int, progress: bool, max_pixels: int | None
+    root: str, table: Table, todo: npt.NDArray[np.intp], num_threads: int, progress: bool, limits: Limits
 ) -> None:
     """Fill the rows `todo` of the table. A row that is not reached keeps the stamp UNREAD."""
     prefix = os.fsencode(os.path.join(root, ""))
     ends = name_ends(table.paths)
     columns = table.columns
     stop = threading.Event()
+    failed: list[int] = []  # rows on which the storage failed
 
     def read(rows: npt.NDArray[np.intp]) -> int:
         for i in rows.tolist():
             if stop.is_set():
                 break
             path = prefix + table.paths[ends[i - 1] + 1 if i else 0 : ends[i]]
+            probe = partial(_probe, path, int(columns["file_size"][i]), limits)
             image, reason, stamp = _Image(0, 0, 0, 0), "", table.found_stamp[i]
             try:
-                image = _probe(path, int(columns["file_size"][i]), max_pixels)
+                image = patiently(probe, lambda: "", None if len(failed) < _PATIENCE else ())
             except _Broken as error:
                 reason = str(error)
-            except OSError as error:
-                reason, stamp = f"cannot be read: {error.strerror or error}", UNREAD
+            except (OSError, StorageError) as error:
+                cause = error.__cause__ if isinstance(error, StorageError) else error
+                failed.extend([i] if cause is not error else [])
+                what = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+                reason, stamp = f"cannot be read: {what}", UNREAD
             columns["height"][i], columns["width"][i], columns["components"][i], columns["format"][i] = image
             columns["broken"][i] = bool(reason)
             if reason:

@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dali_imagenet.data.folder import FileSource, list_tree
-from dali_imagenet.data.headers import read_headers
+from dali_imagenet.data.headers import Limits, read_headers
 from dali_imagenet.data.index_cache import COLUMNS, Array, cache_file, load_cache, merge_cached, save_cache
 from dali_imagenet.data.layout import find_classes, folder_path, resolve_split
 from dali_imagenet.data.names import Names
 from dali_imagenet.data.source import Source
-from dali_imagenet.formats import MAX_PIXELS
+from dali_imagenet.formats import BYTES_A_PIXEL, MAX_BYTES, MAX_PIXELS
 from dali_imagenet.validation import whole
 
 logger = logging.getLogger("dali_imagenet")
@@ -122,6 +122,7 @@ class SampleIndex:
         cache: bool = True,
         cache_dir: str | os.PathLike[str] | None = None,
         max_pixels: int | None = MAX_PIXELS,
+        max_bytes: int | None = MAX_BYTES,
     ) -> SampleIndex:
         """Index an ImageFolder tree: `root/<class>/**/<image>`, in the order of torchvision's `ImageFolder`.
 
@@ -146,6 +147,8 @@ class SampleIndex:
             cache_dir: where; None for `$DALI_IMAGENET_CACHE`, else the user's cache folder.
             max_pixels: height * width above which an image counts as broken and is never decoded, None for no limit.
                 Beyond the default, Pillow's own `Image.MAX_IMAGE_PIXELS` must be raised too.
+            max_bytes: size above which a file counts as broken and is never read, besides 12 bytes for each pixel that
+                its header claims; None for no limit. With `max_pixels` it bounds the memory that an image may take.
 
         Raises:
             FileNotFoundError: no such root or split, no class folder in it, or class folders without an image.
@@ -158,18 +161,21 @@ class SampleIndex:
         num_threads = whole("num_threads", num_threads, 1)
         if max_pixels is not None:
             max_pixels = whole("max_pixels", max_pixels, 1)
+        if max_bytes is not None:
+            max_bytes = whole("max_bytes", max_bytes, 1)
+        limits = Limits(max_pixels, max_bytes)
         start = time.perf_counter()
         folder, train = resolve_split(folder_path("root", root), split)
         order: Any = getattr(classes, "dataset", classes)
         order = order.classes if isinstance(order, SampleIndex) else order
         ordered = find_classes(folder, order, train, split)
         found = list_tree(folder, ordered, num_threads, progress)
-        cached = cache_file(folder, max_pixels, cache_dir) if cache else None
+        cached = cache_file(folder, limits, cache_dir) if cache else None
         old = load_cache(cached, max_pixels) if cached else None
         table, todo = merge_cached(found, old)
         if len(todo):
             try:
-                read_headers(folder, table, todo, num_threads, progress, max_pixels)
+                read_headers(folder, table, todo, num_threads, progress, limits)
             finally:  # also when interrupted: what was read is kept, the rest is marked as unread
                 if cached:
                     save_cache(cached, table, old)
@@ -184,7 +190,7 @@ class SampleIndex:
             labels=found.labels,
             **{name: table.columns[name] for name in COLUMNS if name != "stamp"},
             scan=scan,
-            source=FileSource(folder, names),
+            source=FileSource(folder, names, found.file_size),
             _names=names,
             _reasons=table.reasons,
         )
@@ -257,6 +263,8 @@ class SampleIndex:
         else:
             blob = os.fsencode("".join(p + "\0" for p in paths))
         relative = Names(blob)
+        sizes = column(0 if file_size is None else file_size, np.int64)
+        pixels = height.astype(np.int64) * width
         return cls(
             root=os.path.abspath(root),
             classes=names,
@@ -266,9 +274,11 @@ class SampleIndex:
             components=np.where(broken, 0, column(3 if components is None else components, np.uint8)).astype(np.uint8),
             format=np.where(broken, 0, column(1 if format is None else format, np.uint8)).astype(np.uint8),
             broken=broken,
-            file_size=column(0 if file_size is None else file_size, np.int64),
+            file_size=sizes,
             scan=Scan(n, 0, 0, 0.0),
-            source=FileSource(os.path.abspath(root), relative),
+            source=FileSource(
+                os.path.abspath(root), relative, np.where(sizes > 0, sizes, MAX_BYTES + BYTES_A_PIXEL * pixels)
+            ),
             _names=relative,
             _reasons=reasons,
         )

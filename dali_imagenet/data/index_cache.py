@@ -82,7 +82,7 @@ def merge_cached(found: Found, old: Table | None) -> tuple[Table, npt.NDArray[np
     return Table(found.paths, columns, reasons, found.stamp), np.flatnonzero(~known)
 
 
-def cache_file(root: str, max_pixels: int | None, cache_dir: str | os.PathLike[str] | None) -> str | None:
+def cache_file(root: str, limits: Sequence[int | None], cache_dir: str | os.PathLike[str] | None) -> str | None:
     """The file that remembers what was read of the images below `root`; None where there is no folder for it."""
     from PIL import ImageFile
 
@@ -91,7 +91,7 @@ def cache_file(root: str, max_pixels: int | None, cache_dir: str | os.PathLike[s
         logger.warning("no home folder here: every start reads every header, unless DALI_IMAGENET_CACHE names a folder")
         return None
     # Everything that decides what counts as broken is part of the name.
-    key = [os.fsencode(os.path.realpath(root)).hex(), max_pixels, bool(ImageFile.LOAD_TRUNCATED_IMAGES)]
+    key = [os.fsencode(os.path.realpath(root)).hex(), *limits, bool(ImageFile.LOAD_TRUNCATED_IMAGES)]
     digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
     return os.fspath(folder / f"index-{digest}.bin")
 

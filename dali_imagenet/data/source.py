@@ -17,8 +17,11 @@ class Source(Protocol):
     Results: the same bytes for the same sample in every process and at every time. What cannot be had is an error,
     never other or fewer bytes.
 
-    Errors: an OSError whose errno is that of a missing, forbidden or damaged file (ENOENT, EACCES, ...), or a
-    ValueError, is the sample's own fault, on which `on_error` may act. Whatever else is raised stops the run.
+    Errors: an OSError whose errno is that of a missing or forbidden file (ENOENT, EACCES, ...) or that has none, or a
+    ValueError, is the sample's own fault, on which `on_error` may act. An OSError of the storage or the network (EIO,
+    ESTALE, ETIMEDOUT, ..., TimeoutError, ConnectionError) is tried again, and stops the run as a StorageError if it
+    stays. Whatever else is raised stops the run. A source may refuse a sample, with a ValueError and before it has
+    been read as a whole, that is larger than the source knows it to be.
     """
 
     fork_safe: bool

@@ -9,8 +9,10 @@
    is taken out beforehand, because blocks that nobody wants are skipped several codes at a time, and because two blocks
    go through the inverse DCT at once. */
 
+#ifndef WITHOUT_PYTHON /* as the fuzzer wants it */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#endif
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -36,6 +38,8 @@
 #define AHEAD (BLOCKS * 64 * 4) /* bytes that its codes can take: at most 31 bits for a coefficient */
 #define CHUNK 16384
 #define MOST 65500 /* pixels of a side, to libjpeg */
+#define MAX_SEGMENTS 4096     /* as in dali_imagenet.jpeg_markers: of a header, */
+#define MAX_HEADER (1L << 20) /* and bytes of it, besides metadata */
 #define END 128 /* steps that leave a block for "end of block" */
 
 /* Zigzag position -> place in the block; what lies behind its end goes to a place of no account. */
@@ -547,13 +551,20 @@ static int read_scan(struct image *m, const uint8_t *at, const uint8_t *end)
 /* Everything up to the codes. */
 static int read_header(struct image *m)
 {
-    int jfif = 0, adobe = -1;
+    int jfif = 0, adobe = -1, count = 0;
+    long looked = 0;
     const uint8_t *at = m->data + 2;
+    if (m->data[0] != 0xFF || m->data[1] != 0xD8)
+        return refuse(m, "no JPEG");
     while (m->end - at >= 4 && at[0] == 0xFF) {
         int marker = at[1], length = at[2] << 8 | at[3], failed = 0;
         const uint8_t *body = at + 4;
         if (length < (marker == 0xE0 || marker == 0xEE ? 9 : 2) || m->end - at - 2 < length)
             break; /* Pillow refuses JFIF and Adobe segments that end before their version */
+        int metadata = (marker > 0xE0 && marker <= 0xEF && marker != 0xEE) || marker == 0xFE;
+        looked += metadata ? 0 : 2 + length;
+        if (++count > MAX_SEGMENTS || looked > MAX_HEADER)
+            return refuse(m, "a header that is too long");
         at += 2 + length;
         if (marker == 0xC0 || marker == 0xC1)
             failed = read_frame(m, body, at);
@@ -575,7 +586,7 @@ static int read_header(struct image *m)
                 return refuse(m, "other colours than YCbCr");
             m->at = at;
             return 0;
-        } else if (!(marker > 0xE0 && marker <= 0xEF) && marker != 0xFE)
+        } else if (!metadata)
             return refuse(m, "a JPEG of another kind");
         if (failed)
             return -1;
@@ -857,6 +868,7 @@ static int decode(struct image *m, int simd)
     return failed ? failed : check_rest(m);
 }
 
+#ifndef WITHOUT_PYTHON
 static PyObject *decode_region(PyObject *self, PyObject *args)
 {
     Py_buffer data, out;
@@ -904,10 +916,11 @@ static PyObject *decode_region(PyObject *self, PyObject *args)
 static PyMethodDef methods[] = {
     {"decode_region", decode_region, METH_VARARGS,
      "decode_region(data, (height, width), (top, left, rows, columns), out, simd=True)\n\n"
-     "Writes uint8 [rows, columns, 3] RGB to the start of `out`. ValueError: damaged, with markers where none belong (as\n"
-     "`jpeg_check.doubt` finds them), of another size, or of a kind that is not known here. simd=False: without this processor's vector instructions, for tests; the same bits."},
+     "Writes uint8 [rows, columns, 3] RGB to the start of `out`. ValueError: no JPEG, damaged, with markers where none\n"
+     "belong (as `jpeg_markers.find_marker_anomaly` finds them), of another size, or of a kind that is not known here. simd=False: without this processor's vector instructions, for tests; the same bits."},
     {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_jpeg", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__jpeg(void) { return PyModule_Create(&module); }
+#endif

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 import warnings
@@ -18,8 +17,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from dali_imagenet._compiled import compiled
-from dali_imagenet.formats import pillow_formats
 from dali_imagenet.jpeg_markers import find_marker_anomaly, lower_height
+from dali_imagenet.pillow import open_image
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -125,8 +124,8 @@ def _pillow_rows(data: bytes, size: Size, box: Box, buffer: Pixels | None) -> Pi
 def _pillow(data: bytes, size: Size | None, box: Box, buffer: Pixels | None = None) -> Pixels:
     top, left, height, width = box
     with _QUIET, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about EXIF and palettes: of no use to a training run
-        image: Image.Image = Image.open(io.BytesIO(data), formats=pillow_formats())
+        warnings.simplefilter("ignore")  # about palettes: of no use to a training run
+        image: Image.Image = open_image(data)
         if size is not None and (image.height, image.width) != size:
             raise ValueError(
                 f"{image.height}x{image.width} pixels, but the index says {size[0]}x{size[1]}: the file has changed "

@@ -1,0 +1,1 @@
+"""What runs in processes with sanitizers: see `bench.checks.native`."""

@@ -1,0 +1,96 @@
+"""Calls every kernel with memory of the exact size, of random shapes: a process with AddressSanitizer sees the rest.
+
+`python kernels.py FOLDER SEED SECONDS`, where the folder holds the extension modules. Imports nothing but them: the
+memory of numpy and torch would not be AddressSanitizer's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+import struct
+import sys
+import time
+from typing import Any
+
+FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 1e6, -1e6, 1e-30, 255.0, 3.7)
+
+
+def drawn(rng: random.Random, size: int) -> bytearray:
+    return bytearray(rng.randbytes(size))
+
+
+def extent(rng: random.Random) -> int:
+    return rng.choice((1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, rng.randint(1, 90)))
+
+
+def number(rng: random.Random) -> float:
+    return rng.choice(FLOATS) if rng.random() < 0.5 else rng.uniform(-8, 8)
+
+
+def once(ops: Any, kernels: Any, rng: random.Random) -> str:
+    """One call; the name of the kernel."""
+    height, width = extent(rng), extent(rng)
+    size = 3 * height * width
+    pixels, out, room = drawn(rng, size), drawn(rng, size), drawn(rng, 9 * (height + 4) * (width + 4))
+    name = rng.choice(NAMES)
+    if name == "affine":
+        matrix = tuple(rng.choice((number(rng), 1e300, float("nan"), float("inf"))) for _ in range(6))
+        if rng.random() < 0.8:
+            matrix = tuple(number(rng) for _ in range(6))
+        ops.affine(pixels, out, room, height, width, matrix, (1, 2, 3), rng.random() < 0.5)
+    elif name == "convolve":
+        height, width, wide = height + 4, width + 16, rng.choice((1, 2, 3, 5, 9, 63 if rng.random() < 0.05 else 4))
+        values = drawn(rng, 12 * (width + wide - 1) * (height + wide - 1))
+        kernel = struct.pack(f"{wide * wide}f", *(rng.random() for _ in range(wide * wide)))
+        ops.convolve(values, kernel, bytearray(12 * height * width), height, width, wide)
+    elif name == "histogram":
+        ops.histogram(pixels, bytearray(3 * 256 * 8))
+    elif name == "lookup":
+        ops.lookup(pixels, out, drawn(rng, 256 * rng.choice((1, 3))))
+    elif name == "gather":
+        ops.gather(pixels, out, drawn(rng, 4 * height * width), (0, 127, 255))
+    elif name == "mix":
+        count = rng.randint(0, 4)
+        weights = struct.pack(f"{count}f", *(number(rng) for _ in range(count)))
+        ops.mix(pixels, drawn(rng, count * size), weights, number(rng), number(rng), out)
+    elif name == "markers":
+        kernels.markers(bytes(rng.choice((0, 1, 255)) for _ in range(rng.randint(0, 99))), rng.randint(-5, 120))
+    elif name in ("recolor", "normalize"):
+        planes = memoryview(pixels).cast("B", (3, height, width))
+        count = 12 if name == "recolor" else 6
+        numbers = struct.pack(f"{count}f", *[number(rng) for _ in range(count)])
+        getattr(kernels, name)(planes, numbers, out if name == "recolor" else bytearray(4 * size))
+    elif name == "resize":
+        lines = memoryview(pixels).cast("B", (height, width, 3))
+        tall, broad = extent(rng), extent(rng)
+        top, left = rng.randrange(tall), rng.randrange(broad)
+        window = (top, left, rng.randint(1, tall - top), rng.randint(1, broad - left))
+        factors = (0.0, 0.0) if rng.random() < 0.5 else (rng.uniform(0.01, 9), rng.uniform(0.01, 9))
+        wanted = bytearray(3 * window[2] * window[3])
+        flips = (rng.random() < 0.5, rng.random() < 0.5)
+        kernels.resize(lines, (tall, broad), factors, rng.random() < 0.5, window, flips, wanted, rng.random() < 0.3)
+    else:
+        getattr(ops, name)(pixels, out, room, height, width, number(rng))
+    return name
+
+
+NAMES: list[str] = []
+
+
+def main(folder: str, seed: int, seconds: float) -> None:
+    sys.path.insert(0, folder)
+    ops, kernels = (importlib.import_module(name) for name in ("_pixel_ops", "_image_kernels"))
+    NAMES.extend(name for module in (ops, kernels) for name in dir(module) if name[0] != "_" and name != "set_fused")
+    rng, end, done, refused = random.Random(seed), time.monotonic() + seconds, dict.fromkeys(NAMES, 0), 0
+    while time.monotonic() < end:
+        try:
+            done[once(ops, kernels, rng)] += 1
+        except ValueError:
+            refused += 1
+    print(sum(done.values()), "calls,", refused, "refused; fewest of", min(done, key=lambda name: done[name]))
+    assert min(done.values()) > 0, done
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
