@@ -301,7 +301,8 @@ class EvalRecipe(_Recipe):
 
     The short side goes to `resize_size`, by default to `floor(input_size / crop_pct)` as in timm. For an output that is
     not square the image is resized, its shape kept, until it covers `floor(height / crop_pct)` by
-    `floor(width / crop_pct)` (timm's ResizeKeepRatio).
+    `floor(width / crop_pct)` (timm's ResizeKeepRatio). Where the output is larger than the resized image, the image is
+    in its middle.
 
     Raises:
         ValueError: at construction, for a value out of its range.
@@ -312,21 +313,25 @@ class EvalRecipe(_Recipe):
     input_size: int | Size = 224
     """Side of the square output in pixels, or (height, width), each 1..4096."""
     crop_pct: float = 0.875
-    """Share of the resized image that the crop takes, in (0, 1]; ignored where resize_size is given."""
+    """Share of the resized image that the crop takes, in (0, 10]; above 1 a border is left around it. Ignored where
+    resize_size is given."""
     resize_size: int | None = None
-    """Pixels of the short side, at least the smaller side of the output."""
+    """Pixels of the short side (in "border" of the long one), at least the smaller side of the output."""
     interpolation: Interpolation = "bilinear"
-    crop_mode: Literal["center", "squash"] = "center"
-    """ "squash" resizes both sides on their own, whatever the shape of the image (timm)."""
+    crop_mode: Literal["center", "squash", "border"] = "center"
+    """ "squash" resizes both sides on their own, whatever the shape of the image; "border" resizes, the shape kept,
+    until the image fits, and shows the mean colour around it, where the others show black (timm)."""
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
 
     def __post_init__(self) -> None:
         self._set("input_size", _size)
-        self._set("crop_pct", real, 1e-3, 1)
+        self._set("crop_pct", real, 1e-3, 10)
         self._set("resize_size", whole, min(self.size_at(0)), 2**15)
         self._set("interpolation", choice, ("bilinear", "bicubic"))
-        self._set("crop_mode", choice, ("center", "squash"))
+        self._set("crop_mode", choice, ("center", "squash", "border"))
+        if min(self.scale_size) < 1:
+            raise wrong("crop_pct", self.crop_pct, f"at most the output's smaller side, {min(self.size_at(0))}")
         self._set("mean", reals, 3, 0, 1)
         self._set("std", reals, 3, 1e-6, 10)
 
@@ -358,6 +363,12 @@ class EvalRecipe(_Recipe):
             return self.resize_size, self.resize_size
         height, width = self.size_at(0)
         return math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
+
+    @property
+    def window_fill(self) -> tuple[int, int, int]:
+        """Colour (0..255) of what the output shows beside the image: the mean in crop_mode "border", else black."""
+        r, g, b = (round(255 * m) for m in self.mean) if self.crop_mode == "border" else (0, 0, 0)
+        return r, g, b
 
     def size_at(self, epoch: int) -> Size:
         """Height and width of the output in pixels, the same in every epoch."""

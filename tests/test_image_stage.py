@@ -318,7 +318,7 @@ def evaluation(height: int, width: int, short: int, size: int, interpolation: st
     no = np.array([False])
     return SimpleNamespace(
         size=(size, size), crop_box=whole, resize=resize, window=crop, hflip=no, vflip=no, color=None,
-        interpolation=np.array([FILTERS[interpolation]]),
+        interpolation=np.array([FILTERS[interpolation]]), window_fill=(0, 0, 0),
     )  # fmt: skip
 
 

@@ -116,8 +116,6 @@ def test_evaluation_presets() -> None:
     assert recipe.crop_pct == 1.0
     assert recipe.interpolation == "bicubic"
     assert EvalRecipe.from_pretrained_cfg(cfg, input_size=224).input_size == 224
-    with pytest.raises(ValueError, match="crop_mode"):
-        EvalRecipe.from_pretrained_cfg({"crop_mode": "border"})
     with pytest.raises(ValueError, match="input_size"):
         EvalRecipe.from_pretrained_cfg({"input_size": (1, 224, 224)})
     assert EvalRecipe.from_pretrained_cfg({"input_size": (3, 224, 200)}).input_size == (224, 200)
@@ -171,7 +169,14 @@ def test_wrong_values_are_refused_by_name(field: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("input_size", -1), ("crop_pct", 0), ("resize_size", 100), ("interpolation", "nearest"), ("crop_mode", "border")],
+    [
+        ("input_size", -1),
+        ("crop_pct", 0),
+        ("crop_pct", 11),
+        ("resize_size", 100),
+        ("interpolation", "nearest"),
+        ("crop_mode", "corner"),
+    ],
 )
 def test_wrong_evaluation_values_are_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field):

@@ -170,7 +170,7 @@ def plans(rng: np.random.Generator, train: bool, interpolation: str) -> Any:
     color = (np.eye(3, 4) + rng.normal(size=(1, 3, 4)) * 0.3).astype(np.float32) if rng.integers(2) else None
     plan = SimpleNamespace(
         size=size, crop_box=np.array([box]), resize=resize, window=crop, hflip=hflip, vflip=vflip, color=color,
-        interpolation=np.array([FILTERS[interpolation]]),
+        interpolation=np.array([FILTERS[interpolation]]), window_fill=(0, 0, 0),
     )  # fmt: skip
     return plan, rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
