@@ -112,10 +112,11 @@ def test_evaluation_presets() -> None:
 
     cfg = timm.get_pretrained_cfg("resnet50.a1_in1k")
     recipe = EvalRecipe.from_pretrained_cfg(cfg)
-    assert recipe.input_size == 288
-    assert recipe.crop_pct == 1.0
+    assert (recipe.input_size, recipe.crop_pct) == (224, 0.95)
+    tested = EvalRecipe.from_pretrained_cfg(cfg, use_test_size=True)
+    assert (tested.input_size, tested.crop_pct) == (288, 1.0)
     assert recipe.interpolation == "bicubic"
-    assert EvalRecipe.from_pretrained_cfg(cfg, input_size=224).input_size == 224
+    assert EvalRecipe.from_pretrained_cfg(cfg, input_size=160).input_size == 160
     with pytest.raises(ValueError, match="input_size"):
         EvalRecipe.from_pretrained_cfg({"input_size": (1, 224, 224)})
     assert EvalRecipe.from_pretrained_cfg({"input_size": (3, 224, 200)}).input_size == (224, 200)
