@@ -158,7 +158,7 @@ def test_evaluation_equals_torchvision(folder: Path, interpolation: Any, in_grap
 
 @needs_dali
 @pytest.mark.parametrize("in_graph", [False, True])
-def test_window_larger_than_the_image_is_padded_with_zeros(folder: Path, in_graph: bool) -> None:
+def test_window_larger_than_the_image_is_padded(folder: Path, in_graph: bool) -> None:
     paths = image_paths(folder)[:3]
     plan = make_plan(paths, train=False)
     plan.resize = np.array([[40, 60], [60, 30], [20, 21]], np.int32)
