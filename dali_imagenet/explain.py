@@ -28,11 +28,11 @@ def explain(plan: Plan, epoch: int, step: int, failed: Collection[int] = ()) -> 
     Each holds: epoch, step, row, size (height and width of the output); position in the order of the epoch; index (the
     sample that is read), drawn (the one that the order named; another one only where that is broken), repeat, path,
     label, class; source_size, box (top, left, height, width of the region of the stored image), resize (height, width)
-    and interpolation, crop (top, left); hflip, vflip; color (factors and degrees of color_twist) or None; program:
-    operations in order, each {"op", "arg", "aux"} (see `Op`), or an AugMix {"chains", "weights", "m", "mode"}; fill;
-    mean and std; erase: boxes (top, left, height, width), erase_mode and noise_key; mix: {"kind", "lam", "box" (top,
-    bottom, left, right) or None, "partner": {row, index, label}} or None. All in pixels of what they apply to. A
-    padding row has index -1 and label -100.
+    and interpolation, crop (top, left) and crop_fill (colour of what it shows beside the image); hflip, vflip; color
+    (factors and degrees of color_twist) or None; program: operations in order, each {"op", "arg", "aux"} (see `Op`), or
+    an AugMix {"chains", "weights", "m", "mode"}; fill; mean and std; erase: boxes (top, left, height, width),
+    erase_mode and noise_key; mix: {"kind", "lam", "box" (top, bottom, left, right) or None, "partner": {row, index,
+    label}} or None. All in pixels of what they apply to. A padding row has index -1 and label -100.
 
     Args:
         failed: samples that turned out to be unreadable.
@@ -61,6 +61,7 @@ def _row(plan: Plan, batch: BatchPlan, row: int) -> dict[str, Any]:
         "resize": batch.resize[row].tolist(),
         "interpolation": FILTER_NAMES[int(batch.interpolation[row])],
         "crop": batch.window[row].tolist(),
+        "crop_fill": list(batch.window_fill),
         "hflip": bool(batch.hflip[row]),
         "vflip": bool(batch.vflip[row]),
         "color": None
@@ -120,6 +121,7 @@ def to_plan(row: dict[str, Any]) -> BatchPlan:
         resize=one("resize", np.int32),
         interpolation=np.array([FILTERS[row["interpolation"]]], np.uint8),
         window=one("crop", np.int32),
+        window_fill=tuple(row.get("crop_fill", (0, 0, 0))),  # rows written before there was one have none
         hflip=one("hflip", np.bool_),
         vflip=one("vflip", np.bool_),
         color_factors=factors,

@@ -5,9 +5,11 @@ Field names are timm's. A recipe holds distributions, never draws: a `Plan` draw
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -301,7 +303,8 @@ class EvalRecipe(_Recipe):
 
     The short side goes to `resize_size`, by default to `floor(input_size / crop_pct)` as in timm. For an output that is
     not square the image is resized, its shape kept, until it covers `floor(height / crop_pct)` by
-    `floor(width / crop_pct)` (timm's ResizeKeepRatio).
+    `floor(width / crop_pct)` (timm's ResizeKeepRatio). Where the output is larger than the resized image, the image is
+    in its middle.
 
     Raises:
         ValueError: at construction, for a value out of its range.
@@ -312,43 +315,60 @@ class EvalRecipe(_Recipe):
     input_size: int | Size = 224
     """Side of the square output in pixels, or (height, width), each 1..4096."""
     crop_pct: float = 0.875
-    """Share of the resized image that the crop takes, in (0, 1]; ignored where resize_size is given."""
+    """Share of the resized image that the crop takes, in (0, 10]; above 1 a border is left around it. Ignored where
+    resize_size is given."""
     resize_size: int | None = None
-    """Pixels of the short side, at least the smaller side of the output."""
+    """Pixels of the short side (in "border" of the long one), at least the smaller side of the output."""
     interpolation: Interpolation = "bilinear"
-    crop_mode: Literal["center", "squash"] = "center"
-    """ "squash" resizes both sides on their own, whatever the shape of the image (timm)."""
+    crop_mode: Literal["center", "squash", "border"] = "center"
+    """ "squash" resizes both sides on their own, whatever the shape of the image; "border" resizes, the shape kept,
+    until the image fits, and shows the mean colour around it, where the others show black (timm)."""
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
 
     def __post_init__(self) -> None:
         self._set("input_size", _size)
-        self._set("crop_pct", real, 1e-3, 1)
+        self._set("crop_pct", real, 1e-3, 10)
         self._set("resize_size", whole, min(self.size_at(0)), 2**15)
         self._set("interpolation", choice, ("bilinear", "bicubic"))
-        self._set("crop_mode", choice, ("center", "squash"))
+        self._set("crop_mode", choice, ("center", "squash", "border"))
+        if min(self.scale_size) < 1:
+            raise wrong("crop_pct", self.crop_pct, f"at most the output's smaller side, {min(self.size_at(0))}")
         self._set("mean", reals, 3, 0, 1)
         self._set("std", reals, 3, 1e-6, 10)
 
     @classmethod
-    def from_pretrained_cfg(cls, cfg: Any, **changes: Any) -> EvalRecipe:
-        """From a timm model's `pretrained_cfg` (dict or object): input_size, crop_pct, interpolation, mean, std.
+    def from_pretrained_cfg(cls, cfg: Any, *, use_test_size: bool = False, **changes: Any) -> EvalRecipe:
+        """What a timm model is evaluated with: `timm.data.resolve_model_data_config`, field by field.
+
+        Args:
+            cfg: a model (anything with a `pretrained_cfg`), its `pretrained_cfg` (dict or timm's PretrainedCfg), its
+                name in timm such as "resnet50.a1_in1k", or a hub's config.json (flat, or with "pretrained_cfg" in it).
+            use_test_size: take test_input_size and test_crop_pct where there are any. As in timm the default is not to.
+            changes: fields of the recipe, in place of the config's.
 
         Raises:
-            ValueError: for a crop_mode or interpolation that this recipe does not have, or not three channels.
+            ValueError: for what is no config, a value that this recipe does not have, or not three channels.
+            TypeError: for a change of a field that the recipe does not have.
         """
-        get = cfg.get if hasattr(cfg, "get") else lambda key, default=None: getattr(cfg, key, default)
-        channels, height, width = get("test_input_size", None) or get("input_size", None) or (3, 224, 224)
-        if channels != 3:
-            raise wrong("pretrained_cfg: input_size", (channels, height, width), "(3, height, width)")
-        recipe = cls(
-            input_size=(height, width),
-            crop_pct=get("test_crop_pct", None) or get("crop_pct", None) or 0.875,
-            interpolation=get("interpolation", None) or "bilinear",
-            crop_mode=get("crop_mode", None) or "center",
-            mean=tuple(get("mean", None) or IMAGENET_MEAN),
-            std=tuple(get("std", None) or IMAGENET_STD),
-        )
+        found = _config_of(cfg)
+        tested = found if boolean("use_test_size", use_test_size) else {}
+        size = tested.get("test_input_size") or found.get("input_size") or (3, 224, 224)
+        sides = sequence(size) or ()
+        if len(sides) != 3 or sides[0] != 3:
+            raise wrong("pretrained_cfg: input_size", size, "(3, height, width): this library makes RGB images")
+        fields: dict[str, Any] = {  # timm's defaults, which are not this recipe's
+            "input_size": sides[1:],
+            "crop_pct": tested.get("test_crop_pct") or found.get("crop_pct") or 0.875,
+            "interpolation": found.get("interpolation") or "bicubic",
+            "crop_mode": found.get("crop_mode") or "center",
+            "mean": found.get("mean") or IMAGENET_MEAN,
+            "std": found.get("std") or IMAGENET_STD,
+        }
+        try:
+            recipe = cls(**{name: value for name, value in fields.items() if name not in changes})
+        except ValueError as error:
+            raise ValueError(f"pretrained_cfg: {error}. To use another value, pass it as an argument") from None
         return recipe.replace(**changes)
 
     @property
@@ -358,6 +378,12 @@ class EvalRecipe(_Recipe):
             return self.resize_size, self.resize_size
         height, width = self.size_at(0)
         return math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
+
+    @property
+    def window_fill(self) -> tuple[int, int, int]:
+        """Colour (0..255) of what the output shows beside the image: the mean in crop_mode "border", else black."""
+        r, g, b = (round(255 * m) for m in self.mean) if self.crop_mode == "border" else (0, 0, 0)
+        return r, g, b
 
     def size_at(self, epoch: int) -> Size:
         """Height and width of the output in pixels, the same in every epoch."""
@@ -371,6 +397,26 @@ class EvalRecipe(_Recipe):
     mixing = False
     soft_targets = False
     pixel_ops = False
+
+
+def _config_of(given: Any) -> dict[str, Any]:
+    """The fields of a timm config, of whatever holds it."""
+    found = given
+    if isinstance(given, str):
+        timm = importlib.import_module("timm")
+        with contextlib.suppress(RuntimeError):  # of a known model with an unknown tag
+            found = timm.get_pretrained_cfg(given)
+    inner = found.get("pretrained_cfg") if isinstance(found, Mapping) else getattr(found, "pretrained_cfg", None)
+    holder = found if inner is None else inner
+    fields = dict(holder if isinstance(holder, Mapping) else getattr(holder, "__dict__", {}))
+    if fields.get("mean") is None and fields.get("input_size") is None:
+        named = isinstance(given, str)
+        what = repr(given) if named or given is None else f"<{type(given).__name__}>"
+        raise ValueError(
+            f"cfg={what} {'is no model of timm' if named else 'has neither mean nor input_size'}: must be a model with "
+            "a pretrained_cfg, a pretrained_cfg, a hub's config, or a model's name in timm such as 'resnet50.a1_in1k'"
+        )
+    return fields
 
 
 Recipe = TrainRecipe | EvalRecipe

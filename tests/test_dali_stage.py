@@ -82,6 +82,7 @@ def make_plan(
         crop_box=box,
         resize=resize,
         window=np.round((resize - size) / 2).astype(np.int32) if not train else np.zeros((rows, 2), np.int32),
+        window_fill=(0, 0, 0),
         hflip=rng.random(rows) < 0.5 if train else np.zeros(rows, bool),
         vflip=rng.random(rows) < 0.5 if train else np.zeros(rows, bool),
         color=(identity + rng.normal(size=(rows, 3, 4)) * [0.2, 0.2, 0.2, 20]).astype(np.float32) if color else None,
@@ -151,7 +152,7 @@ def test_evaluation_equals_torchvision(folder: Path, interpolation: Any, in_grap
 
 @needs_dali
 @pytest.mark.parametrize("in_graph", [False, True])
-def test_window_larger_than_the_image_is_padded_with_zeros(folder: Path, in_graph: bool) -> None:
+def test_window_larger_than_the_image_is_padded(folder: Path, in_graph: bool) -> None:
     paths = image_paths(folder)[:3]
     plan = make_plan(paths, train=False)
     plan.resize = np.array([[40, 60], [60, 30], [20, 21]], np.int32)

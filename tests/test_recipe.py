@@ -112,12 +112,11 @@ def test_evaluation_presets() -> None:
 
     cfg = timm.get_pretrained_cfg("resnet50.a1_in1k")
     recipe = EvalRecipe.from_pretrained_cfg(cfg)
-    assert recipe.input_size == 288
-    assert recipe.crop_pct == 1.0
+    assert (recipe.input_size, recipe.crop_pct) == (224, 0.95)
+    tested = EvalRecipe.from_pretrained_cfg(cfg, use_test_size=True)
+    assert (tested.input_size, tested.crop_pct) == (288, 1.0)
     assert recipe.interpolation == "bicubic"
-    assert EvalRecipe.from_pretrained_cfg(cfg, input_size=224).input_size == 224
-    with pytest.raises(ValueError, match="crop_mode"):
-        EvalRecipe.from_pretrained_cfg({"crop_mode": "border"})
+    assert EvalRecipe.from_pretrained_cfg(cfg, input_size=160).input_size == 160
     with pytest.raises(ValueError, match="input_size"):
         EvalRecipe.from_pretrained_cfg({"input_size": (1, 224, 224)})
     assert EvalRecipe.from_pretrained_cfg({"input_size": (3, 224, 200)}).input_size == (224, 200)
@@ -171,7 +170,14 @@ def test_wrong_values_are_refused_by_name(field: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("input_size", -1), ("crop_pct", 0), ("resize_size", 100), ("interpolation", "nearest"), ("crop_mode", "border")],
+    [
+        ("input_size", -1),
+        ("crop_pct", 0),
+        ("crop_pct", 11),
+        ("resize_size", 100),
+        ("interpolation", "nearest"),
+        ("crop_mode", "corner"),
+    ],
 )
 def test_wrong_evaluation_values_are_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field):

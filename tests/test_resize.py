@@ -165,7 +165,13 @@ def row(box: list[int], resized: Any, window: Any, size: tuple[int, int], interp
     """What the resize reads of a plan, for one row."""
     nothing = {"hflip": np.array([False]), "vflip": np.array([False]), "color": None}
     filters = np.array([FILTERS[interpolation]])
-    geometry = {"size": size, "crop_box": np.array([box]), "resize": resized, "window": window}
+    geometry = {
+        "size": size,
+        "crop_box": np.array([box]),
+        "resize": resized,
+        "window": window,
+        "window_fill": (0, 0, 0),
+    }
     return SimpleNamespace(**geometry, interpolation=filters, **(nothing | drawn))
 
 

@@ -85,11 +85,13 @@ class TensorReferenceEngine(ReferenceEngine):
 
 def transformed(image: Any, plan: BatchPlan, row: int) -> Tensor:
     """Crop, resize, window, flips, colour and operations of one row: a PIL image or uint8 tensor -> uint8 [3, H, W]."""
-    (top, left), (height, width) = plan.window[row].tolist(), plan.size
+    (top, left), (height, width), (bottom, right) = plan.window[row].tolist(), plan.size, plan.resize[row].tolist()
+    beside = [max(0, -left), max(0, -top), max(0, left + width - right), max(0, top + height - bottom)]
     mode = _MODES[int(plan.interpolation[row])]
     image = F.crop(image, *plan.crop_box[row].tolist())
     image = F.resize(image, plan.resize[row].tolist(), interpolation=mode, antialias=True)
-    image = F.crop(image, top, left, height, width)
+    image = F.pad(image, beside, fill=list(plan.window_fill)) if any(beside) else image
+    image = F.crop(image, max(0, top), max(0, left), height, width)
     image = F.horizontal_flip(image) if plan.hflip[row] else image
     image = F.vertical_flip(image) if plan.vflip[row] else image
     if plan.color is not None:

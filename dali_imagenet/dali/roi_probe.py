@@ -124,6 +124,7 @@ def _probe(device_index: int) -> None:
             resize=np.full((64, 2), 64),
             interpolation=np.full(64, FILTERS["bilinear"]),
             window=np.zeros((64, 2), int),
+            window_fill=(0, 0, 0),
             color=None,
             hflip=np.zeros(64, bool),
             vflip=np.zeros(64, bool),

@@ -85,8 +85,8 @@ class DaliStage:
     Args:
         batch_size: the most rows a plan may have.
         train: True crops `plan.crop_box`, resizes it to `plan.resize` and flips; False resizes the whole image to
-            `plan.resize` and cuts the window of `plan.size` at `plan.window` (zeros where it leaves the image). The
-            size may change from plan to plan.
+            `plan.resize` and cuts the window of `plan.size` at `plan.window` (`plan.window_fill` where it leaves the
+            image). The size may change from plan to plan.
         color: apply `plan.color`, the 3x4 matrices in 0..255 units; rounded and clamped to uint8.
         device: "cpu", or one CUDA device; no other device is touched.
         num_threads: DALI's CPU threads, at least 1.
@@ -102,6 +102,7 @@ class DaliStage:
         hw_decoder_load: share of the JPEGs (0..1) that goes to the GPU's hardware engines; None keeps DALI's 0.65.
         decoder_args: further arguments of DALI's mixed decoder, such as preallocate_width_hint.
         encoded: `submit` is given the encoded files themselves (bytes), not their paths.
+        window_fill: `plan.window_fill` of every plan, which DALI takes no array for.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class DaliStage:
         hw_decoder_load: float | None = None,
         decoder_args: Mapping[str, Any] | None = None,
         encoded: bool = False,
+        window_fill: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         batch_size, prefetch = whole("batch_size", batch_size, 1), whole("prefetch", prefetch, 1)
         if dtype not in (_FLOATS if normalize else (torch.uint8,)):
@@ -152,6 +154,7 @@ class DaliStage:
         if hw_decoder_load is not None:
             self.decoder_args["hw_decoder_load"] = hw_decoder_load
         self.encoded = encoded
+        self.window_fill = window_fill
         self._queue: deque[_Pending] = deque()
         self._scheduled = 0  # how many of the queue's first entries DALI is working on
         self._in_sync = True  # False where an interrupt may have come between DALI and these two
@@ -229,7 +232,8 @@ class DaliStage:
         image = fn.resize(image, size=feed("resize", types.FLOAT, 1), antialias=True, interp_type=interp)
         if not self.train:
             window = {"start": feed("crop", types.INT32, 1), "shape": feed("window", types.INT32, 1)}
-            image = fn.slice(image, **window, axes=[0, 1], out_of_bounds_policy="pad")
+            fill = [float(value) for value in self.window_fill]
+            image = fn.slice(image, **window, axes=[0, 1], out_of_bounds_policy="pad", fill_values=fill)
         if self.vflip:
             image = fn.flip(image, horizontal=0, vertical=feed("vflip", types.INT32, 0))
         if self.color:
@@ -271,6 +275,8 @@ class DaliStage:
             raise ValueError(f"{len(paths)} paths for {real} real rows: one for each row that is not padding")
         if self.color and plan.color is None:
             raise ValueError("color=True, but the plan has no colour matrices (plan.color is None)")
+        if self.in_graph and not self.train and plan.window_fill != self.window_fill:
+            raise ValueError(f"the plan's window_fill is {plan.window_fill}, the stage's is {self.window_fill}")
         self._open()
         self._queue.append(_Pending(plan, list(paths), sizes))
         self._schedule()

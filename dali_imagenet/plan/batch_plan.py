@@ -64,7 +64,7 @@ class BatchPlan:
     interpolation: U8
     """[B], filter of the resize, antialiased: a number of `ops.FILTERS`."""
     window: I32
-    """[B, 2], top and left of the output in the resized region; zeros are shown where it leaves the region."""
+    """[B, 2], top and left of the output in the resized region; where it leaves the region, `window_fill` is shown."""
     hflip: Bools
     vflip: Bools
     color_factors: F32 | None
@@ -85,6 +85,8 @@ class BatchPlan:
     noise_key: U64 | None
     """[B], key of the erasing noise."""
     mix: MixPlan | None
+    window_fill: tuple[int, int, int] = (0, 0, 0)
+    """Colour (0..255) of the output beside the resized region."""
 
     def __len__(self) -> int:
         return len(self.source_index)

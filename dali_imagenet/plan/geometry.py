@@ -50,12 +50,15 @@ def random_resized_crop(
 
 
 def eval_geometry(recipe: EvalRecipe, source: I32) -> dict[str, object]:
-    """torchvision's Resize and CenterCrop: the long side truncates, the anchor rounds half to even; timm's for outputs
-    that are not square."""
+    """torchvision's Resize and CenterCrop: the long side truncates, the anchor rounds half to even, and a border that
+    cannot be shared evenly is the wider one below and to the right; timm's for borders and outputs that are not
+    square."""
     rows = len(source)
     size, scale = recipe.size_at(0), recipe.scale_size
     if recipe.crop_mode == "squash":
         resize = np.full((rows, 2), scale, np.int32)
+    elif recipe.crop_mode == "border":  # timm's ResizeKeepRatio with longest=1
+        resize = _round(source / (source / scale).max(axis=1, keepdims=True)).clip(1).astype(np.int32)
     elif scale[0] == scale[1]:
         resize = (scale[0] * source.astype(np.int64) // source.min(axis=1, keepdims=True)).astype(np.int32)
     else:  # timm's ResizeKeepRatio with longest=0
@@ -63,7 +66,8 @@ def eval_geometry(recipe: EvalRecipe, source: I32) -> dict[str, object]:
     return {
         "crop_box": np.concatenate([np.zeros((rows, 2), np.int32), source], axis=1),
         "resize": resize,
-        "window": _round((resize - size) / 2).astype(np.int32),
+        "window": np.where(resize < size, -((size - resize) // 2), _round((resize - size) / 2)).astype(np.int32),
+        "window_fill": recipe.window_fill,
         "hflip": np.zeros(rows, np.bool_),
         "vflip": np.zeros(rows, np.bool_),
         "color_factors": None,

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from dali_imagenet._compiled import compiled
 from dali_imagenet.ops import FILTERS
@@ -80,7 +79,9 @@ def resize_crop_flip(pixels: npt.NDArray[np.uint8], region: DecodeRegion, plan: 
             pixels, region.size, factors, interpolation == FILTERS["bicubic"], window, mirrored, image.numpy()
         )
     else:
-        image = _window(_resized(pixels, region, interpolation), top, left, plan.size)
+        image = _resized(pixels, region, interpolation)
+        image = image[:, max(0, top) : max(0, top + rows), max(0, left) : max(0, left + columns)]
+        image = image if inside else _framed(image, max(0, -top), max(0, -left), plan)
         flips = [axis for axis, flip in ((1, plan.vflip[row]), (2, plan.hflip[row])) if flip]
         if flips:
             image = image.flip(flips)
@@ -93,13 +94,11 @@ def _resized(pixels: npt.NDArray[np.uint8], region: DecodeRegion, interpolation:
     return image
 
 
-def _window(image: Tensor, top: int, left: int, size: tuple[int, int]) -> Tensor:
-    """The window of that height and width; zeros where it leaves the image, as torchvision's CenterCrop."""
-    (height, width), (rows, columns) = image.shape[1:], size
-    if height < rows or width < columns:
-        image = pad(image, (max(0, -left), max(0, columns - width), max(0, -top), max(0, rows - height)))
-        top, left = max(0, top), max(0, left)
-    return image[:, top : top + rows, left : left + columns]
+def _framed(image: Tensor, top: int, left: int, plan: BatchPlan) -> Tensor:
+    """The image at that place in one of the plan's size and `window_fill`."""
+    framed = image.new_tensor(plan.window_fill)[:, None, None].repeat(1, *plan.size)
+    framed[:, top : top + image.shape[1], left : left + image.shape[2]] = image
+    return framed
 
 
 def apply_color_matrix(image: Tensor, matrix: npt.NDArray[np.float32]) -> Tensor:
