@@ -9,8 +9,8 @@ import logging
 import os
 import sys
 import weakref
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, Never, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -68,6 +68,7 @@ def create_loader(
     multiprocessing_context: str | None = None,
     roi_decode: bool | None = None,
     hw_decoder_load: float | None = None,
+    **others: Never,
 ) -> Loader:
     """Make a loader: `for images, targets in create_loader(folder, TrainRecipe.strong(), batch_size=256)`.
 
@@ -129,6 +130,7 @@ def create_loader(
         RuntimeError: what was asked for is not on this machine.
         BadImageError: the data holds broken images, and on_error is "raise".
     """
+    _refuse(others)
     target = _device(device)
     choice("on_error", on_error, ("raise", "replace", "skip"))
     choice("dtype", dtype, (torch.float32, torch.float16, torch.bfloat16))
@@ -147,6 +149,16 @@ def create_loader(
     if multiprocessing_context == "fork" and not index.source.fork_safe:
         raise wrong("multiprocessing_context", "fork", f"'spawn' or 'forkserver' for {type(index.source).__name__}")
     _check_health(index, on_error, max_broken)
+    _warn_of_unused(
+        chosen,
+        target,
+        {
+            "multiprocessing_context": multiprocessing_context,
+            "timeout": timeout,
+            "roi_decode": roi_decode,
+            "hw_decoder_load": hw_decoder_load,
+        },
+    )
     make_plan = functools.partial(
         Plan, index, recipe, batch_size=batch_size, seed=seed, drop_last=drop_last, on_error=on_error, padding=padding
     )
@@ -165,6 +177,42 @@ def create_loader(
         make_plan, chosen, why, options, num_workers=num_workers, ranks=(rank, world_size),
         num_classes=_num_classes(index, recipe), max_broken=max_broken,
     )  # fmt: skip
+
+
+# What DataLoader takes and create_loader does not, and what to do.
+_DATALOADER = {
+    "dataset": "give the data as the first argument",
+    "sampler": "the loader shares the order out itself: rank and world_size, from torch.distributed by default",
+    "batch_sampler": "give batch_size; the order is the loader's own",
+    "shuffle": "a TrainRecipe shuffles, an EvalRecipe does not",
+    "collate_fn": "Mixup, CutMix and label smoothing are fields of TrainRecipe; batches are tensors already",
+    "pin_memory": "batches are handed over on `device`; what goes there from the CPU is pinned",
+    "pin_memory_device": "batches are handed over on `device`",
+    "worker_init_fn": "workers need none: every draw is a function of (seed, epoch, sample)",
+    "generator": "give seed: every draw is a function of (seed, epoch, sample)",
+    "prefetch_factor": "give prefetch",
+    "persistent_workers": "workers stay until the loader is closed",
+    "in_order": "batches come in order",
+    "transform": "give a recipe",
+    "target_transform": "give classes, or an index with labels of your own: SampleIndex.from_arrays",
+}
+
+
+def _refuse(others: Mapping[str, object]) -> None:
+    for name in others:
+        known = _DATALOADER.get(name, "it takes " + ", ".join(inspect.signature(create_loader).parameters)[:-8])
+        raise TypeError(f"create_loader has no argument {name!r}: {known}")
+
+
+def _warn_of_unused(backend: str, device: torch.device, given: Mapping[str, object]) -> None:
+    """Options that the chosen backend has no use for."""
+    used = {
+        "dali": {"roi_decode"} | ({"hw_decoder_load"} if device.type == "cuda" else set()),
+        "torchvision": {"multiprocessing_context", "timeout"},
+    }
+    for name, value in given.items():
+        if value and name not in used.get(backend, set()):
+            log.warning("%s=%r has no effect: the %s backend on %s does not use it", name, value, backend, device)
 
 
 def _device(device: torch.device | str | None) -> torch.device:

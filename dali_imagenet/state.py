@@ -37,7 +37,10 @@ def position_in(plan: Plan, state: dict[str, Any]) -> tuple[int, int]:
     if not (_is_in(epoch, EPOCHS - 1) and _is_in(step, len(plan))):
         wrong.append(f"epoch {epoch!r}, step {step!r}: must be whole numbers, the step in [0, {len(plan)}]")
     if wrong:
-        raise ValueError("this state belongs to another run: " + "; ".join(wrong))
+        raise ValueError(
+            f"this state belongs to another run: {'; '.join(wrong)}. To go on with other settings from the start of an "
+            "epoch, leave the state alone and call set_epoch(n)"
+        )
     if version == 1:
         log.warning("this state is of version 1: whether it was saved with this recipe could not be compared")
     return int(epoch), int(step)  # type: ignore[arg-type]  # checked above

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import ImageFile
 
 from dali_imagenet import EvalRecipe, Loader, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.dali.stage import dali_available
+from tests.helpers import load as make
 
 PICTURES = Path(__file__).parent / "data" / "pictures"
 ENGINES = [("torchvision", 0), ("torchvision", 2), *([("dali", 1)] if dali_available()[0] else [])]
@@ -236,3 +240,72 @@ def test_a_loader_says_what_it_is(index: SampleIndex) -> None:
         "epoch 0, step 1 of 12",
     ):
         assert part in text
+
+
+# ---- arguments
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sampler", "rank and world_size"),
+        ("shuffle", "a TrainRecipe shuffles"),
+        ("collate_fn", "fields of TrainRecipe"),
+        ("pin_memory", "`device`"),
+        ("prefetch_factor", "give prefetch"),
+        ("batchsize", "it takes data, recipe, batch_size"),
+    ],
+)
+def test_arguments_of_a_dataloader_get_a_sentence(name: str, words: str) -> None:
+    with pytest.raises(TypeError, match=f"no argument '{name}': .*{words}"):
+        make(PICTURES, STRONG, **{name: 1})
+
+
+def test_options_of_another_backend_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        make(PICTURES, STRONG, roi_decode=True).close()
+    assert "roi_decode=True has no effect: the torchvision backend on cpu does not use it" in caplog.text
+    caplog.clear()
+    make(PICTURES, STRONG, timeout=5).close()
+    assert not caplog.text
+
+
+def test_a_state_is_json_whatever_integers_came_in(index: SampleIndex) -> None:
+    with make(index, STRONG, batch_size=np.int64(4), seed=np.uint8(3)) as loader:
+        loader.set_epoch(int(np.int32(2)))
+        state = json.loads(json.dumps(loader.state_dict()))
+        assert (state["epoch"], state["seed"], state["global_batch_size"]) == (2, 3, 4)
+        with pytest.raises(ValueError, match=r"global_batch_size: saved 8, here 4.*call set_epoch\(n\)"):
+            loader.load_state_dict(state | {"global_batch_size": 8})
+
+
+# ---- workers
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_pillows_settings_reach_workers(method: str, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for picture in (PICTURES / "apple").iterdir():
+        data = picture.read_bytes()
+        (tmp_path / "a" / picture.name).write_bytes(data[:-40])
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        with make(tmp_path, EvalRecipe(input_size=16), num_workers=1, multiprocessing_context=method) as loader:
+            assert sum(len(images) for images, _ in loader) == 3
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def test_spawned_workers_leave_dev_shm_alone(index: SampleIndex) -> None:
+    """Their ring needs more than the 64 MB that a container has there."""
+    shm = Path("/dev/shm")
+    if not (shm.is_dir() and hasattr(os, "memfd_create")):
+        pytest.skip("no /dev/shm, or no memory without a name here")
+    before = os.statvfs(shm).f_bfree
+    options: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "spawn", "batch_size": 8}
+    with make(index, TrainRecipe(input_size=512), **options) as loader:
+        held = list(itertools.islice(loader, 4))
+        assert len({images.data_ptr() for images, _ in held}) == 4
+        taken = (before - os.statvfs(shm).f_bfree) * os.statvfs(shm).f_frsize
+    assert taken < 4 << 20

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import os
+from collections.abc import Sequence
+from multiprocessing import reduction
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -13,17 +18,78 @@ from dali_imagenet.transforms.postprocess import Postprocess
 _SPARE = 2  # slots for batches that the user holds beyond that, where they cost nothing until they are used
 
 
-def make_ring(slots: int, nbytes: int, num_workers: int, context: str | None) -> list[Tensor]:
-    """That many uint8 tensors of `nbytes`, or a few more where they cost nothing."""
+class Ring(Sequence[Tensor]):
+    """Slots of uint8 memory. Sent to a spawned worker it is the same memory there."""
+
+    def __init__(self, slots: Sequence[Tensor], shared: _Shared | None = None) -> None:
+        self._slots, self._shared = list(slots), shared
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._shared is None:
+            return {"slots": self._slots}
+        return {"shared": self._shared, "count": len(self), "nbytes": self._slots[0].numel()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._shared = state.get("shared")
+        self._slots = state["slots"] if self._shared is None else self._shared.slots(state["count"], state["nbytes"])
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @overload
+    def __getitem__(self, slot: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, slot: slice) -> list[Tensor]: ...
+    def __getitem__(self, slot: int | slice) -> Tensor | list[Tensor]:
+        return self._slots[slot]
+
+
+class _Shared:
+    """Memory without a name that processes share by a file descriptor: /dev/shm, which is small in containers, has no
+    say in it, and it is taken only when it is written to."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._fd = os.memfd_create("dali-imagenet")
+        os.ftruncate(self._fd, nbytes)
+        self._memory = mmap.mmap(self._fd, nbytes)
+
+    def __getstate__(self) -> Any:
+        return reduction.DupFd(self._fd)
+
+    def __setstate__(self, duplicate: Any) -> None:
+        self._fd = duplicate.detach()
+        self._memory = mmap.mmap(self._fd, os.fstat(self._fd).st_size)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.close(self._fd)  # the mapping stays for as long as a tensor lies on it
+
+    def slots(self, count: int, nbytes: int) -> list[Tensor]:
+        """That many tensors, each at the start of a page."""
+        stride = _pages(nbytes)
+        return [
+            torch.frombuffer(self._memory, dtype=torch.uint8, count=nbytes, offset=i * stride) for i in range(count)
+        ]
+
+
+def _pages(nbytes: int) -> int:
+    return -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def make_ring(slots: int, nbytes: int, num_workers: int, context: str | None) -> Ring:
+    """That many slots of `nbytes`, or a few more where they cost nothing."""
     if num_workers == 0:
-        return [torch.empty(nbytes, dtype=torch.uint8, device="cpu") for _ in range(slots + _SPARE)]
+        return Ring([torch.empty(nbytes, dtype=torch.uint8, device="cpu") for _ in range(slots + _SPARE)])
     processes = torch.multiprocessing
     method = context or processes.get_start_method(allow_none=True)  # without deciding on one for the user
-    if (method or processes.get_all_start_methods()[0]) != "fork":
-        ring = [torch.empty(nbytes, dtype=torch.uint8, device="cpu") for _ in range(slots)]
-        return [memory.share_memory_() for memory in ring]  # type: ignore[no-untyped-call]  # torch does not annotate it
-    # Not from /dev/shm, which is small in containers, and taken only when written to.
-    return [torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8) for _ in range(slots + _SPARE)]
+    if (method or processes.get_all_start_methods()[0]) == "fork":
+        # taken only when written to
+        return Ring([torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8) for _ in range(slots + _SPARE)])
+    if hasattr(os, "memfd_create"):
+        shared = _Shared((slots + _SPARE) * _pages(nbytes))
+        return Ring(shared.slots(slots + _SPARE, nbytes), shared)
+    ring = [torch.empty(nbytes, dtype=torch.uint8, device="cpu") for _ in range(slots)]
+    return Ring([memory.share_memory_() for memory in ring])  # type: ignore[no-untyped-call]  # torch does not annotate
 
 
 def batch_dtype(postprocess: Postprocess | None) -> torch.dtype:

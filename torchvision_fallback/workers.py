@@ -20,14 +20,16 @@ are fed across the ends of epochs: to the DataLoader all epochs are one. With nu
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from PIL import Image, ImageFile
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -66,7 +68,7 @@ _PARENTS: list[DataLoader[WorkerResult]] = []  # what a forked child must not en
 class _Batches(Dataset[WorkerResult]):
     """Executes tasks; lives in the workers."""
 
-    def __init__(self, plan: Plan, postprocess: Postprocess | None, ring: list[Tensor]) -> None:
+    def __init__(self, plan: Plan, postprocess: Postprocess | None, ring: Sequence[Tensor]) -> None:
         self.plan, self.postprocess, self.ring = plan, postprocess, ring
         self._workspace = Workspace()
 
@@ -119,6 +121,11 @@ def _no_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _load_as(load_truncated: bool, max_pixels: int | None, worker: int) -> None:
+    """Pillow's settings of the process that made the loader, which a spawned worker does not inherit."""
+    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = load_truncated, max_pixels
+
+
 class _Tasks(Sampler[WorkerTask]):
     """What is to be done from a position on, each with a free slot; asked only when a worker is to be fed."""
 
@@ -167,7 +174,7 @@ class Workers:
     ) -> None:
         self._plan, self._postprocess = plan, postprocess
         self.mixing = False
-        self._ring: list[Tensor] = []
+        self._ring: Sequence[Tensor] = []
         if postprocess is not None:
             largest = max(height * width for height, width in plan.recipe.sizes)
             nbytes = plan.batch_size * 3 * largest * postprocess.dtype.itemsize
@@ -185,6 +192,7 @@ class Workers:
             pin_memory=pin_memory,
             multiprocessing_context=multiprocessing_context if num_workers else None,
             timeout=(int(timeout) if timeout == int(timeout) else timeout) if num_workers else 0,
+            worker_init_fn=functools.partial(_load_as, ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS),
             generator=torch.Generator("cpu"),  # else it draws a base seed from torch's global generator
         )
         self._owner = os.getpid()
