@@ -125,7 +125,7 @@ def test_contrast_where_sums_round(size: tuple[int, int]) -> None:
     assert torch.equal(result, adjust_contrast(image, 0.1))
 
 
-@pytest.mark.parametrize("radius", [0.0, 0.01, 0.3, 1.0, 1.99, 2.0, 7.5, 40.0, 1000.0, -1.5])
+@pytest.mark.parametrize("radius", [0.0, 0.01, 0.3, 1.0, 1.99, 2.0, 7.5, 40.0, 100.0])
 def test_gaussian_blur_of_any_radius(radius: float, monkeypatch: pytest.MonkeyPatch) -> None:
     for size in SIZES[:-1]:
         image = torch.from_numpy(noise(*size))

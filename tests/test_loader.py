@@ -129,7 +129,7 @@ def test_slots_of_the_ring_are_used_again(folder: Path) -> None:
 def test_batches_that_are_held_come_from_the_ring(folder: Path) -> None:
     """Two more than in hand and exchanged; what is held beyond them comes through DataLoader's own sharing."""
     with load(folder, CLASSIC, num_workers=1, batch_size=2, multiprocessing_context="fork") as loader:
-        engine: Any = loader._engine
+        engine: Any = loader._open_engine()
         ring = {memory.data_ptr() for memory in engine._workers._ring}
         held = [images for images, _ in itertools.islice(endless(loader), 8)]
         assert len({images.data_ptr() for images in held}) == 8
@@ -181,14 +181,15 @@ def handed_over(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> list[tuple[i
     from torchvision_fallback import workers
 
     found: list[tuple[int, int]] = []
-    if isinstance(loader._engine, DaliEngine):
-        submit = loader._engine._stage.submit
+    engine = loader._open_engine()
+    if isinstance(engine, DaliEngine):
+        submit = engine._stage.submit
 
         def submitted(plan: BatchPlan, *rest: Any) -> None:
             found.append((plan.epoch, plan.step))
             submit(plan, *rest)
 
-        monkeypatch.setattr(loader._engine._stage, "submit", submitted)
+        monkeypatch.setattr(engine._stage, "submit", submitted)
     else:
         real = workers._Tasks.__iter__
 
@@ -288,7 +289,7 @@ def test_what_is_made_ahead_changes_no_bit(folder: Path, backend: str, workers: 
         loader.mixup_enabled = True
         assert same(list(loader), mixed[3])
         if backend == "torchvision":
-            engine: Any = loader._engine
+            engine: Any = loader._open_engine()
             gc.collect()
             tasks = engine._workers._tasks
             in_flight = [task.slot for task in tasks.in_flight if task.slot >= 0]
@@ -443,6 +444,7 @@ def test_splits(tmp_path: Path, new_folder: Callable[..., Path]) -> None:
 def test_the_choice_is_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="dali_imagenet"):
         loader = load(folder, CLASSIC, backend="auto")
+        iter(loader)
     assert any(f"backend {loader.backend} on cpu" in message for message in caplog.messages)
 
 

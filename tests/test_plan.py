@@ -307,6 +307,10 @@ def test_an_epoch_has_every_sample_once(drop_last: bool) -> None:
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 16])
 def test_evaluation_counts_every_sample_once(count: int, world: int, batch_size: int) -> None:
     index = index_of(count)
+    if count < world:
+        with pytest.raises(ValueError, match=f"{count} images for {world} ranks"):
+            Plan(index, EvalRecipe(), batch_size=batch_size, world_size=world)
+        return
     plans = [Plan(index, EvalRecipe(), batch_size=batch_size, rank=r, world_size=world) for r in range(world)]
     assert len({len(p) for p in plans}) == 1
     seen: list[int] = []
@@ -405,7 +409,7 @@ def test_progressive_size() -> None:
         ({"batch_size": 4, "rank": 2, "world_size": 2}, "rank=2"),
         ({"batch_size": 4, "seed": -1}, "seed=-1"),
         ({"batch_size": 4, "on_error": "skip"}, "skip"),
-        ({"batch_size": 8, "drop_last": False}, "shared evenly"),
+        ({"batch_size": 8, "padding": "short"}, "padding='short'"),
     ],
 )
 def test_plans_that_cannot_be(options: dict[str, Any], message: str) -> None:
