@@ -18,7 +18,10 @@ def cache_folder(given: str | os.PathLike[str] | None = None) -> Path | None:
     if not named:
         import platformdirs
 
-        named = platformdirs.user_cache_dir("dali-imagenet", False)
+        try:
+            named = platformdirs.user_cache_dir("dali-imagenet", False)
+        except RuntimeError:  # a user unknown to this machine, and no HOME
+            return None
     folder = Path(os.path.expanduser(named))
     # without a home "~" stays as it is: no folder of that name shall appear where the run was started
     return None if str(folder).startswith("~") else folder.absolute()

@@ -137,6 +137,13 @@ def test_bench_imports_itself_relatively() -> None:
             assert not [n for n in names if n.split(".")[0] == "bench"], path
 
 
+def test_no_test_imports_another() -> None:
+    for path in (ROOT / "tests").glob("*.py"):
+        others = ("tests.test_", "test_", "tests.conftest", "conftest")
+        named = [name for name in imports(path) if name.startswith(others)]
+        assert not named, (path, named)
+
+
 @pytest.mark.parametrize("folder", ["bench", "examples", "tests"])
 def test_private_names_of_the_package_are_not_imported(folder: str) -> None:
     """Tests may reach into a module by its name; nobody imports what begins with an underscore, but the compiled."""

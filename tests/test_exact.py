@@ -147,7 +147,7 @@ def test_ranks_together_see_the_pixels_of_one_process(index: SampleIndex, backen
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("samples", "world", "batch"), [(3, 4, 2), (1, 3, 1), (10, 3, 2), (12, 2, 3), (13, 4, 3)])
+@pytest.mark.parametrize(("samples", "world", "batch"), [(4, 4, 2), (3, 3, 1), (10, 3, 2), (12, 2, 3), (13, 4, 3)])
 def test_evaluation_counts_every_sample_once(
     tmp_path: Path, backend: str, samples: int, world: int, batch: int
 ) -> None:

@@ -86,7 +86,12 @@ def _ours(backend: Any, root: Path, change: Callable[[], None], case: Input) -> 
 
     index = SampleIndex.from_folder(root, progress=False, cache=False)
     recipe = EvalRecipe(input_size=48, resize_size=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    options: dict[str, Any] = {"batch_size": 3, "backend": backend, "device": "cpu", "num_workers": backend == "dali"}
+    options: dict[str, Any] = {
+        "batch_size": 3,
+        "backend": backend,
+        "device": "cpu",
+        "num_workers": int(backend == "dali"),
+    }
     try:
         with create_loader(index, recipe, on_error="skip", max_broken=0.5, **options) as loader:
             change()
