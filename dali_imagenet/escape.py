@@ -35,7 +35,7 @@ def listed(names: Collection[str], most: int = 10) -> str:
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def either(names: Iterable[str]) -> str:
-    """Names as "a", "b" or "c"."""
-    *first, last = map(repr, names)
+def either(words: Iterable[str]) -> str:
+    """Words as "a, b or c"."""
+    *first, last = words
     return f"{', '.join(first)} or {last}" if first else last

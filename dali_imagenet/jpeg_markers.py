@@ -78,6 +78,11 @@ def segments(read: Callable[[int, int], bytes | memoryview], at: int = 2) -> Ite
         at = segment.end
 
 
+def segments_in(data: bytes | memoryview, at: int = 2) -> Iterator[Segment]:
+    """`segments` of a file that is in memory."""
+    return segments(lambda start, count: data[start : start + count], at)
+
+
 class Frame(NamedTuple):
     """A frame header."""
 
@@ -114,7 +119,7 @@ def strip_metadata(data: bytes) -> bytes:
     view = memoryview(data)
     kept, at, looked, count = [view[:2]], 2, 0, 0
     while (found := _NEXT.search(data, at)) is not None:
-        segment = next(segments(lambda start, length: view[start : start + length], found.start()))
+        segment = next(segments_in(view, found.start()))
         marker, start, length = segment
         end = start + 4 if marker in METADATA and length < 2 else segment.end
         looked += start - at if marker in METADATA else end - at
@@ -144,7 +149,7 @@ def find_marker_anomaly(data: bytes | memoryview) -> str:
     total, looked = 0, 0
     while True:
         scan = None
-        for segment in segments(lambda start, count: view[start : start + count], at):
+        for segment in segments_in(view, at):
             marker, at, length = segment
             if marker == EOI and ends is not None:
                 return ""
@@ -211,15 +216,14 @@ def lower_height(data: bytes, rows: int) -> tuple[int, tuple[int, int], bytes]:
     upsampling looks at the next row; so what is left is bit for bit the same. The markers must be as
     `find_marker_anomaly` wants them.
     """
-    for segment in segments(lambda start, count: data[start : start + count]):
+    for segment in segments_in(data):
         if segment.marker in FRAMES:
             break
     else:
         return 0, (0, 0), data
     at, (_, height, width, components) = segment.at, frame_of(data, segment)
-    if (
-        segment.marker == PROGRESSIVE or components not in (1, 3) or height == 0
-    ):  # all its scans are decoded in any case
+    # of a progressive one all scans are decoded in any case
+    if segment.marker == PROGRESSIVE or components not in (1, 3) or height == 0:
         return components, (height, width), data
     block = 8 * max((data[i] & 15 for i in range(at + 11, min(len(data), at + 10 + 3 * components), 3)), default=1)
     keep = (rows + block - 1) // block * block + block

@@ -422,7 +422,7 @@ class Loader:
             f"rank {self.plan.rank} of {self.plan.world_size}" if "plan" in self.__dict__ else "ranks not looked up yet"
         )
         steps = len(self) if "plan" in self.__dict__ else "?"
-        epoch, step = self._at if self._active or self._next is None else self._next
+        epoch, step = self._position
         return (
             f"Loader({kind} on {self.dataset!r}, {self.backend} on {self.device}, batch_size={self.batch_size}, "
             f"{ranks}, epoch {epoch}, step {step} of {steps})"
@@ -435,6 +435,11 @@ class Loader:
     def __len__(self) -> int:
         """Steps of a whole epoch, whatever has been resumed."""
         return len(self.plan)
+
+    @property
+    def _position(self) -> tuple[int, int]:
+        """Epoch and step of the running iteration; between two, where the next one starts if that was said."""
+        return self._at if self._active or self._next is None else self._next
 
     @property
     def epoch(self) -> int:
@@ -462,7 +467,7 @@ class Loader:
         engine = self._open_engine()
         if self._active:
             raise RuntimeError("peek() while an iteration runs: call it before or after, or look at the batch in hand")
-        at = self._next if self._next is not None else (self._at[0] + (not self._fresh), 0)
+        at = self._next or (self.epoch, 0)
         found = None if self._peeked is None or self._peeked.at != at else self._peeked
         if found is None or found.mixing != self._mixing:
             self._peeked = None  # first: what it holds is the engine's
@@ -599,8 +604,7 @@ class Loader:
         """
         from dali_imagenet.explain import explain
 
-        at = self._at if self._active or self._next is None else self._next
-        return explain(self.plan, at[0] if epoch is None else epoch, step, self._failed)
+        return explain(self.plan, self._position[0] if epoch is None else epoch, step, self._failed)
 
     def render(self, row: dict[str, Any]) -> Tensor:
         """The image [3, H, W] of a row of `explain`, made again: that of the batch before mixing, bit for bit."""
@@ -635,7 +639,7 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, as plain JSON: what it depends on, the epoch, and the steps handed out in it."""
-        return state_of(self.plan, *(self._at if self._active or self._next is None else self._next))
+        return state_of(self.plan, *self._position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; decodes nothing of what was seen. Another world size with the same global

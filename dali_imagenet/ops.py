@@ -8,10 +8,10 @@ functional on uint8 tensors, and PIL as timm's auto-augment uses it (ids from 10
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
+from dali_imagenet.escape import either
 from dali_imagenet.validation import wrong
 
 FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
@@ -143,14 +143,9 @@ def check_aux(op: int, info: OpInfo, aux: int | None) -> None:
     """Raises ValueError for an aux that the operation does not take."""
     if info.aux == "filter" and aux not in info.filters:
         names = {number: name for name, number in FILTERS.items()}
-        raise wrong(f"{Op(op).name}: aux", aux, f"a filter: {_listed(f'{n} ({names[n]})' for n in info.filters)}")
+        raise wrong(f"{Op(op).name}: aux", aux, f"a filter: {either(f'{n} ({names[n]})' for n in info.filters)}")
     if info.aux == "kernel" and not (aux and aux > 0 and aux % 2):
         raise wrong(f"{Op(op).name}: aux", aux, "the kernel size in pixels, an odd number such as 23")
-
-
-def _listed(words: Iterable[str]) -> str:
-    *some, last = words
-    return f"{', '.join(some)} or {last}"
 
 
 _BY_NUMBER = {int(op): info for op, info in OPS.items()}

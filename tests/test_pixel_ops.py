@@ -359,7 +359,7 @@ def test_erase_refusals_and_nothing() -> None:
     assert erase_(images, None, KEYS) is images
     assert (erase_(images, np.zeros((6, 1, 4), np.int32), KEYS, "pixel") == 0).all()
     with pytest.raises(ValueError, match="mode"):
-        erase_(images, boxes(), KEYS, "random")  # type: ignore[arg-type]
+        erase_(images, boxes(), KEYS, "random")  # type: ignore[arg-type]  # refused
     with pytest.raises(ValueError, match="erase of"):
         erase_(images[:2], boxes(), KEYS)
     erase_(images, boxes(), KEYS, "const", (1.0, 2.0, 3.0))

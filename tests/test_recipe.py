@@ -190,9 +190,9 @@ def test_other_refusals() -> None:
     with pytest.raises(TypeError, match="no field 'size'"):
         TrainRecipe.classic().replace(size=3)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        TrainRecipe.classic().input_size = 3  # type: ignore[misc]
+        TrainRecipe.classic().input_size = 3  # type: ignore[misc]  # frozen
 
 
 def test_lists_become_tuples() -> None:
-    assert TrainRecipe(scale=[0.1, 1.0]) == TrainRecipe(scale=(0.1, 1.0))  # type: ignore[arg-type]
-    assert TrainRecipe(input_size=[[0, 128], [5, 224]]).size_at(7) == (224, 224)  # type: ignore[arg-type]
+    assert TrainRecipe(scale=[0.1, 1.0]) == TrainRecipe(scale=(0.1, 1.0))  # type: ignore[arg-type]  # lists
+    assert TrainRecipe(input_size=[[0, 128], [5, 224]]).size_at(7) == (224, 224)  # type: ignore[arg-type]  # lists

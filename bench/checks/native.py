@@ -99,13 +99,12 @@ def fuzz_decoder(corpus: Path, seconds: int, jobs: int, seed: int) -> list[str]:
 def compare_with_pillow(corpus: Path) -> tuple[int, list[str]]:
     """How many files of the corpus the built decoder delivers, and those that Pillow shows otherwise or refuses."""
     from dali_imagenet.decode import decode as module
-    from dali_imagenet.jpeg_markers import FRAMES, frame_of, segments
+    from dali_imagenet.jpeg_markers import FRAMES, frame_of, segments_in
 
     wrong, count = list[str](), 0
     for path in sorted(corpus.iterdir()):
         data = path.read_bytes()
-        walk = segments(lambda at, length, data=data: data[at : at + length])  # type: ignore[misc]
-        found = next((each for each in walk if each.marker in FRAMES and each.end <= len(data)), None)
+        found = next((each for each in segments_in(data) if each.marker in FRAMES and each.end <= len(data)), None)
         if found is None or len(data) < found.at + 10:
             continue
         _, height, width, _ = frame_of(data, found)

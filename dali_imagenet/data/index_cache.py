@@ -40,7 +40,7 @@ UNREAD, NO_STAT = -1, -2
 
 
 class Found(NamedTuple):
-    """The tree as it is now; see SampleIndex._paths for `paths`."""
+    """The tree as it is now; `paths` as the blob of `Names`."""
 
     paths: bytes
     labels: npt.NDArray[np.int64]

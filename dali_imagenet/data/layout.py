@@ -162,7 +162,7 @@ def _doubt(folder: str, names: Sequence[str], whole: bool) -> str | None:
     say = dict.fromkeys(f"split={(n if _part(n) == 'test' else _part(n))!r}" for n in filled)
     give = [path for path in _probable(folder) if path != folder]
     remedies = [f"say {' or '.join(say)}"] if say and whole else []
-    remedies += [f"give {either(give)}"] if give else []
+    remedies += [f"give {either(map(repr, give))}"] if give else []
     return f"{folder!r} {problem}; {', or '.join(remedies) or 'put the images of each class into a folder of its own'}"
 
 
@@ -214,7 +214,7 @@ def _choose(root: str, split: str, names: Sequence[str], filled: Sequence[str]) 
             f"{' or '.join(known)}; add it, or say split={filled[0]!r} to read that one, or split='.'"
         )
     if len(wanted) > 1 and split not in wanted:
-        raise ValueError(f"split={split!r}: {root!r} holds {listed(wanted)}; say split={either(wanted)}")
+        raise ValueError(f"split={split!r}: {root!r} holds {listed(wanted)}; say split={either(map(repr, wanted))}")
     name = split if split in wanted else (wanted or spare)[0]
     if name not in filled:
         others = " or ".join(f"split={n!r}" for n in filled)

@@ -91,7 +91,7 @@ def _timm_rows(
         fields = {"scale": pct * size[1 if op == Op.PIL_TRANSLATE_X else 0]}
     base, spread = (0.0, magnitude) if std == INF else (magnitude, std)
     # `fields` are of many types
-    row = Row(op, sign=1.0)._replace(base=base, spread=spread, limit=limit, **fields)  # type: ignore[arg-type]
+    row = Row(op, sign=1.0)._replace(base=base, spread=spread, limit=limit, **fields)  # type: ignore[arg-type]  # of many types
     rows = [row, row._replace(sign=-1.0)] if signed else [row]
     return [r._replace(aux=aux) for r in rows for aux in (filters if OPS[op].aux == "filter" else (0,))]
 
