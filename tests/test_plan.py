@@ -350,9 +350,8 @@ def test_draws_do_not_depend_on_other_stages_or_the_batch() -> None:
 
 def test_broken_samples_are_replaced_by_a_neighbour() -> None:
     index = index_of(20)
-    broken = np.zeros(20, bool)
-    broken[[3, 4, 19]] = True
-    damaged = dataclasses.replace(index, broken=broken)
+    rows = index.rows.replace(dict.fromkeys((3, 4, 19), "damaged"), broken=np.isin(np.arange(20), (3, 4, 19)))
+    damaged = dataclasses.replace(index, rows=rows)
     whole = Plan(damaged, TrainRecipe.classic(), batch_size=20, on_error="replace").batch(0, 0)
     for drawn, read in zip(whole.sampled_index.tolist(), whole.source_index.tolist(), strict=True):
         assert read == {3: 5, 4: 5, 19: 0}.get(drawn, drawn)

@@ -158,7 +158,7 @@ def test_skipped_steps_read_no_image(index: SampleIndex, monkeypatch: pytest.Mon
 
 
 def _replaced(index: SampleIndex) -> SampleIndex:
-    return dataclasses.replace(index, labels=index.labels[::-1].copy())
+    return dataclasses.replace(index, rows=index.rows.replace(label=index.labels[::-1]), _fingerprint=None)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import torch
 from dali_imagenet import BadImageError, EvalRecipe, SampleIndex, StorageError, TrainRecipe, create_loader, storage
 from dali_imagenet import image as image_module
 from dali_imagenet.dali.stage import dali_available
+from dali_imagenet.data import container, headers
 from dali_imagenet.data import folder as folder_module
-from dali_imagenet.data import headers
 
 ENGINES = [("torchvision", 0), ("torchvision", 2), ("reference", 0), *([("dali", 1)] if dali_available()[0] else [])]
 TRAIN, EVAL = TrainRecipe.classic(input_size=32), EvalRecipe(input_size=32)
@@ -182,7 +182,7 @@ def test_a_sample_that_is_read_later_is_no_failure_any_more(index: SampleIndex, 
 def test_the_index_tries_again_and_remembers_no_failure(
     index: SampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, tries = headers._pread, list[int]()
+    real, tries = container.pread, list[int]()
 
     def read(times: int) -> Callable[[int, int, int], bytes]:
         def pread(fd: int, count: int, offset: int) -> bytes:
@@ -196,12 +196,12 @@ def test_the_index_tries_again_and_remembers_no_failure(
     def scan() -> SampleIndex:
         return SampleIndex.from_folder(index.root, cache_dir=tmp_path / "cache", num_threads=1)
 
-    monkeypatch.setattr(headers, "_pread", read(2))
+    monkeypatch.setattr(headers, "pread", read(2))
     assert not scan().broken.any()
     for file in (tmp_path / "cache").iterdir():
         file.unlink()
     tries.clear()
-    monkeypatch.setattr(headers, "_pread", read(3))
+    monkeypatch.setattr(headers, "pread", read(3))
     found = scan()
     assert found.broken.sum() == 1
     assert found.reason(0) == "cannot be read: Input/output error"
@@ -216,7 +216,7 @@ def test_an_index_on_dead_storage_does_not_wait_for_ever(index: SampleIndex, mon
         tries.append(0)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(headers, "_pread", dead)
+    monkeypatch.setattr(headers, "pread", dead)
     monkeypatch.setattr(headers, "_PATIENCE", 4)
     assert SampleIndex.from_folder(index.root, cache=False, num_threads=1).broken.all()
     assert len(tries) == 3 * 4 + 8
@@ -229,7 +229,7 @@ def test_a_want_of_memory_in_the_index_is_not_remembered(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(headers, "_pread", full)
+        patch.setattr(headers, "pread", full)
         assert (
             SampleIndex.from_folder(index.root, cache_dir=tmp_path / "cache").reason(0) == "cannot be read: MemoryError"
         )

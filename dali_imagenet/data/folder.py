@@ -11,15 +11,14 @@ from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from dali_imagenet.data.index_cache import NO_STAT, Found
 from dali_imagenet.data.layout import Classes, is_dir, is_junk, keys_above, stat_key
-from dali_imagenet.data.names import Names
 from dali_imagenet.data.progress import progress_bar
+from dali_imagenet.data.rows import NO_FILE, Rows
 from dali_imagenet.data.source import read_each
 from dali_imagenet.escape import escaped, listed
-from dali_imagenet.formats import IMG_EXTENSIONS
+from dali_imagenet.formats import BYTES_A_PIXEL, IMG_EXTENSIONS, MAX_BYTES
 
 logger = logging.getLogger("dali_imagenet")
 
@@ -31,22 +30,25 @@ class FileSource:
     """Samples that are files of their own.
 
     Args:
-        root: the folder that the paths are relative to.
-        paths: relative paths.
-        most: int64 [N], bytes; of a larger file one more is read, to know that it is refused.
+        root: the folder that the names are relative to.
+        rows: of a file that is larger than they say one byte more is read, to know that it is refused. Where they do
+            not know the size (0), what `SampleIndex.from_folder` takes for healthy may be read.
     """
 
     fork_safe = True
 
-    def __init__(self, root: str, paths: Names, most: npt.NDArray[np.int64]) -> None:
-        self._root, self._paths, self._most = root, paths, most
+    def __init__(self, root: str, rows: Rows) -> None:
+        self._root, self._rows = root, rows
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._rows)
 
     def read(self, sample: int) -> bytes:
         """The bytes of the file; b"" of a pipe."""
-        most = max(0, int(self._most[sample]))
+        row = self._rows.array[sample]
+        most = 0 if row["size"] == NO_FILE else int(row["size"])
+        if not most:
+            most = MAX_BYTES + BYTES_A_PIXEL * int(row["height"]) * int(row["width"])
         parts, left = [], most + 1
         with open(self.name(sample), "rb", opener=_open, buffering=0) as file:
             while left and (part := file.read(left)):  # None: a pipe
@@ -66,7 +68,7 @@ class FileSource:
 
     def name(self, sample: int) -> str:
         """The absolute path; bytes that are not valid text are surrogate-escaped, as os.fsdecode does."""
-        return os.path.join(self._root, self._paths[sample])
+        return os.path.join(self._root, self._rows.names[sample])
 
     def local_path(self, sample: int) -> str:
         """As `name`."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import os
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ImageFile, UnidentifiedImageError
 
+from dali_imagenet.data.container import Part, pread
 from dali_imagenet.data.index_cache import UNREAD, Table
 from dali_imagenet.data.names import name_ends
 from dali_imagenet.data.progress import progress_bar
@@ -53,70 +54,76 @@ class Limits(NamedTuple):
     """Of a file, besides BYTES_A_PIXEL for each pixel that it claims to have."""
 
 
-class _Image(NamedTuple):
+class Image(NamedTuple):
     height: int
     width: int
     components: int
     format: int
 
 
-class _Broken(Exception):
+class Broken(Exception):
     """The image cannot be decoded, whatever is done; the message says why."""
 
 
-def _pread(fd: int, count: int, offset: int) -> bytes:
-    if sys.platform != "win32":
-        return os.pread(fd, count, offset)
-    os.lseek(fd, offset, os.SEEK_SET)
-    return os.read(fd, count)
-
-
-def _probe(path: bytes, size: int, limits: Limits) -> _Image:
-    """Header and end marker of one file. Raises _Broken, or OSError where it cannot be read."""
+def _probe_file(path: bytes, size: int, limits: Limits) -> Image:
+    """Header and end marker of one file. Raises Broken, or OSError where it cannot be read."""
     if size < 0:
         os.stat(path)  # says what is wrong, if that is still so
         raise OSError("not a regular file when it was listed")
     # Not blocking: a pipe may have taken the file's place.
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        window = _Window(fd, size)
-        head = window.read(0, 16)
-        if not head:
-            raise _Broken("empty file")
-        doubt = ""
-        if head[:3] == b"\xff\xd8\xff":
-            image, doubt = _parse_jpeg(window.read, size, limits)
-            if not doubt:
-                return image
-            _check(image.height, image.width, size, limits)
-        return _verify_with_pillow(fd, head, size, doubt, limits)
+        return probe(lambda at, count: pread(fd, count, at), size, limits)
     finally:
         os.close(fd)
 
 
+def probe(read: Callable[[int, int], bytes], size: int, limits: Limits) -> Image:
+    """Header and end marker of `size` encoded bytes.
+
+    Args:
+        read: gives `count` bytes from `at` on, fewer at the end.
+
+    Raises:
+        Broken: they cannot be decoded.
+        OSError: they cannot be read.
+    """
+    window = _Window(read, size)
+    head = window.read(0, 16)
+    if not head:
+        raise Broken("empty file")
+    doubt = ""
+    if head[:3] == b"\xff\xd8\xff":
+        image, doubt = _parse_jpeg(window.read, size, limits)
+        if not doubt:
+            return image
+        _check(image.height, image.width, size, limits)
+    return _verify_with_pillow(read, head, size, doubt, limits)
+
+
 def _check(height: int, width: int, size: int, limits: Limits) -> None:
     if limits.pixels is not None and height * width > limits.pixels:
-        raise _Broken(f"{width} x {height} pixels, above the limit of {limits.pixels} (max_pixels)")
+        raise Broken(f"{width} x {height} pixels, above the limit of {limits.pixels} (max_pixels)")
     if limits.bytes is not None and size > limits.bytes + BYTES_A_PIXEL * height * width:
-        raise _Broken(
+        raise Broken(
             f"{size} bytes for {width} x {height} pixels, above the limit of {limits.bytes} (max_bytes) and "
             f"{BYTES_A_PIXEL} a pixel"
         )
 
 
-def _parse_jpeg(read: Callable[[int, int], bytes], size: int, limits: Limits) -> tuple[_Image, str]:
+def _parse_jpeg(read: Callable[[int, int], bytes], size: int, limits: Limits) -> tuple[Image, str]:
     """Walk the segments up to the first scan and look for the end marker.
 
     Returns the frame header (zeros where none was found) and what is doubtful about the file, "" for nothing.
     """
-    image = _Image(0, 0, 0, 1)
+    image = Image(0, 0, 0, 1)
     doubt, tables, end, looked, blocks = "", set[int](), 2, 0, 0
     for count, segment in enumerate(segments(read)):
         marker, at, length = segment
         header = read(at, 10)
         looked += 0 if marker in METADATA else segment.end - at
         if count == MAX_SEGMENTS or looked > MAX_HEADER:
-            raise _Broken(LONG_HEADER)
+            raise Broken(LONG_HEADER)
         if len(header) < 10:
             return image, f"header damaged or cut short at byte {at}"
         if marker == SOS:
@@ -135,7 +142,7 @@ def _parse_jpeg(read: Callable[[int, int], bytes], size: int, limits: Limits) ->
                 doubt = f"{width} x {height} pixels"
             else:
                 blocks = count_blocks(read(at, length + 2).ljust(length + 2, b"\0"), segment._replace(at=0))
-            image = _Image(height, width, components, 1)
+            image = Image(height, width, components, 1)
             _check(height, width, size, limits)
         tables.add(marker)
         end = segment.end
@@ -143,7 +150,7 @@ def _parse_jpeg(read: Callable[[int, int], bytes], size: int, limits: Limits) ->
         return image, f"header damaged or cut short at byte {end}"
     if 8 * (size - segment.end) < blocks and not ImageFile.LOAD_TRUNCATED_IMAGES:
         # Each takes a bit at least. Every decoder would fill up with gray what is missing, megabytes of it.
-        raise _Broken(f"{max(0, size - segment.end)} bytes of coded data for {blocks} blocks of pixels")
+        raise Broken(f"{max(0, size - segment.end)} bytes of coded data for {blocks} blocks of pixels")
     if not doubt and (not image.height or not tables >= {DQT, DHT}):
         doubt = "no frame header, quantization or Huffman tables before the image"
     if not doubt:
@@ -156,29 +163,26 @@ def _parse_jpeg(read: Callable[[int, int], bytes], size: int, limits: Limits) ->
 class _Window:
     """A part of a file of that size, read again where what is asked for lies outside."""
 
-    def __init__(self, fd: int, size: int) -> None:
-        self._fd, self._size, self._bytes, self._start = fd, size, b"", 0
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        self._read, self._size, self._bytes, self._start = read, size, b"", 0
 
     def read(self, at: int, count: int) -> bytes:
         """The bytes from there on; fewer at the end of the file."""
         begin = at - self._start
         if begin < 0 or begin + count > len(self._bytes):
             wanted = min(max(_HEAD, count), self._size - at)
-            self._bytes, self._start, begin = _pread(self._fd, wanted, at) if wanted > 0 else b"", at, 0
+            self._bytes, self._start, begin = self._read(at, wanted) if wanted > 0 else b"", at, 0
         return self._bytes[begin : begin + count]
 
 
-def _verify_with_pillow(fd: int, head: bytes, size: int, doubt: str, limits: Limits) -> _Image:
+def _verify_with_pillow(read: Callable[[int, int], bytes], head: bytes, size: int, doubt: str, limits: Limits) -> Image:
     """Load an unusual file with Pillow, as torchvision's ImageFolder would; what fails there is broken."""
     try:
         if limits.bytes is not None and size > limits.bytes and not doubt:
             # No JPEG: only Pillow knows how many pixels it claims to have.
-            os.lseek(fd, 0, os.SEEK_SET)
-            with open(fd, "rb", closefd=False) as file, open_file(file, limits.bytes) as image:
+            with io.BufferedReader(Part(read, size)) as file, open_file(file, limits.bytes) as image:
                 _check(image.height, image.width, size, limits)
-        os.lseek(fd, 0, os.SEEK_SET)
-        with open(fd, "rb", closefd=False) as file:
-            data = file.read(size)
+        data = read(0, size)
         if doubt:  # behind what the walk stopped at there may be a frame header, too
             stripped = strip_metadata(data)
             _parse_jpeg(lambda at, count: stripped[at : at + count], len(stripped), limits)
@@ -188,16 +192,16 @@ def _verify_with_pillow(fd: int, head: bytes, size: int, doubt: str, limits: Lim
             name = str(image.format)
             components = int(getattr(image, "layers", 0)) if name == "JPEG" else 0
             image.convert("RGB")
-            return _Image(height, width, components, FORMATS.index(name))
-    except _Broken:
+            return Image(height, width, components, FORMATS.index(name))
+    except Broken:
         raise
     except UnidentifiedImageError:
         kind = f"a JPEG that Pillow cannot open ({doubt})" if doubt else f"no known image: it starts with {head[:16]!r}"
-        raise _Broken(kind) from None
+        raise Broken(kind) from None
     except Exception as error:  # decoders raise whatever they like on damaged input
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
             raise
-        raise _Broken(f"{error} ({doubt})" if doubt else f"{error or type(error).__name__}") from None
+        raise Broken(f"{error} ({doubt})" if doubt else f"{error or type(error).__name__}") from None
 
 
 def read_headers(
@@ -215,11 +219,11 @@ def read_headers(
             if stop.is_set():
                 break
             path = prefix + table.paths[ends[i - 1] + 1 if i else 0 : ends[i]]
-            probe = partial(_probe, path, int(columns["file_size"][i]), limits)
-            image, reason, stamp = _Image(0, 0, 0, 0), "", table.found_stamp[i]
+            probe = partial(_probe_file, path, int(columns["file_size"][i]), limits)
+            image, reason, stamp = Image(0, 0, 0, 0), "", table.found_stamp[i]
             try:
                 image = patiently(probe, lambda: "", None if len(failed) < _PATIENCE else ())
-            except _Broken as error:
+            except Broken as error:
                 reason = str(error)
             except (OSError, StorageError) as error:
                 cause = error.__cause__ if isinstance(error, StorageError) else error

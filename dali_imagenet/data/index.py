@@ -1,6 +1,7 @@
 """N encoded images: where they are, their labels, sizes and health.
 
-A folder tree is listed at every start; the header and the end marker of each image are read once and remembered.
+A folder tree is listed at every start; the header and the end marker of each image are read once and remembered. One
+process of a machine does that, the others map what it has written.
 """
 
 from __future__ import annotations
@@ -10,21 +11,29 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeAlias, overload
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from dali_imagenet.data import labels as labelling
 from dali_imagenet.data.folder import FileSource, list_tree
 from dali_imagenet.data.headers import Limits, read_headers
-from dali_imagenet.data.index_cache import COLUMNS, Array, cache_file, load_cache, merge_cached, save_cache
+from dali_imagenet.data.imagenet import read_labels
+from dali_imagenet.data.index_cache import Array, cache_file, load_cache, merge_cached, save_cache
 from dali_imagenet.data.layout import find_classes, folder_path, resolve_split
 from dali_imagenet.data.names import Names
+from dali_imagenet.data.places import expand
+from dali_imagenet.data.rows import MAX_SIZE, NO_FILE, Rows, new_rows
+from dali_imagenet.data.scan import Kind, LocalStorage, Scanned, ScanOptions, scan_containers
+from dali_imagenet.data.shared import Made, key_of, shared
 from dali_imagenet.data.source import Source
-from dali_imagenet.formats import BYTES_A_PIXEL, MAX_BYTES, MAX_PIXELS
+from dali_imagenet.data.tar import Tar
+from dali_imagenet.escape import escaped, listed
+from dali_imagenet.formats import MAX_BYTES, MAX_PIXELS
 from dali_imagenet.validation import whole
 
 logger = logging.getLogger("dali_imagenet")
@@ -51,6 +60,53 @@ class HasIndex(Protocol):
     def dataset(self) -> SampleIndex: ...
 
 
+class IndexOptions(TypedDict, total=False):
+    """How an index is made; what every constructor of `SampleIndex` takes.
+
+    Attributes:
+        num_threads: threads that list and read; None for four a core, 32 at most.
+        progress: show a progress bar on standard error where that is a terminal. Default: True.
+        cache: remember what was read. A cache that cannot be read or written costs time, never the run. Default: True.
+        cache_dir: where; None for `$DALI_IMAGENET_CACHE`, else the user's cache folder.
+        max_pixels: height * width above which an image counts as broken and is never decoded, None for no limit.
+            Beyond the default (178,956,970), Pillow's own `Image.MAX_IMAGE_PIXELS` must be raised too.
+        max_bytes: size above which a file counts as broken and is never read, besides 12 bytes for each pixel that its
+            header claims; None for no limit. Default: 64 MiB. With `max_pixels` it bounds the memory that an image may
+            take.
+    """
+
+    num_threads: int | None
+    progress: bool
+    cache: bool
+    cache_dir: str | os.PathLike[str] | None
+    max_pixels: int | None
+    max_bytes: int | None
+
+
+def scan_options(
+    *,
+    num_threads: int | None = None,
+    progress: bool = True,
+    cache: bool = True,
+    cache_dir: str | os.PathLike[str] | None = None,
+    max_pixels: int | None = MAX_PIXELS,
+    max_bytes: int | None = MAX_BYTES,
+) -> ScanOptions:
+    """`IndexOptions`, checked and filled up.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+    if num_threads is None:
+        num_threads = min(32, 4 * (os.cpu_count() or 1))
+    num_threads = whole("num_threads", num_threads, 1)
+    if max_pixels is not None:
+        max_pixels = whole("max_pixels", max_pixels, 1)
+    if max_bytes is not None:
+        max_bytes = whole("max_bytes", max_bytes, 1)
+    return ScanOptions(num_threads, progress, cache, cache_dir, Limits(max_pixels, max_bytes))
+
+
 class Samples(Sequence[tuple[str, int]]):
     """`ImageFolder.samples`: (path, label) pairs, made when asked for."""
 
@@ -74,41 +130,62 @@ class Samples(Sequence[tuple[str, int]]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SampleIndex:
-    """N encoded images: where they are, their labels, sizes and health. Made by `from_folder` or `from_arrays`.
+    """N encoded images: where they are, their labels, sizes and health. Made by one of the `from_...`.
+
+    The arrays that it has are read-only. Processes that are given it share its memory where it could be written to a
+    file.
 
     Attributes:
-        root: the absolute folder that the paths are relative to.
+        root: the absolute folder that the paths are relative to, or what the containers are called together.
         classes: class names in label order.
-        labels: int64 [N], 0 <= label < len(classes).
-        height: int32 [N], pixels as stored (EXIF orientation is not applied); 0 where broken.
-        width: int32 [N], as `height`.
-        components: uint8 [N], colour components of a JPEG (1, 3 or 4); 0 for other formats and where broken.
-        format: uint8 [N], position in `FORMATS`; 0 where broken.
-        broken: bool [N], True where the image cannot be decoded; `reason(i)` says why.
-        file_size: int64 [N], bytes; -1 where there is no regular file.
         source: where the encoded bytes come from.
         scan: how many files were listed, read and taken from the cache, and how fast.
-
-    The arrays are read-only.
+        rows: what is known of each image, and what it is called.
     """
 
     root: str
     classes: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
-    height: npt.NDArray[np.int32]
-    width: npt.NDArray[np.int32]
-    components: npt.NDArray[np.uint8]
-    format: npt.NDArray[np.uint8]
-    broken: npt.NDArray[np.bool_]
-    file_size: npt.NDArray[np.int64]
     scan: Scan
     source: Source
-    _names: Names  # relative paths, '/'-separated: what the fingerprint counts
-    _reasons: Mapping[int, str] = field(default_factory=dict)
+    rows: Rows
+    _fingerprint: str | None = None
 
-    def __post_init__(self) -> None:
-        for array in (self.labels, self.height, self.width, self.components, self.format, self.broken, self.file_size):
-            array.setflags(write=False)
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """int64 [N], 0 <= label < len(classes)."""
+        return _read_only(self.rows.array["label"].astype(np.int64))
+
+    @property
+    def height(self) -> npt.NDArray[np.int32]:
+        """int32 [N], pixels as stored (EXIF orientation is not applied); 0 where broken."""
+        return self.rows.array["height"]
+
+    @property
+    def width(self) -> npt.NDArray[np.int32]:
+        """int32 [N], as `height`."""
+        return self.rows.array["width"]
+
+    @property
+    def components(self) -> npt.NDArray[np.uint8]:
+        """uint8 [N], colour components of a JPEG (1, 3 or 4); 0 for other formats and where broken."""
+        return self.rows.array["components"]
+
+    @property
+    def format(self) -> npt.NDArray[np.uint8]:
+        """uint8 [N], position in `FORMATS`; 0 where broken."""
+        return self.rows.array["format"]
+
+    @property
+    def broken(self) -> npt.NDArray[np.bool_]:
+        """bool [N], True where the image cannot be decoded; `reason(i)` says why."""
+        return self.rows.array["broken"]
+
+    @cached_property
+    def file_size(self) -> npt.NDArray[np.int64]:
+        """int64 [N], bytes of each file, 4 GiB at most; -1 where there is no regular file, 0 where it is not known."""
+        sizes = self.rows.array["size"].astype(np.int64)
+        sizes[sizes == NO_FILE] = -1
+        return _read_only(sizes)
 
     @classmethod
     def from_folder(
@@ -156,52 +233,188 @@ class SampleIndex:
             ValueError: an argument out of range; folders that are probably not the classes, or that `classes` does not
                 name.
         """
-        if num_threads is None:
-            num_threads = min(32, 4 * (os.cpu_count() or 1))
-        num_threads = whole("num_threads", num_threads, 1)
-        if max_pixels is not None:
-            max_pixels = whole("max_pixels", max_pixels, 1)
-        if max_bytes is not None:
-            max_bytes = whole("max_bytes", max_bytes, 1)
-        limits = Limits(max_pixels, max_bytes)
-        start = time.perf_counter()
+        options = scan_options(
+            num_threads=num_threads,
+            progress=progress,
+            cache=cache,
+            cache_dir=cache_dir,
+            max_pixels=max_pixels,
+            max_bytes=max_bytes,
+        )
         folder, train = resolve_split(folder_path("root", root), split)
-        order: Any = getattr(classes, "dataset", classes)
-        order = order.classes if isinstance(order, SampleIndex) else order
-        ordered = find_classes(folder, order, train, split)
-        found = list_tree(folder, ordered, num_threads, progress)
-        cached = cache_file(folder, limits, cache_dir) if cache else None
-        old = load_cache(cached, max_pixels) if cached else None
-        table, todo = merge_cached(found, old)
-        if len(todo):
-            try:
-                read_headers(folder, table, todo, num_threads, progress, limits)
-            finally:  # also when interrupted: what was read is kept, the rest is marked as unread
-                if cached:
-                    save_cache(cached, table, old)
-        elif cached and old is not None and old.paths != table.paths:
-            save_cache(cached, table, old)
-        n = len(found.labels)
-        scan = Scan(n, len(todo), n - len(todo), time.perf_counter() - start)
-        names = Names(table.paths)
-        index = cls(
-            root=folder,
-            classes=ordered.names,
-            labels=found.labels,
-            **{name: table.columns[name] for name in COLUMNS if name != "stamp"},
-            scan=scan,
-            source=FileSource(folder, names, found.file_size),
-            _names=names,
-            _reasons=table.reasons,
-        )
-        logger.info(
-            "%r; %d files read and %d from the cache in %.1f s (%.0f files/s)",
-            index,
-            scan.read,
-            scan.cached,
-            scan.seconds,
-            scan.files_per_second,
-        )
+        ordered = find_classes(folder, labelling.classes_of(classes), train, split)
+
+        def make() -> tuple[Rows, tuple[str, ...], int]:
+            found = list_tree(folder, ordered, options.num_threads, progress)
+            cached = cache_file(folder, options.limits, cache_dir) if cache else None
+            old = load_cache(cached, max_pixels) if cached else None
+            table, todo = merge_cached(found, old)
+            if len(todo):
+                try:
+                    read_headers(folder, table, todo, options.num_threads, progress, options.limits)
+                finally:  # also when interrupted: what was read is kept, the rest is marked as unread
+                    if cached:
+                        save_cache(cached, table, old)
+            elif cached and old is not None and old.paths != table.paths:
+                save_cache(cached, table, old)
+            array = new_rows(len(found.labels))
+            array["label"] = found.labels
+            array["size"] = _sizes(found.file_size)
+            for name in ("height", "width", "components", "format", "broken"):
+                array[name] = table.columns[name]
+            return Rows(array, Names(table.paths), table.reasons), ordered.names, len(todo)
+
+        key = ["folder", os.fsencode(folder).hex(), ordered.names]
+        return cls._made(key, folder, make, options, lambda rows: FileSource(folder, rows), True)
+
+    @classmethod
+    def from_tar(
+        cls,
+        data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        split: str | None = None,
+        classes: Classes = "sorted",
+        labels: Labels = None,
+        default_split: str | None = None,
+        **options: Unpack[IndexOptions],
+    ) -> SampleIndex:
+        """Index tar archives as if they had been unpacked: the samples, order and fingerprint of that folder.
+
+        Tars within a tar are looked into, as ImageNet's `ILSVRC2012_img_train.tar` has one for each class. Where images
+        lie in no folder, the name of the tar that they lie in is their class. Only headers are read, and the archives
+        are never written to.
+
+        Args:
+            data: an archive, a folder of them, names with numbers in braces (`{000..127}.tar`), or a list.
+            split: which of train/, val/ and the like to read, where the archive has them; ".": none.
+            classes: as `from_folder` takes it.
+            labels: the classes of images that lie in no folder, as `ILSVRC2012_img_val.tar` has them: ImageNet's devkit
+                (the tar or its folder), Kaggle's `LOC_val_solution.csv`, or {name of a file without its extension:
+                class}.
+            default_split: which of them is read where `split` says nothing and there is more than one.
+            options: `IndexOptions`.
+
+        Raises:
+            FileNotFoundError: no such archive, or no image in it.
+            ValueError: no tar archives, compressed ones, or images without a class.
+        """
+        places = expand(data, (".tar",))
+        table = read_labels(labels)
+        order = labelling.classes_of(classes)
+        what = _called(places)
+
+        def label(scans: Sequence[Scanned]) -> labelling.Labelled:
+            prefixes = None
+            if table is None and not all(scan.about["nested"] for scan in scans):
+                flat = not any("/" in scan.rows.names[i] for scan in scans for i in range(min(1, len(scan.rows))))
+                prefixes = [f"{_stem(scan.container.name)}/" for scan in scans] if flat and len(scans) > 1 else None
+            return labelling.by_folder(
+                scans, what, classes=order, split=split, default_split=default_split, prefixes=prefixes, labels=table
+            )
+
+        key = ["tar", order, split, default_split, table and sorted(table.items())]
+        return cls._from_containers(key, what, places, Tar(), label, options)
+
+    @classmethod
+    def from_webdataset(
+        cls,
+        data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        classes: Classes = "sorted",
+        label_key: str | None = None,
+        image_key: str | None = None,
+        **options: Unpack[IndexOptions],
+    ) -> SampleIndex:
+        """Index WebDataset shards, in their order. Any image is read by itself: an epoch is a true permutation.
+
+        Args:
+            data: shards: names with numbers in braces (`{000000..001281}.tar`), a folder of them, or a list.
+            classes: names in label order, where labels are numbers; else as `from_folder` takes it. Without names,
+                numbers are called by the folders of their images where these are one to one, else "0", "1", ...
+            label_key: "cls", or a field of the `.json` member, with dots between levels. None: the `.cls` member, or
+                the field "label"; where there is neither, the folder of a key, or what stands before its number
+                (`n01440764_10026`).
+            image_key: which of a key's images, as "jpg" or "jpg;png". None: each key has one.
+            options: `IndexOptions`.
+
+        Raises:
+            FileNotFoundError: no such shard, or no image in them.
+            ValueError: no tar archives, compressed ones, keys with several images, or images without a label.
+        """
+        places = expand(data, (".tar",))
+        order = labelling.classes_of(classes)
+        what = _called(places)
+
+        def label(scans: Sequence[Scanned]) -> labelling.Labelled:
+            twice = [name for scan in scans for name in scan.about["twice"]]
+            if twice:
+                raise ValueError(
+                    f"{escaped(what)}: {listed(twice, 3)} share a key with other images; say which with image_key= "
+                    "(its extension)"
+                )
+            return labelling.by_content(scans, what, classes=order)
+
+        return cls._from_containers(["webdataset", order], what, places, Tar(label_key, image_key), label, options)
+
+    @classmethod
+    def _from_containers(
+        cls,
+        key: list[Any],
+        what: str,
+        places: Sequence[str],
+        kind: Kind,
+        label: Callable[[Sequence[Scanned]], labelling.Labelled],
+        options: IndexOptions,
+    ) -> SampleIndex:
+        """An index of containers.
+
+        Args:
+            key: what decides the result besides the containers and their kind, as JSON holds it.
+            what: they are called together.
+            label: gives every image its class.
+        """
+        settings = scan_options(**options)
+        storage = LocalStorage()
+        containers = [storage.identify(place) for place in places]
+
+        def make() -> tuple[Rows, tuple[str, ...], int]:
+            scans = scan_containers(containers, kind, storage, settings)
+            rows, names = label(scans)
+            return rows, names, sum(len(scan.rows) for scan in scans if scan.fresh)
+
+        full = [kind.name, containers, *key]
+        return cls._made(full, what, make, settings, lambda rows: storage.source(containers, rows), False)
+
+    @classmethod
+    def _made(
+        cls,
+        key: list[Any],
+        root: str,
+        make: Callable[[], tuple[Rows, tuple[str, ...], int]],
+        options: ScanOptions,
+        source: Callable[[Rows], Source],
+        listed: bool,
+    ) -> SampleIndex:
+        """An index of what `make` gives (rows, classes, images read now), or another process has made by that key."""
+        from PIL import ImageFile
+
+        start, read = time.perf_counter(), 0
+
+        def made() -> Made:
+            nonlocal read
+            rows, classes, read = make()
+            return rows, {"classes": classes, "fingerprint": _fingerprint(rows, classes)}
+
+        if options.cache:
+            full = key_of(*key, *options.limits, bool(ImageFile.LOAD_TRUNCATED_IMAGES))
+            rows, info, here = shared(full, made, options.cache_dir, listed=listed)
+        else:
+            (rows, info), here = made(), True
+        n = len(rows)
+        scan = Scan(n, read, n - read, time.perf_counter() - start)
+        index = cls(root, tuple(info["classes"]), scan, source(rows), rows, str(info["fingerprint"]))
+        how = f"{read} files read and {n - read} from the cache" if here else "mapped from another process or start"
+        logger.info("%r; %s in %.1f s (%.0f files/s)", index, how, scan.seconds, scan.files_per_second)
         return index
 
     @classmethod
@@ -262,37 +475,25 @@ class SampleIndex:
             raise ValueError(f"{len(paths)} paths for {n} labels: must be as many, and none may hold a NUL")
         else:
             blob = os.fsencode("".join(p + "\0" for p in paths))
-        relative = Names(blob)
-        sizes = column(0 if file_size is None else file_size, np.int64)
-        pixels = height.astype(np.int64) * width
-        return cls(
-            root=os.path.abspath(root),
-            classes=names,
-            labels=column(labels, np.int64),
-            height=column(height, np.int32),
-            width=column(width, np.int32),
-            components=np.where(broken, 0, column(3 if components is None else components, np.uint8)).astype(np.uint8),
-            format=np.where(broken, 0, column(1 if format is None else format, np.uint8)).astype(np.uint8),
-            broken=broken,
-            file_size=sizes,
-            scan=Scan(n, 0, 0, 0.0),
-            source=FileSource(
-                os.path.abspath(root), relative, np.where(sizes > 0, sizes, MAX_BYTES + BYTES_A_PIXEL * pixels)
-            ),
-            _names=relative,
-            _reasons=reasons,
-        )
+        array = new_rows(n)
+        array["label"], array["height"], array["width"], array["broken"] = labels, height, width, broken
+        array["components"] = np.where(broken, 0, column(3 if components is None else components, np.uint8))
+        array["format"] = np.where(broken, 0, column(1 if format is None else format, np.uint8))
+        array["size"] = _sizes(column(0 if file_size is None else file_size, np.int64))
+        rows = Rows(array, Names(blob), reasons)
+        folder = os.path.abspath(root)
+        return cls(folder, names, Scan(n, 0, 0, 0.0), FileSource(folder, rows), rows)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.rows)
 
     def __repr__(self) -> str:
-        n, bad = len(self), int(self.broken.sum())
+        n, bad = len(self), len(self.rows.reasons)
         return f"SampleIndex({self.root!r}, {n} images, {len(self.classes)} classes, {bad} broken)"
 
     def __getstate__(self) -> dict[str, Any]:
         # What can be made again is not worth sending to every worker.
-        return {k: v for k, v in self.__dict__.items() if k != "targets"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("targets", "labels", "file_size")}
 
     def path(self, i: int) -> str:
         """What image i is called: its absolute path; bytes that are not valid text are surrogate-escaped."""
@@ -300,11 +501,11 @@ class SampleIndex:
 
     def relative_path(self, i: int) -> str:
         """The name of image i below `root`, '/'-separated."""
-        return self._names[self._position(i)]
+        return self.rows.names[self._position(i)]
 
     def reason(self, i: int) -> str | None:
         """Why image i is broken, or None where it is not."""
-        return self._reasons.get(self._position(i))
+        return self.rows.reasons.get(self._position(i))
 
     def _position(self, i: int) -> int:
         n = len(self)
@@ -337,22 +538,55 @@ class SampleIndex:
 
         The same for a copy of the data elsewhere: neither `root` nor modification times count.
         """
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps([len(self), self.classes]).encode())
-        digest.update(self._names.blob)
-        for array, dtype in (
-            (self.labels, "<i8"),
-            (self.file_size, "<i8"),
-            (self.height, "<i4"),
-            (self.width, "<i4"),
-            (self.broken, "?"),
-        ):
-            digest.update(np.ascontiguousarray(array, dtype).data)
-        return digest.hexdigest()
+        return self._fingerprint or _fingerprint(self.rows, self.classes)
 
+
+Labels: TypeAlias = str | os.PathLike[str] | Mapping[str, str] | None
+"""Classes of images that lie in no folder: see `SampleIndex.from_tar`."""
 
 Classes: TypeAlias = Literal["sorted", "natural"] | Sequence[str] | os.PathLike[str] | SampleIndex | HasIndex
 """Which class has which number: see `SampleIndex.from_folder`."""
+
+
+def _read_only(array: Array) -> Array:
+    array.setflags(write=False)
+    return array
+
+
+def _sizes(given: npt.NDArray[np.int64]) -> Array:
+    """As `rows` counts them."""
+    return np.where(given < 0, NO_FILE, np.minimum(given, MAX_SIZE))
+
+
+def _fingerprint(rows: Rows, classes: Sequence[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps([len(rows), classes]).encode())
+    digest.update(rows.names.blob)
+    array = rows.array
+    sizes = array["size"].astype("<i8")
+    sizes[sizes == NO_FILE] = -1
+    for column, dtype in (
+        (array["label"], "<i8"),
+        (sizes, "<i8"),
+        (array["height"], "<i4"),
+        (array["width"], "<i4"),
+        (array["broken"], "?"),
+    ):
+        digest.update(np.ascontiguousarray(column, dtype).data)
+    return digest.hexdigest()
+
+
+def _called(places: Sequence[str]) -> str:
+    """Several containers, in a few words."""
+    if len(places) == 1:
+        return places[0]
+    folder = os.path.dirname(places[0])
+    same = all(os.path.dirname(place) == folder for place in places)
+    return f"{folder}/ ({len(places)} files)" if same else f"{places[0]} and {len(places) - 1} more"
+
+
+def _stem(place: str) -> str:
+    return place.replace("\\", "/").rpartition("/")[2].partition(".")[0]
 
 
 def _numbered_paths(n: int) -> bytes:

@@ -89,7 +89,7 @@ def keys_above(folder: str) -> frozenset[tuple[int, int]]:
             return frozenset(found)
 
 
-def _part(name: str) -> str | None:
+def split_of(name: str) -> str | None:
     """The split that a folder of this name is."""
     return _PART.get(name.lower())
 
@@ -135,9 +135,9 @@ def _holds_classes(folder: str, depth: int = 4) -> bool:
 def _probable(folder: str, depth: int = 4) -> list[str]:
     """The folders below which the classes probably lie."""
     names = _look(folder)[0]
-    inner = [name for name in names if _part(name)] or names[: len(names) == 1]
+    inner = [name for name in names if split_of(name)] or names[: len(names) == 1]
     paths = [(name, os.path.join(folder, name)) for name in inner]
-    likely = [path for name, path in paths if _holds_classes(path) or (_part(name) and _look(path)[0])]
+    likely = [path for name, path in paths if _holds_classes(path) or (split_of(name) and _look(path)[0])]
     return [found for path in likely if depth for found in _probable(path, depth - 1)] or [folder]
 
 
@@ -147,9 +147,9 @@ def _doubt(folder: str, names: Sequence[str], whole: bool) -> str | None:
     Args:
         whole: whether `split` can still choose one of them.
     """
-    parts = sorted(filter(_part, names), key=lambda name: [*SPLITS].index(_PART[name.lower()]))
+    parts = sorted(filter(split_of, names), key=lambda name: [*SPLITS].index(_PART[name.lower()]))
     filled = [name for name in parts if _look(os.path.join(folder, name))[0]]
-    kinds = {_part(name) for name in filled}
+    kinds = {split_of(name) for name in filled}
     if parts and (len(parts) == len(names) or ("train" in kinds and len(kinds) > 1)):
         shown = " and ".join(f"{escaped(name)}/" for name in parts)
         what = "a part of a data set, not a class" if len(parts) == 1 else "parts of a data set, not classes"
@@ -159,7 +159,7 @@ def _doubt(folder: str, names: Sequence[str], whole: bool) -> str | None:
         if not suspects:
             return None
         problem = f"would be read with {escaped(suspects[0])}/ as one class, but that holds folders of images itself"
-    say = dict.fromkeys(f"split={(n if _part(n) == 'test' else _part(n))!r}" for n in filled)
+    say = dict.fromkeys(f"split={(n if split_of(n) == 'test' else split_of(n))!r}" for n in filled)
     give = [path for path in _probable(folder) if path != folder]
     remedies = [f"say {' or '.join(say)}"] if say and whole else []
     remedies += [f"give {either(map(repr, give))}"] if give else []
@@ -169,10 +169,10 @@ def _doubt(folder: str, names: Sequence[str], whole: bool) -> str | None:
 def is_split(root: str) -> bool:
     """Whether it holds train/, val/ or the like. A class may be called "train": a split holds folders itself."""
     names, _ = _look(root)
-    parts = {_part(name) for name in names} - {None}
-    if not any(_part(name) and _look(os.path.join(root, name))[0] for name in names):
+    parts = {split_of(name) for name in names} - {None}
+    if not any(split_of(name) and _look(os.path.join(root, name))[0] for name in names):
         return False
-    return len(parts) > 1 or not any(_has_images(os.path.join(root, name)) for name in names if not _part(name))
+    return len(parts) > 1 or not any(_has_images(os.path.join(root, name)) for name in names if not split_of(name))
 
 
 def resolve_split(root: str, split: str | None) -> tuple[str, str | None]:
@@ -186,7 +186,7 @@ def resolve_split(root: str, split: str | None) -> tuple[str, str | None]:
     if split in (None, "."):
         return root, None
     names = _look(root)[0]
-    full = {name: os.path.join(root, name) for name in names if _part(name)}
+    full = {name: os.path.join(root, name) for name in names if split_of(name)}
     filled = [name for name, path in full.items() if _look(path)[0]]
     if split in ("train", "val"):
         if not filled:  # not a split, but the classes themselves
@@ -198,15 +198,15 @@ def resolve_split(root: str, split: str | None) -> tuple[str, str | None]:
             raise FileNotFoundError(
                 f"split={split!r}: {root!r} holds no folder of that name; it holds {listed(names) or 'none'}"
             )
-    train = [n for n in filled if _part(n) == "train"]
-    counts = train and _part(name) in ("val", "test")
+    train = [n for n in filled if split_of(n) == "train"]
+    counts = train and split_of(name) in ("val", "test")
     return os.path.join(root, name), os.path.join(root, _choose(root, "train", train, train)) if counts else None
 
 
 def _choose(root: str, split: str, names: Sequence[str], filled: Sequence[str]) -> str:
     """Which of the split folders is asked for, `filled` being those with class folders."""
-    wanted = [name for name in names if _part(name) == split]
-    spare = [name for name in names if _part(name) == "test"] if split == "val" and not wanted else []
+    wanted = [name for name in names if split_of(name) == split]
+    spare = [name for name in names if split_of(name) == "test"] if split == "val" and not wanted else []
     if not wanted and not spare:
         known = [f"{name}/" for name in SPLITS[split] + (SPLITS["test"] if split == "val" else ())]
         raise FileNotFoundError(
@@ -249,8 +249,8 @@ def find_classes(
         if os.path.islink(path) and stat_key(path) in above:
             logger.warning("%s: left out, it is a link to a folder that it lies in", escaped(path))
             every.remove(name)
-    named = _named(order, every)
-    known = {*(named or ())}
+    given = named(order, every)
+    known = {*(given or ())}
     folders = [name for name in every if not is_junk(name) or name in known]
     if not folders:
         raise FileNotFoundError(
@@ -262,10 +262,10 @@ def find_classes(
     if doubt:
         logger.warning("%s", doubt)
     lacking = "which classes= does not name; remove them, or add them there"
-    if named is None and train is not None:
-        named = find_classes(train, order, None, split).names
+    if given is None and train is not None:
+        given = find_classes(train, order, None, split).names
         lacking = f"which {train!r} does not have; rename or remove them, or name all classes with classes=[...]"
-    names = _in_order(folders, str(order)) if named is None else named
+    names = in_order(folders, str(order)) if given is None else given
     known = {*names}
     unknown = [name for name in folders if name not in known]
     if unknown:
@@ -273,14 +273,14 @@ def find_classes(
     if len(names) == 1 and not doubt:
         logger.warning("%s holds one class, %r: every label is 0", escaped(folder), names[0])
     left_out = [f"{name}/" for name in every if name not in known]
-    return Classes(tuple(names), tuple(folders), left_out, named is not None)
+    return Classes(tuple(names), tuple(folders), left_out, given is not None)
 
 
 def _is_name(name: str) -> bool:
     return bool(name) and name not in (".", "..") and not {*name} & {"/", os.sep, "\0"}
 
 
-def _named(order: Any, there: Sequence[str]) -> Sequence[str] | None:
+def named(order: Any, there: Sequence[str]) -> Sequence[str] | None:
     """The names that `classes` gives; None where it is a rule."""
     if isinstance(order, os.PathLike):
         return _from_file(os.path.expanduser(order), there)
@@ -320,7 +320,7 @@ def _natural(name: str) -> list[Any]:
     return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))] + [name]
 
 
-def _in_order(names: Iterable[str], order: str) -> list[str]:
+def in_order(names: Iterable[str], order: str) -> list[str]:
     found = sorted(names)
     natural = sorted(found, key=_natural)
     if order == "natural":

@@ -1,0 +1,288 @@
+"""Which class each image of a container is: by the folder in its name, or by what the container holds besides."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dali_imagenet.data.layout import in_order, is_junk, named, split_of
+from dali_imagenet.data.names import Names
+from dali_imagenet.data.rows import Rows
+from dali_imagenet.data.scan import Scanned
+from dali_imagenet.escape import escaped, listed
+from dali_imagenet.validation import wrong
+
+logger = logging.getLogger("dali_imagenet")
+
+_KEYED = re.compile(r"(.+)_\d+")  # n01440764_10026: the class and a number
+CLASSES_KEY = "class_names"
+"""Where a container that names its classes in label order remembers them."""
+
+
+class Labelled(NamedTuple):
+    """Images with their classes.
+
+    Attributes:
+        rows: `container` counts the containers, `label` the classes.
+        classes: names in label order.
+    """
+
+    rows: Rows
+    classes: tuple[str, ...]
+
+
+def joined(scans: Sequence[Scanned]) -> Rows:
+    """The images of several containers, one container after the other; labels are still missing."""
+    arrays, reasons, at = [], dict[int, str](), 0
+    for number, scan in enumerate(scans):
+        array = scan.rows.array.copy()
+        array["container"] = number
+        arrays.append(array)
+        reasons |= {at + i: why for i, why in scan.rows.reasons.items()}
+        at += len(array)
+    return Rows(np.concatenate(arrays), Names(b"".join(bytes(s.rows.names.blob) for s in scans)), reasons)
+
+
+def ordered(rows: Rows, order: Sequence[int], names: Sequence[str], labels: Sequence[int]) -> Rows:
+    """Some of the rows in an order, under other names and with labels, one for each."""
+    at = np.asarray(order, np.intp)
+    array = rows.array[at]
+    array["label"] = labels
+    broken = np.flatnonzero(array["broken"]).tolist()
+    return Rows(array, Names.of(names), {i: rows.reasons[int(at[i])] for i in broken})
+
+
+def by_folder(
+    scans: Sequence[Scanned],
+    what: str,
+    *,
+    classes: Any = "sorted",
+    split: str | None = None,
+    default_split: str | None = None,
+    prefixes: Sequence[str] | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Labelled:
+    """Images whose folder is their class, in the order that an ImageFolder of the same files has.
+
+    Args:
+        what: the containers, for messages.
+        classes: as `SampleIndex.from_folder` takes it, an index replaced by its classes.
+        split: which top folder to read, as there.
+        default_split: which one where `split` is None and the folders are train/ and val/.
+        prefixes: of each container, what to put before its names.
+        labels: {name of a file without its extension: class}, in place of folders.
+
+    Raises:
+        ValueError: images without a folder, or folders that are probably no classes.
+    """
+    rows = joined(scans)
+    names = [rows.names[i] for i in range(len(rows))]
+    if prefixes is not None:
+        names = [prefixes[c] + name for c, name in zip(rows.array["container"].tolist(), names, strict=True)]
+    if labels is not None:
+        kept, names = _by_file(names, labels, what)
+    else:
+        kept, names = _below(range(len(names)), names, what, split, default_split)
+    if not names:
+        raise FileNotFoundError(f"no image in {escaped(what)}")
+    folders = [name.partition("/")[0] for name in names]
+    found = sorted({*folders})
+    numbers = named(classes, found) or in_order(found, str(classes))
+    number = {name: i for i, name in enumerate(numbers)}
+    if unknown := [name for name in found if name not in number]:
+        raise _unknown(what, unknown)
+    _say_lost(what, numbers, found)
+
+    def key(i: int) -> tuple[str, str, str]:
+        folder, _, base = names[i].rpartition("/")
+        return folders[i], folder, base
+
+    order = sorted(range(len(names)), key=key)
+    return Labelled(
+        ordered(rows, [kept[i] for i in order], [names[i] for i in order], [number[folders[i]] for i in order]),
+        tuple(numbers),
+    )
+
+
+def _unknown(what: str, unknown: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"{escaped(what)} holds {len(unknown)} class(es) ({listed(unknown)}) which classes= does not name; add them "
+        "there"
+    )
+
+
+def _say_lost(what: str, classes: Sequence[str], found: Sequence[str]) -> None:
+    if len(classes) == 1:
+        logger.warning("%s holds one class, %r: every label is 0", escaped(what), classes[0])
+    if len(classes) > len(found):
+        lost = len(classes) - len(found)
+        logger.info("%s: %d of the %d classes have no image here", escaped(what), lost, len(classes))
+
+
+def _below(
+    kept: Sequence[int], names: list[str], what: str, split: str | None, default_split: str | None
+) -> tuple[list[int], list[str]]:
+    """The images whose folders are classes, named from there on: folders that hold everything are left away."""
+    usable = [i for i, name in enumerate(names) if not any(map(is_junk, name.split("/")[:-1]))]
+    if len(usable) < len(names):
+        logger.warning("%s: left out %d file(s) in hidden folders", escaped(what), len(names) - len(usable))
+    kept, names = [kept[i] for i in usable], [names[i] for i in usable]
+    chosen = False
+    while names and split != ".":
+        tops = {name.partition("/")[0] for name in names}
+        deep = all(name.count("/") > 1 for name in names)
+        parts = {top: split_of(top) for top in tops}
+        if deep and not chosen and all(parts.values()):
+            wanted = split or default_split
+            if wanted is None:
+                say = " or ".join(f"split={part!r}" for part in sorted({str(part) for part in parts.values()}))
+                raise ValueError(f"{escaped(what)} holds {listed(sorted(tops))}, parts of a data set: say {say}")
+            of = [top for top in sorted(tops) if top == wanted] or [top for top in sorted(tops) if parts[top] == wanted]
+            if len(of) != 1:
+                raise ValueError(f"split={wanted!r}: {escaped(what)} holds {listed(sorted(tops))}; say one of them")
+            chosen = True
+        elif deep and not chosen and split is not None and split in tops and split_of(split) is None:
+            of, chosen = [split], True
+        elif deep and len(tops) == 1:
+            of = list(tops)
+        else:
+            break
+        inside = [i for i, name in enumerate(names) if name.startswith(of[0] + "/")]
+        kept, names = [kept[i] for i in inside], [names[i][len(of[0]) + 1 :] for i in inside]
+    if split not in (None, ".", "train", "val") and not chosen:
+        raise FileNotFoundError(f"split={split!r}: {escaped(what)} holds no folder of that name")
+    flat = [name for name in names if "/" not in name]
+    if flat:
+        raise ValueError(
+            f"{escaped(what)}: {len(flat)} of {len(names)} images lie in no folder ({listed(flat, 3)}), so that "
+            "nothing says their class; give labels= (ImageNet's devkit, Kaggle's LOC_val_solution.csv)"
+        )
+    return list(kept), names
+
+
+def _by_file(names: Sequence[str], labels: Mapping[str, str], what: str) -> tuple[list[int], list[str]]:
+    """Every image under the folder of the class that a table gives it."""
+    bases = [name.rpartition("/")[2] for name in names]
+    stems = [base.rpartition(".")[0] for base in bases]
+    missing = [base for base, stem in zip(bases, stems, strict=True) if stem not in labels]
+    if missing:
+        raise ValueError(
+            f"labels= says nothing of {len(missing)} of the {len(names)} images of {escaped(what)} "
+            f"({listed(missing, 3)}); it must name every file"
+        )
+    return list(range(len(names))), [f"{labels[stem]}/{base}" for base, stem in zip(bases, stems, strict=True)]
+
+
+def by_content(scans: Sequence[Scanned], what: str, *, classes: Any = "sorted") -> Labelled:
+    """Images in the order of the containers, with the labels that these hold besides, or else by folder or key.
+
+    Labels that are numbers stay what they are.
+
+    Raises:
+        ValueError: images without a label, or labels that `classes` does not name.
+    """
+    rows = joined(scans)
+    names = [rows.names[i] for i in range(len(rows))]
+    if not names:
+        raise FileNotFoundError(f"no image in {escaped(what)}")
+    said: list[str | int | None] = []
+    for scan in scans:
+        said += scan.about.get("labels") or [None] * len(scan.rows)
+    reasons = dict(rows.reasons)
+    labels: list[Any]
+    if any(label is not None for label in said):
+        labels = said
+        lacking = [i for i, label in enumerate(said) if label is None]
+        ends = {int(end) - 1 for end in np.cumsum([len(scan.rows) for scan in scans])}
+        for i in list(lacking):
+            if i in ends and scans[int(rows.array["container"][i])].about.get("cut"):
+                reasons.setdefault(i, "its label is missing: the container was cut short")
+                lacking.remove(i)
+        if lacking:
+            raise ValueError(
+                f"{escaped(what)}: {len(lacking)} of {len(names)} images have no label "
+                f"({listed([names[i] for i in lacking], 3)}); give label_key=, or leave them out"
+            )
+    else:
+        labels = _folders(names, what) if any("/" in name for name in names) else [_key(name) for name in names]
+        if None in labels:
+            flat = [name for name, label in zip(names, labels, strict=True) if label is None]
+            raise ValueError(
+                f"{escaped(what)}: nothing says the class of {len(flat)} of {len(names)} images ({listed(flat, 3)}): "
+                "there is no .cls, no folder and no key such as n01440764_10026; give label_key= for a field of .json"
+            )
+    known = next((scan.about[CLASSES_KEY] for scan in scans if scan.about.get(CLASSES_KEY)), None)
+    whole = known is None and all(label is None or re.fullmatch(r"\d{1,9}", str(label)) for label in labels)
+    if known is not None or whole:
+        order, numbers = _numbered(names, [None if v is None else int(v) for v in labels], known, classes, what)
+    else:
+        found = sorted({str(label) for label in labels if label is not None})
+        order = list(named(classes, found) or in_order(found, str(classes)))
+        number = {name: i for i, name in enumerate(order)}
+        if unknown := [name for name in found if name not in number]:
+            raise _unknown(what, unknown)
+        _say_lost(what, order, found)
+        numbers = [number.get(str(label), 0) for label in labels]
+    array = rows.array.copy()
+    array["label"] = numbers
+    for i in reasons.keys() - rows.reasons.keys():
+        array[i] = (array["offset"][i], array["size"][i], array["container"][i], 0, 0, 0, 0, 0, True, 0)
+    return Labelled(Rows(array, rows.names, reasons), tuple(order))
+
+
+def _folders(names: list[str], what: str) -> list[str | None]:
+    """The class folder of each."""
+    labels: list[str | None] = [None] * len(names)
+    for i, name in zip(*_below(range(len(names)), names, what, None, None), strict=True):
+        labels[i] = name.partition("/")[0]
+    return labels
+
+
+def _key(name: str) -> str | None:
+    found = _KEYED.fullmatch(name.partition(".")[0])
+    return found[1] if found else None
+
+
+def _numbered(
+    names: Sequence[str], labels: Sequence[int | None], known: Sequence[str] | None, classes: Any, what: str
+) -> tuple[list[str], list[int]]:
+    """The classes' names and numbers where labels are numbers already."""
+    top = max(label for label in labels if label is not None)
+    chosen = named(classes, known or [])
+    if chosen is not None and known is not None:  # another order of the same names
+        number = {name: i for i, name in enumerate(chosen)}
+        if unknown := [known[v] for v in sorted({v for v in labels if v is not None}) if known[v] not in number]:
+            raise _unknown(what, unknown)
+        return list(chosen), [0 if v is None else number[known[v]] for v in labels]
+    if chosen is None and classes == "natural":
+        raise wrong("classes", classes, "'sorted' or names here, where labels are numbers already")
+    order = list(chosen if chosen is not None else known or _named_by_folder(names, labels) or map(str, range(top + 1)))
+    if top >= len(order):
+        raise ValueError(
+            f"{escaped(what)} holds label {top}, but there are names for {len(order)} classes: labels count from 0"
+        )
+    return order, [0 if v is None else v for v in labels]
+
+
+def _named_by_folder(names: Sequence[str], labels: Sequence[int | None]) -> list[str] | None:
+    """Where each label is one folder and each folder one label, without a gap, the folders are the classes."""
+    found: dict[int, str] = {}
+    for name, label in zip(names, labels, strict=True):
+        folder, slash, _ = name.partition("/")
+        if label is None or not slash or found.setdefault(label, folder) != folder:
+            return None
+    if len({*found.values()}) < len(found) or {*found} != {*range(len(found))}:
+        return None
+    return [found[i] for i in range(len(found))]
+
+
+def classes_of(order: Any) -> Any:
+    """`classes` as given, an index or a loader replaced by its class names."""
+    order = getattr(order, "dataset", order)
+    names = getattr(order, "classes", None)
+    return names if isinstance(names, tuple) and not isinstance(order, str | os.PathLike) else order
