@@ -1,5 +1,7 @@
 """`python -m dali_imagenet`: look at a data folder, and at what a recipe makes of it."""
 
+# What a command needs is imported in it: help and wrong options shall not wait for torch (2 s).
+
 from __future__ import annotations
 
 import argparse
@@ -8,11 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from PIL import Image
-
-from dali_imagenet import EvalRecipe, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.escape import escaped, printable
-from dali_imagenet.loader import index_for
 from dali_imagenet.presets import PRESETS
 from dali_imagenet.validation import whole, wrong
 
@@ -69,6 +67,8 @@ def _classes(options: argparse.Namespace) -> str | Path:
 
 
 def _index(options: argparse.Namespace) -> int:
+    from dali_imagenet import SampleIndex
+
     found = SampleIndex.from_folder(options.folder, split=options.split, classes=_classes(options))
     for i in found.broken.nonzero()[0]:
         print(f"{escaped(found.path(int(i)))}: {printable(str(found.reason(int(i))))}")
@@ -81,10 +81,13 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _preview(options: argparse.Namespace) -> int:
-    from dali_imagenet.preview import save_preview
+    from PIL import Image
 
     if Path(options.output).suffix.lower() not in Image.registered_extensions():
         raise wrong("output", options.output, "a name that ends in .png, .jpg or another image's extension")
+    from dali_imagenet import EvalRecipe, TrainRecipe, create_loader, save_preview
+    from dali_imagenet.loader import index_for
+
     recipe = EvalRecipe() if options.recipe == "eval" else getattr(TrainRecipe, options.recipe)()
     index = index_for(options.folder, recipe, options.split, _classes(options))
     step = 2 if recipe.mixing else 1
