@@ -163,6 +163,7 @@ def create_loader(
         Plan, index, recipe, batch_size=batch_size, seed=seed, drop_last=drop_last, on_error=on_error, padding=padding
     )
     make_plan(rank=rank or 0, world_size=world_size or (rank or 0) + 1)  # refuses what is wrong on any rank
+    log.info("backend %s on %s: %s", chosen, target, why)
     options = EngineOptions(
         device=target,
         dtype=dtype,
@@ -174,7 +175,7 @@ def create_loader(
         hw_decoder_load=hw_decoder_load,
     )
     return Loader(
-        make_plan, chosen, why, options, num_workers=num_workers, ranks=(rank, world_size),
+        make_plan, chosen, options, num_workers=num_workers, ranks=(rank, world_size),
         num_classes=_num_classes(index, recipe), max_broken=max_broken,
     )  # fmt: skip
 
@@ -352,7 +353,6 @@ class Loader:
         self,
         make_plan: functools.partial[Plan],
         backend: str,
-        why: str,
         options: EngineOptions,
         *,
         num_workers: int | None,
@@ -364,7 +364,7 @@ class Loader:
         self.recipe: Recipe = make_plan.args[1]
         self.backend, self.device, self.num_classes = backend, options.device, num_classes
         self.mixup_enabled = self.recipe.mixing
-        self._make_plan, self._why, self._options = make_plan, why, options
+        self._make_plan, self._options = make_plan, options
         self._num_workers, self._ranks = num_workers, ranks
         self._grouped = False  # the ranks are those of a process group
         self._compared = False  # with the other ranks
@@ -623,10 +623,8 @@ class Loader:
             if workers is None:
                 workers = worker_count(plan.world_size, torch.cuda.device_count())
             self._engine = make_engine(self.backend, plan, dataclasses.replace(self._options, num_workers=workers))
-            log.info(
-                "backend %s on %s: %s; %s decodes JPEGs; rank %d of %d",
-                *(self.backend, self.device, self._why, self._engine.decoder, plan.rank, plan.world_size),
-            )
+            what = "%s decodes JPEGs, num_workers=%d, rank %d of %d"
+            log.info(what, self._engine.decoder, workers, plan.rank, plan.world_size)
         return self._engine
 
     def _compare_ranks(self) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from dali_imagenet import BadImageError, EvalRecipe, Loader, SampleIndex, TrainRecipe
+from dali_imagenet.decode.decode import decoder_name
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import Plan
 from tests.helpers import BACKENDS, DTYPES, MEMORY_FORMATS, Batches, copied, load, needs_dali, same, saved, script
@@ -441,11 +442,21 @@ def test_splits(tmp_path: Path, new_folder: Callable[..., Path]) -> None:
     assert len(load(tmp_path / "val", CLASSIC, batch_size=2).dataset) == 6
 
 
-def test_the_choice_is_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_choice_is_logged_at_once_and_the_rank_when_it_is_known(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = SampleIndex.from_folder(folder)
     with caplog.at_level(logging.INFO, logger="dali_imagenet"):
-        loader = load(folder, CLASSIC, backend="auto")
-        iter(loader)
-    assert any(f"backend {loader.backend} on cpu" in message for message in caplog.messages)
+        with load(index, CLASSIC, backend="auto", rank=1, world_size=2) as loader:
+            [choice] = caplog.messages
+            assert choice.startswith("backend torchvision on cpu: auto takes it on the CPU")
+            iter(loader)
+            len(loader)
+            iter(loader)
+        assert caplog.messages[1:] == [f"{decoder_name()} decodes JPEGs, num_workers=0, rank 1 of 2"]
+        caplog.clear()
+        load(index, CLASSIC, backend="reference").close()
+        assert caplog.messages == ["backend reference on cpu: asked for"]
 
 
 def test_errors_say_what_to_do(folder: Path, tmp_path: Path) -> None:
