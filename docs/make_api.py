@@ -282,7 +282,9 @@ def field_docs(cls: type) -> dict[str, str]:
     for base in reversed(cls.__mro__):
         if not base.__module__.startswith("dali_imagenet"):
             continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        [tree] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        body = tree.body
         for node, after in zip(body, [*body[1:], None], strict=True):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 text = (
@@ -318,13 +320,13 @@ def fields(cls: type) -> Iterator[str]:
     yield ""
 
 
-def operations(cls: type) -> Iterator[str]:
+def operations(cls: type[enum.IntEnum]) -> Iterator[str]:
     """The members of `Op` with their comments and ranges."""
     table = importlib.import_module("dali_imagenet.ops").OPS
     comments = dict(re.findall(r"^    ([A-Z_]+) = \d+  # (.*)$", inspect.getsource(cls), re.MULTILINE))
     yield "| operation | number | argument | range |"
     yield "|---|---:|---|---|"
-    for op in cls:  # type: ignore[attr-defined]
+    for op in cls:
         info = table[op]
         limits = (
             ""
@@ -374,7 +376,7 @@ def entry(package: str, name: str) -> Iterator[str]:
     if name in EXAMPLES:
         yield from ("```python", examples()[name], "```", "")
     if inspect.isclass(made):
-        if issubclass(made, enum.Enum):
+        if issubclass(made, enum.IntEnum):
             yield from operations(made)
             return
         if (dataclasses.is_dataclass(made) and name != "SampleIndex") or hasattr(made, "_fields"):

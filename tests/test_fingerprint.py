@@ -157,6 +157,7 @@ def test_fingerprints_are_json(name: str) -> None:
         ({"re_count": (1, np.int32(3))}, {"re_count": (1.0, 3.0)}),
         ({"correct_lam": np.bool_(False)}, {"correct_lam": False}),
         ({"auto_augment": ""}, {}),
+        # a whole number as a float is not what the annotation says
         ({"auto_augment": RandAugment(num_ops=np.int64(3))}, {"auto_augment": RandAugment(num_ops=3.0)}),  # type: ignore[arg-type]
     ],
 )

@@ -18,6 +18,7 @@ from PIL import ImageFile
 
 from dali_imagenet import EvalRecipe, Loader, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.dali.stage import dali_available
+from dali_imagenet.plan.batch_plan import BatchPlan
 from tests.helpers import load as make
 
 PICTURES = Path(__file__).parent / "data" / "pictures"
@@ -109,14 +110,21 @@ def test_an_epoch_left_at_its_start_is_warned_about_once(index: SampleIndex, cap
 
 
 @pytest.mark.parametrize(("backend", "workers"), ENGINES)
-def test_peek_is_the_first_batch_made_once(index: SampleIndex, backend: str, workers: int) -> None:
+def test_peek_is_the_first_batch_made_once(
+    index: SampleIndex, backend: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with load(index, backend, workers) as loader:
         expected = clones(loader)
         second = clones(loader)
     with load(index, backend, workers) as loader:
         made: list[tuple[int, int]] = []
         real = loader.plan.batch
-        loader.plan.batch = lambda epoch, step, *rest: made.append((epoch, step)) or real(epoch, step, *rest)  # type: ignore[method-assign, func-returns-value]
+
+        def counting(epoch: int, step: int, *rest: Any) -> BatchPlan:
+            made.append((epoch, step))
+            return real(epoch, step, *rest)
+
+        monkeypatch.setattr(loader.plan, "batch", counting)
         seen = loader.peek()
         seen[0].zero_()  # a copy
         assert same(loader.peek(), expected[0])
