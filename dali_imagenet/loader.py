@@ -17,7 +17,6 @@ from torch import Tensor
 
 from dali_imagenet.cores import worker_count
 from dali_imagenet.data.index import Classes, SampleIndex
-from dali_imagenet.data.layout import folder_path, is_split
 from dali_imagenet.engine import Batch, Engine, EngineOptions, choose_backend, make_engine
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.escape import escaped, printable
@@ -39,7 +38,7 @@ Backend = Literal["auto", "dali", "torchvision", "reference", "reference-tensor"
 
 
 def create_loader(
-    data: str | os.PathLike[str] | SampleIndex,
+    data: Any,
     recipe: Recipe,
     *,
     batch_size: int,
@@ -79,11 +78,12 @@ def create_loader(
 
     Args:
         data: an ImageFolder tree (or a folder that holds train/ and val/: training takes the one, evaluation the
-            other, with the numbers that training gives the classes), or a `SampleIndex`.
+            other, with the numbers that training gives the classes), whatever else `SampleIndex.open` reads (tars,
+            WebDataset's shards, zips, TFRecords, Parquet, lists, datasets), or a `SampleIndex`.
         recipe: `TrainRecipe` or `EvalRecipe`.
         batch_size: rows per rank; even where the recipe mixes.
-        split: which part of a folder: "train", "val", a subfolder's name, or "." for the folder itself; see
-            `SampleIndex.from_folder`. None: as the recipe says where the folder is split, else the folder itself.
+        split: which part of the data: "train", "val", a subfolder's name, or "." for the folder itself; see
+            `SampleIndex.from_folder`. None: as the recipe says where the data have such parts, else all.
         classes: which class has which number: "sorted" (as None), "natural", names in label order, an index or a loader
             that has them, or the `Path` of a text file; see `SampleIndex.from_folder`.
         backend: "dali", "torchvision", or "auto": DALI for a GPU where it is installed; torchvision for the CPU, where
@@ -232,19 +232,10 @@ def _device(device: torch.device | str | None) -> torch.device:
     return target
 
 
-def index_for(
-    data: str | os.PathLike[str] | SampleIndex, recipe: Recipe, split: str | None, classes: Classes | Loader | None
-) -> SampleIndex:
+def index_for(data: Any, recipe: Recipe, split: str | None, classes: Classes | Loader | None) -> SampleIndex:
     """The index that `create_loader` makes of these arguments."""
-    if isinstance(data, SampleIndex):
-        for name, value in (("split", split), ("classes", classes)):
-            if value is not None:
-                raise wrong(name, value, "None where data is a SampleIndex: give it to SampleIndex.from_folder")
-        return data
-    folder = folder_path("data", data)
-    if split is None and is_split(folder):
-        split = "train" if isinstance(recipe, TrainRecipe) else "val"
-    return SampleIndex.from_folder(folder, split=split, classes="sorted" if classes is None else classes)
+    default_split = "train" if isinstance(recipe, TrainRecipe) else "val"
+    return SampleIndex.open(data, split=split, classes=classes, default_split=default_split)
 
 
 def _check_health(index: SampleIndex, on_error: OnError, max_broken: float) -> None:

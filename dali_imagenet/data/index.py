@@ -7,6 +7,7 @@ process of a machine does that, the others map what it has written.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -20,11 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dali_imagenet.data import labels as labelling
+from dali_imagenet.data.detect import constructor_of
 from dali_imagenet.data.folder import FileSource, list_tree
 from dali_imagenet.data.headers import Limits, read_headers
 from dali_imagenet.data.imagenet import read_labels
 from dali_imagenet.data.index_cache import Array, cache_file, load_cache, merge_cached, save_cache
-from dali_imagenet.data.layout import find_classes, folder_path, resolve_split
+from dali_imagenet.data.layout import find_classes, folder_path, is_split, resolve_split
 from dali_imagenet.data.names import Names
 from dali_imagenet.data.places import expand
 from dali_imagenet.data.rows import MAX_SIZE, NO_FILE, Rows, new_rows
@@ -34,7 +36,7 @@ from dali_imagenet.data.source import Source
 from dali_imagenet.data.tar import Tar
 from dali_imagenet.escape import escaped, listed
 from dali_imagenet.formats import MAX_BYTES, MAX_PIXELS
-from dali_imagenet.validation import whole
+from dali_imagenet.validation import whole, wrong
 
 logger = logging.getLogger("dali_imagenet")
 
@@ -188,6 +190,54 @@ class SampleIndex:
         return _read_only(sizes)
 
     @classmethod
+    def open(
+        cls,
+        data: Any,
+        *,
+        split: str | None = None,
+        classes: Classes | None = None,
+        labels: Labels = None,
+        default_split: str | None = None,
+        **options: Any,
+    ) -> SampleIndex:
+        """Index whatever it is: finds out which of the constructors reads it, and says so in the log.
+
+        Args:
+            data: a folder of images, tars, zips, TFRecords or Parquet files; such a file, or a list of them; a
+                manifest; [(path, label), ...]; a Dataset; or an index, which is given back.
+            split: see the constructor.
+            classes: see the constructor; None: its default.
+            labels: see the constructor.
+            default_split: the part that is read where the data have train/, val/ and the like, and `split` is None.
+            options: what else the constructor takes.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            TypeError: an option that the constructor does not take.
+            ValueError: several or none of the constructors fit, or what that one raises.
+        """
+        if isinstance(data, SampleIndex):
+            for name, value in {"split": split, "classes": classes, "labels": labels, **options}.items():
+                if value is not None:
+                    raise wrong(name, value, "None where data is a SampleIndex: give it to what makes the index")
+            return data
+        name = constructor_of(data)
+        make = getattr(cls, name)
+        given = {"split": split, "classes": classes, "labels": labels, **options}
+        given = {key: value for key, value in given.items() if value is not None}
+        takes = {*inspect.signature(make).parameters} | {*IndexOptions.__annotations__}
+        if unknown := sorted(given.keys() - takes):
+            listed_options = ", ".join(sorted(takes - {"data", "root", "options", "default_split"}))
+            raise TypeError(f"SampleIndex.{name} has no option {unknown[0]!r}: it takes {listed_options}")
+        if name == "from_folder" and split is None and is_split(folder_path("data", data)):
+            given["split"] = default_split
+        elif "default_split" in takes:
+            given["default_split"] = default_split
+        logger.info("SampleIndex.%s reads %s", name, escaped(str(data)) if isinstance(data, str) else name[5:])
+        index: SampleIndex = make(data, **given)
+        return index
+
+    @classmethod
     def from_folder(
         cls,
         root: str | os.PathLike[str],
@@ -306,13 +356,13 @@ class SampleIndex:
         def label(scans: Sequence[Scanned]) -> labelling.Labelled:
             prefixes = None
             if table is None and not all(scan.about["nested"] for scan in scans):
-                flat = not any("/" in scan.rows.names[i] for scan in scans for i in range(min(1, len(scan.rows))))
+                flat = any("/" not in scan.rows.names[i] for scan in scans for i in range(len(scan.rows)))
                 prefixes = [f"{_stem(scan.container.name)}/" for scan in scans] if flat and len(scans) > 1 else None
             return labelling.by_folder(
                 scans, what, classes=order, split=split, default_split=default_split, prefixes=prefixes, labels=table
             )
 
-        key = ["tar", order, split, default_split, table and sorted(table.items())]
+        key = ["tar", _said(order), split, default_split, table and sorted(table.items())]
         return cls._from_containers(key, what, places, Tar(), label, options)
 
     @classmethod
@@ -354,7 +404,8 @@ class SampleIndex:
                 )
             return labelling.by_content(scans, what, classes=order)
 
-        return cls._from_containers(["webdataset", order], what, places, Tar(label_key, image_key), label, options)
+        kind = Tar(label_key, image_key)
+        return cls._from_containers(["webdataset", _said(order)], what, places, kind, label, options)
 
     @classmethod
     def _from_containers(
@@ -574,6 +625,14 @@ def _fingerprint(rows: Rows, classes: Sequence[str]) -> str:
     ):
         digest.update(np.ascontiguousarray(column, dtype).data)
     return digest.hexdigest()
+
+
+def _said(classes: Any) -> Any:
+    """What `classes` says, as JSON holds it."""
+    if isinstance(classes, os.PathLike):
+        with open(os.path.expanduser(classes), encoding="utf-8-sig", errors="surrogateescape") as file:
+            return ["file", file.read()]
+    return classes if isinstance(classes, str) else list(classes)
 
 
 def _called(places: Sequence[str]) -> str:

@@ -138,7 +138,7 @@ def _below(
         deep = all(name.count("/") > 1 for name in names)
         parts = {top: split_of(top) for top in tops}
         if deep and not chosen and all(parts.values()):
-            wanted = split or default_split
+            wanted = split or default_split or (next(iter(tops)) if len(tops) == 1 else None)
             if wanted is None:
                 say = " or ".join(f"split={part!r}" for part in sorted({str(part) for part in parts.values()}))
                 raise ValueError(f"{escaped(what)} holds {listed(sorted(tops))}, parts of a data set: say {say}")
@@ -209,7 +209,7 @@ def by_content(scans: Sequence[Scanned], what: str, *, classes: Any = "sorted") 
                 f"({listed([names[i] for i in lacking], 3)}); give label_key=, or leave them out"
             )
     else:
-        labels = _folders(names, what) if any("/" in name for name in names) else [_key(name) for name in names]
+        labels = _folders(names, what) if any("/" in name for name in names) else [class_in_key(name) for name in names]
         if None in labels:
             flat = [name for name, label in zip(names, labels, strict=True) if label is None]
             raise ValueError(
@@ -243,7 +243,8 @@ def _folders(names: list[str], what: str) -> list[str | None]:
     return labels
 
 
-def _key(name: str) -> str | None:
+def class_in_key(name: str) -> str | None:
+    """What stands before the number of a key, as in n01440764_10026."""
     found = _KEYED.fullmatch(name.partition(".")[0])
     return found[1] if found else None
 

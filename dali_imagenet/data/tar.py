@@ -68,6 +68,10 @@ def tar_members(
     """
     at, zeros, long_name, pax = start, 0, None, dict[str, bytes]()
     seen: dict[str, Member] = {}
+    head = read(start, max(0, min(_BLOCK, end - start)))
+    refuse_packed(name, head, "gunzip, or tar without z")
+    if len(head) < _BLOCK:
+        raise ValueError(f"{escaped(name)} is no tar archive: it has {len(head)} bytes")
     while at + _BLOCK <= end:
         header = read(at, _BLOCK)
         if len(header) < _BLOCK:
@@ -85,7 +89,6 @@ def tar_members(
             byte > 127 for byte in header[:148] + header[156:]
         ):
             if at == start:
-                refuse_packed(name, header, "gunzip, or tar without z")
                 raise ValueError(f"{escaped(name)} is no tar archive: it starts with {header[:16]!r}")
             raise ValueError(f"{escaped(name)} is damaged: no tar header at byte {at}")
         kind, data = header[156:157], at + _BLOCK
