@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dali_imagenet.loader import Loader, create_loader
     from dali_imagenet.metrics import Accuracy
     from dali_imagenet.ops import Op
+    from dali_imagenet.packing import Packed, pack
     from dali_imagenet.plan.batch_plan import BatchPlan
     from dali_imagenet.plan.plan import Plan
     from dali_imagenet.preview import save_preview
@@ -29,6 +30,7 @@ __all__ = [
     "EvalRecipe",
     "Loader",
     "Op",
+    "Packed",
     "Plan",
     "RankMismatchError",
     "SampleIndex",
@@ -36,6 +38,7 @@ __all__ = [
     "StorageError",
     "TrainRecipe",
     "create_loader",
+    "pack",
     "read_failures",
     "save_preview",
 ]
@@ -47,6 +50,7 @@ _HOMES = {
     "EvalRecipe": "recipe",
     "Loader": "loader",
     "Op": "ops",
+    "Packed": "packing",
     "Plan": "plan.plan",
     "RankMismatchError": "errors",
     "SampleIndex": "data.index",
@@ -54,6 +58,7 @@ _HOMES = {
     "StorageError": "errors",
     "TrainRecipe": "recipe",
     "create_loader": "loader",
+    "pack": "packing",
     "read_failures": "failures",
     "save_preview": "preview",
 }

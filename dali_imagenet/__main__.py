@@ -1,4 +1,4 @@
-"""`python -m dali_imagenet`: look at a data folder, and at what a recipe makes of it."""
+"""`dali-imagenet`: look at data, pack them into shards, and see what a recipe makes of them."""
 
 # What a command needs is imported in it: help and wrong options shall not wait for torch (2 s).
 
@@ -9,29 +9,46 @@ import logging
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from dali_imagenet.escape import escaped, printable
 from dali_imagenet.presets import PRESETS
 from dali_imagenet.validation import whole, wrong
 
 # Arguments of the library, and what they are called here.
-_OPTIONS = {"root": "folder", "data": "folder", "batch_size": "--count"} | {
-    name: f"--{name}"
-    for name in ("split", "classes", "recipe", "backend", "device", "count", "epoch", "seed", "output")
+_OPTIONS = {"root": "data", "data": "data", "batch_size": "--count", "num_threads": "--threads"} | {
+    name: f"--{name.replace('_', '-')}"
+    for name in (
+        *("split", "classes", "labels", "recipe", "backend", "device", "count", "epoch", "seed", "output", "shuffle"),
+        *("shard_size", "max_side", "quality", "part", "label_key", "image_key"),
+    )
 }
 
 BACKENDS = ("auto", "dali", "torchvision", "reference", "reference-tensor")  # engine.ENGINES, without importing torch
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dali_imagenet", description=__doc__)
+    as_module = not sys.argv or not sys.argv[0].endswith(("dali-imagenet", "dali-imagenet.exe"))
+    prog = "python -m dali_imagenet" if as_module else "dali-imagenet"
+    parser = argparse.ArgumentParser(prog=prog, description=str(__doc__).partition(": ")[2])
     commands = parser.add_subparsers(dest="command", required=True)
-    index = commands.add_parser("index", help="read and cache the index of a folder, and list its broken images")
+    index = commands.add_parser("index", help="read and cache the index of data, and list their broken images")
+    pack = commands.add_parser("pack", help="write any data as WebDataset's tar shards, with their index beside them")
     preview = commands.add_parser("preview", help="save a grid of augmented images, before and after mixing")
-    for command in (index, preview):
-        command.add_argument("folder")
+    for command in (index, pack, preview):
+        command.add_argument("data", help="a folder, tar, zip, shards ({000..127}.tar), Parquet, or a manifest")
         command.add_argument("--split", metavar="NAME", help="train, val, a subfolder, or . for the folder itself")
         command.add_argument("--classes", metavar="FILE", help="one class a line, in label order; or: natural")
+        command.add_argument("--labels", metavar="FILE", help="of images in no folder: the devkit, or Kaggle's .csv")
+        command.add_argument("--label-key", metavar="NAME", help="field or column that holds the label")
+        command.add_argument("--image-key", metavar="NAME", help="which image, where a sample has several")
+    pack.add_argument("output", help="a folder; what is there from the same command is checked and left")
+    pack.add_argument("--shuffle", type=int, metavar="SEED", help="write in a permuted order, for other readers")
+    pack.add_argument("--shard-size", default="1GB", metavar="SIZE", help="of each tar (default: 1GB)")
+    pack.add_argument("--max-side", type=int, metavar="N", help="make images with a longer side smaller, as JPEGs")
+    pack.add_argument("--quality", type=int, metavar="Q", help="of these JPEGs (default: 90)")
+    pack.add_argument("--part", default="1/1", metavar="I/N", help="write the I-th of N parts of the shards")
+    pack.add_argument("--threads", type=int, metavar="N", help="shards written at once (default: the cores)")
     names = (*PRESETS, "eval")
     preview.add_argument("--recipe", choices=names, metavar="NAME", default="strong", help=", ".join(names))
     preview.add_argument("--backend", choices=BACKENDS, metavar="NAME", default="auto", help=", ".join(BACKENDS))
@@ -45,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     handler.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
-        return _index(options) if options.command == "index" else _preview(options)
+        return {"index": _index, "pack": _pack, "preview": _preview}[options.command](options)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {_as_options(str(error))}", file=sys.stderr)
         return 1
@@ -61,15 +78,18 @@ class _Formatter(logging.Formatter):
         return _as_options(super().format(record))
 
 
-def _classes(options: argparse.Namespace) -> str | Path:
-    words = (None, "sorted", "natural")
-    return (options.classes or "sorted") if options.classes in words else Path(options.classes)
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """What `SampleIndex.open` takes besides the data."""
+    given = {name: getattr(options, name) for name in ("split", "classes", "labels", "label_key", "image_key")}
+    if given["classes"] not in (None, "sorted", "natural"):
+        given["classes"] = Path(given["classes"])
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _index(options: argparse.Namespace) -> int:
     from dali_imagenet import SampleIndex
 
-    found = SampleIndex.from_folder(options.folder, split=options.split, classes=_classes(options))
+    found = SampleIndex.open(options.data, **_given(options))
     for i in found.broken.nonzero()[0]:
         print(f"{escaped(found.path(int(i)))}: {printable(str(found.reason(int(i))))}")
     scan = found.scan
@@ -77,6 +97,33 @@ def _index(options: argparse.Namespace) -> int:
         f"{len(found)} images in {len(found.classes)} classes, {int(found.broken.sum())} broken; "
         f"{scan.files_per_second:.0f} files/s"
     )
+    return 0
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from dali_imagenet.packing import pack
+
+    part = re.fullmatch(r"(\d+)/(\d+)", options.part)
+    if part is None:
+        raise wrong("part", options.part, "I/N: the I-th of N parts, as 1/4")
+    done = pack(
+        options.data,
+        options.output,
+        shuffle=options.shuffle,
+        shard_size=options.shard_size,
+        max_side=options.max_side,
+        quality=options.quality,
+        part=(int(part[1]), int(part[2])),
+        num_threads=options.threads,
+        **_given(options),
+    )
+    where = f"{len(done.shards)} shard(s) of {options.output}"
+    print(f"{done.images} images in {where}, {done.written / 1e6:,.1f} MB written, {len(done.left_out)} left out")
+    if done.size_ratio is not None:
+        print(
+            f"{done.reencoded} images made smaller, to {done.size_ratio:.0%} of their bytes; evaluation's pixels "
+            f"differ by {done.pixel_difference:.2f} of 255 on average, decoding takes {done.time_ratio:.0%} of the time"
+        )
     return 0
 
 
@@ -89,7 +136,7 @@ def _preview(options: argparse.Namespace) -> int:
     from dali_imagenet.loader import index_for
 
     recipe = EvalRecipe() if options.recipe == "eval" else getattr(TrainRecipe, options.recipe)()
-    index = index_for(options.folder, recipe, options.split, _classes(options))
+    index = index_for(options.data, recipe, **_given(options))
     step = 2 if recipe.mixing else 1
     count = whole("count", options.count, 1, max(1, len(index) // step * step))
     with create_loader(

@@ -145,7 +145,7 @@ def create_loader(
     num_workers = None if num_workers is None else whole("num_workers", num_workers, 0)
     prefetch = whole("prefetch", prefetch, 1)
     chosen, why = choose_backend(backend, target)
-    index = index_for(data, recipe, split, classes)
+    index = index_for(data, recipe, split=split, classes=classes)
     if multiprocessing_context == "fork" and not index.source.fork_safe:
         raise wrong("multiprocessing_context", "fork", f"'spawn' or 'forkserver' for {type(index.source).__name__}")
     _check_health(index, on_error, max_broken)
@@ -232,10 +232,9 @@ def _device(device: torch.device | str | None) -> torch.device:
     return target
 
 
-def index_for(data: Any, recipe: Recipe, split: str | None, classes: Classes | Loader | None) -> SampleIndex:
-    """The index that `create_loader` makes of these arguments."""
-    default_split = "train" if isinstance(recipe, TrainRecipe) else "val"
-    return SampleIndex.open(data, split=split, classes=classes, default_split=default_split)
+def index_for(data: Any, recipe: Recipe, **options: Any) -> SampleIndex:
+    """The index that `create_loader` makes of these arguments; `options` as `SampleIndex.open` takes them."""
+    return SampleIndex.open(data, default_split="train" if isinstance(recipe, TrainRecipe) else "val", **options)
 
 
 def _check_health(index: SampleIndex, on_error: OnError, max_broken: float) -> None:

@@ -34,7 +34,7 @@ LAYERS = (
     ("ranks", "samplers", "state"),
     ("explain",),
     ("loader",),
-    ("metrics", "preview"),
+    ("metrics", "packing", "preview"),
     ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

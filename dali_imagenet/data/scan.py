@@ -23,6 +23,7 @@ from dali_imagenet.storage import patiently
 
 logger = logging.getLogger("dali_imagenet")
 
+_END = 1 << 16  # bytes of each end of a container that say which one it is
 _AHEAD = 5632  # bytes: the end of a tar member, its padding, the next header, and 4 kB of the image behind it
 
 
@@ -230,7 +231,7 @@ def _remembered(
             if data is None:
                 continue
             rows, about = read_rows(data, options.limits.pixels)
-            if about.pop("kind", None) != kind.name or about.pop("version", None) != [container.size, container.stamp]:
+            if about.pop("kind", None) != kind.name or not _is_of(container, about, storage):
                 continue  # of another time
             ends = rows.array["offset"] + rows.array["size"]
             if bool((ends > container.size)[~rows.array["broken"]].any()):
@@ -239,6 +240,28 @@ def _remembered(
         except (OSError, ValueError, MemoryError) as error:
             logger.warning("index %s is ignored and made anew: %s", escaped(name), error)
     return None
+
+
+def _is_of(container: Container, about: dict[str, Any], storage: Storage) -> bool:
+    """Whether what is remembered is of the container as it is now."""
+    size, stamp = about.pop("version", (None, None))
+    ends = about.pop("ends", None)
+    if size != container.size:
+        return False
+    if stamp is not None:
+        return bool(stamp == container.stamp)
+    reader = storage.open(container)
+    try:
+        return bool(ends == _ends(reader))
+    finally:
+        reader.close()
+
+
+def _ends(reader: Reader) -> str:
+    """What tells contents apart that were copied, and have another modification time: a digest of both ends."""
+    digest = hashlib.blake2b(reader.read(0, _END), digest_size=16)
+    digest.update(reader.read(max(0, reader.container.size - _END), _END))
+    return digest.hexdigest()
 
 
 def _scan_all(
@@ -304,6 +327,11 @@ def _finish(
         except OSError as error:
             logger.warning("%s cannot be written, the next start reads it all again: %s", escaped(str(folder)), error)
     return scanned
+
+
+def info_beside(scanned: Scanned, kind: Kind, reader: Reader) -> dict[str, Any]:
+    """What is written with the rows of a container into a file beside it, with which it may be copied."""
+    return {**saved_info(scanned, kind), "version": [scanned.container.size, None], "ends": _ends(reader)}
 
 
 def saved_info(scanned: Scanned, kind: Kind) -> dict[str, Any]:
