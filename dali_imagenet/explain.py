@@ -160,6 +160,7 @@ class _OneRow(Plan):
     def __init__(self, plan: Plan, batch: BatchPlan) -> None:
         # Not Plan's: the draws are there already, and one row need not fit the data.
         self.index, self.recipe, self.train, self.on_error = plan.index, plan.recipe, plan.train, "raise"
+        self.max_broken = 1.0
         self._batch, self.batch_size = batch, 1
         self.steps = batch.step + 1  # so that executors can start at this one
 

@@ -105,14 +105,17 @@ def create_loader(
             with target -100, which CrossEntropyLoss leaves out. "repeat": the first samples again, as
             DistributedSampler does, so that not every sample counts once. "short": nothing; batches are ragged. On
             every rank each step has at least one image. Samples that on_error="skip" loses are such rows too: of target
-            -100, the next healthy sample, or left out.
+            -100, the next healthy sample, or left out. Where that leaves a batch without any image, the next healthy
+            one stands in for the first, with its own target: it counts twice, and a warning names it; the mean loss of
+            such a batch would be no number.
         dtype: float32, float16 or bfloat16.
         memory_format: torch.contiguous_format or torch.channels_last.
         on_error: a broken image stops the run ("raise"), or is replaced by the next healthy one, the same on every
             backend ("replace"), or becomes a padding row with target -100 ("skip", evaluation only). Each is logged
             and listed in `Loader.failures`. That is for what is missing, forbidden, changed or cannot be decoded: where
             the storage or the memory fails, the run stops with a StorageError.
-        max_broken: share of the data set above which "replace" and "skip" stop the run, too.
+        max_broken: share of the data set above which "replace" and "skip" stop the run, too; so does the search for a
+            healthy image in the place of one, which else would go through all data where they are gone.
         timeout: seconds without a batch from the fallback's workers after which iteration fails; 0 waits for ever.
         multiprocessing_context: of the fallback's workers: "fork", "spawn" or "forkserver".
         roi_decode: whether DALI decodes only the region that is needed. None: yes on the CPU; on a GPU where a probe in
@@ -160,8 +163,9 @@ def create_loader(
         },
     )
     make_plan = functools.partial(
-        Plan, index, recipe, batch_size=batch_size, seed=seed, drop_last=drop_last, on_error=on_error, padding=padding
-    )
+        Plan, index, recipe, batch_size=batch_size, seed=seed, drop_last=drop_last, on_error=on_error, padding=padding,
+        max_broken=max_broken,
+    )  # fmt: skip
     make_plan(rank=rank or 0, world_size=world_size or (rank or 0) + 1)  # refuses what is wrong on any rank
     log.info("backend %s on %s: %s", chosen, target, why)
     options = EngineOptions(
@@ -559,6 +563,14 @@ class Loader:
             if sample not in self._failed:
                 self._failed[sample] = reason
                 log.warning("unreadable image (on_error=%r): %s", self.plan.on_error, printable(reason))
+        if self.plan.on_error == "skip" and self.plan.padding != "repeat":
+            for row in (~plan.is_padding & (plan.source_index != plan.sampled_index)).nonzero()[0]:
+                log.warning(
+                    "step %d: none of the %d images of rank %d can be read (on_error='skip'): %s stands in, so that "
+                    "the mean loss is a number, and counts twice in this evaluation",
+                    *(plan.step, (plan.sampled_index >= 0).sum(), self.plan.rank),
+                    escaped(self.dataset.path(int(plan.source_index[row]))),
+                )
         broken = len(self._failed) + int(self.dataset.broken.sum())
         if failures and broken > self._max_broken * len(self.dataset):
             raise BadImageError(

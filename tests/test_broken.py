@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from bench.checks.inputs import Input, file_name, inputs
-from dali_imagenet import BadImageError, EvalRecipe, SampleIndex, TrainRecipe
+from dali_imagenet import BadImageError, EvalRecipe, SampleIndex, TrainRecipe, image
 from tests import helpers
 from tests.helpers import BACKENDS, HERE, copied, make_folder, needs_dali, saved
 
@@ -145,7 +145,7 @@ def test_replace_is_the_same_everywhere_and_counted(
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_skip_counts_exactly(broken: tuple[Path, list[Path]], backend: str) -> None:
     index = SampleIndex.from_folder(broken[0])
-    with load(index, EVAL, backend=backend, on_error="skip", max_broken=0.5) as ours:
+    with load(index, EVAL, backend=backend, batch_size=3 * len(BROKEN), on_error="skip", max_broken=0.5) as ours:
         images, targets = epoch(ours)
     assert targets[: len(index)].eq(-100).tolist() == index.broken.tolist()
     assert int((targets >= 0).sum()) == 4 * len(BROKEN)
@@ -211,7 +211,7 @@ def test_what_only_a_decoder_finds_is_lost_on_every_backend(tmp_path: Path) -> N
         with load(index, TRAIN, backend=backend, on_error="replace", max_broken=0.5) as ours:
             epochs.append(torch.cat([epoch(ours)[0] for _ in range(3)]))
             assert set(ours.failures) == {str(path) for path in added}
-        with load(index, EVAL, backend=backend, on_error="skip", max_broken=0.5) as ours:
+        with load(index, EVAL, backend=backend, batch_size=5, on_error="skip", max_broken=0.5) as ours:
             _, targets = epoch(ours)
             assert {index.path(int(i)) for i in targets.eq(-100).nonzero()} == {str(path) for path in added}
         with load(index, TRAIN, backend=backend) as ours, pytest.raises(BadImageError, match="broken data stream"):
@@ -237,11 +237,43 @@ def test_what_changes_later_counts_towards_the_share(new_folder: Callable[..., P
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_everything_lost_is_an_error(new_folder: Callable[..., Path], backend: str) -> None:
     index = SampleIndex.from_folder(new_folder(4), cache=False)
-    with load(index, TRAIN, backend=backend, batch_size=2, on_error="replace", max_broken=1.0) as ours:
-        for i in range(4):
-            os.unlink(index.path(i))
-        with pytest.raises(RuntimeError, match="all 4 images are broken"):
+    options: dict[str, Any] = {"backend": backend, "batch_size": 2, "max_broken": 1.0}
+    for i in range(4):
+        os.unlink(index.path(i))
+    for recipe, on_error in ((TRAIN, "replace"), (EVAL, "skip")):
+        with (
+            load(index, recipe, on_error=on_error, **options) as ours,
+            pytest.raises(RuntimeError, match="all 4 images are broken"),
+        ):
             epoch(ours)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_data_that_are_gone_are_not_looked_through(
+    new_folder: Callable[..., Path], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that was unmounted: the search for the next healthy sample ends with the share that may be broken."""
+    index = SampleIndex.from_folder(new_folder(40), cache=False)
+    for i in range(40):
+        os.unlink(index.path(i))
+    read: list[int] = []
+    real = image.read_sample
+
+    def reading(index: SampleIndex, sample: int) -> bytes:
+        read.append(sample)
+        return real(index, sample)
+
+    monkeypatch.setattr(image, "read_sample", reading)
+    message = r"5 of 40 images in a row .* max_broken=10\.0% allows\. The last: .*JPEG"
+    options: dict[str, Any] = {"backend": backend, "batch_size": 2, "max_broken": 0.1}
+    for recipe, on_error in ((TRAIN, "replace"), (EVAL, "skip")):
+        read.clear()
+        with (
+            load(index, recipe, on_error=on_error, **options) as ours,
+            pytest.raises(BadImageError, match=message),
+        ):
+            epoch(ours)
+        assert len({*read}) == 5
 
 
 @needs_dali

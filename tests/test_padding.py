@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dali_imagenet import EvalRecipe, Plan, SampleIndex, TrainRecipe
-from tests.helpers import ENGINES, load
+from tests.helpers import ENGINES, load, write
 
 PICTURES = Path(__file__).parent / "data" / "pictures"
 EVAL = EvalRecipe(input_size=16)
@@ -104,6 +104,49 @@ def test_a_sample_that_is_lost_is_padding(tmp_path: Path, padding: str, expected
         assert list(loader.failures) == [index.path(1)]
         if padding == "repeat":
             assert torch.equal(images[1], images[2])
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known to the index", "lost when it is read"])
+@pytest.mark.parametrize("padding", ["ignore", "short", "repeat"])
+@pytest.mark.parametrize(("backend", "workers"), ENGINES)
+def test_no_batch_is_without_an_image(
+    tmp_path: Path, backend: str, workers: int, padding: str, known: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Samples 0 to 3 of 9 are lost, and with them a batch of rank 0 and half of one of rank 1."""
+    for picture in PICTURES.rglob("*.*"):
+        if picture.is_file():
+            write(tmp_path / picture.relative_to(PICTURES), picture.read_bytes())
+    every = SampleIndex.from_folder(tmp_path, cache=False)
+    for i in range(4):
+        Path(every.path(i)).write_bytes(b"gone")
+    index = SampleIndex.from_folder(tmp_path, cache=False) if known else every
+    options: dict[str, Any] = {"backend": backend, "num_workers": workers, "on_error": "skip", "max_broken": 0.5}
+    with load(PICTURES, EVAL, backend=backend, num_workers=workers) as loader:
+        expected = torch.cat([images.clone() for images, _ in loader])
+    label, lost = every.labels.tolist(), padding == "ignore"
+    for rank, first in ((0, [4] + lost * [-1] * 2), (1, (lost * [-1] + [4, 5]))):
+        if padding == "repeat":
+            first = [[4, 4, 4], [4, 4, 5]][rank]
+        caplog.clear()
+        with load(index, EVAL, batch_size=3, rank=rank, world_size=2, padding=padding, **options) as loader:
+            batches = [(images.clone(), targets) for images, targets in loader]
+            assert len(batches) == len(loader) == 2
+            rows = loader.explain(0, 0)
+        for images, targets in batches:
+            assert torch.isfinite(torch.nn.functional.cross_entropy(torch.zeros(len(targets), 3), targets))
+            assert len(images) == len(targets)
+        assert [row["index"] for row in rows if row["index"] >= 0 or lost] == first
+        assert batches[0][1].tolist() == [-100 if i < 0 else label[i] for i in first]
+        for image, i in zip(batches[0][0], first, strict=True):
+            assert torch.equal(image, expected[i] if i >= 0 else torch.zeros_like(image))
+        warned = [message for message in caplog.messages if "stands in" in message]
+        if rank == 1 or padding == "repeat":
+            assert not warned
+        else:
+            assert warned == [
+                f"step 0: none of the 3 images of rank 0 can be read (on_error='skip'): {every.path(4)} stands in, so "
+                "that the mean loss is a number, and counts twice in this evaluation"
+            ]
 
 
 MIXING = {

@@ -147,7 +147,9 @@ def images(root: Path, backend: str) -> None:
     for state in ("as indexed", "changed"):
         if state == "changed":
             shutil.copytree(root / "later", root / "data", dirs_exist_ok=True)
-        with create_loader(index, EvalRecipe(**plain), on_error="skip", **options) as loader:
+        # in one batch: of a batch that is lost as a whole another image would stand in for the first row
+        whole = options | {"batch_size": len(index)}
+        with create_loader(index, EvalRecipe(**plain), on_error="skip", **whole) as loader:
             pixels, targets = (torch.cat(parts)[: len(index)] for parts in zip(*loader, strict=True))
             lost = targets == -100
             if len(targets) != len(index) or (targets != labels)[~lost].any():

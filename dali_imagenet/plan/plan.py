@@ -19,7 +19,7 @@ from dali_imagenet.plan.batch_plan import F64, I64, PADDING, U64, BatchPlan, Mix
 from dali_imagenet.plan.geometry import TRIES, cutmix_box, eval_geometry, random_erasing, random_resized_crop
 from dali_imagenet.plan.program import color_factors, color_matrix, ops_of, policy_of
 from dali_imagenet.recipe import EvalRecipe, Recipe, Size, TrainRecipe
-from dali_imagenet.validation import boolean, choice, whole, wrong
+from dali_imagenet.validation import boolean, choice, probability, whole, wrong
 
 OnError = Literal["raise", "replace", "skip"]
 Padding = Literal["ignore", "repeat", "short"]
@@ -40,8 +40,10 @@ class Plan:
         padding: what evenly fills up the ranks in evaluation: "ignore" and "short" padding rows, "repeat" the first
             samples again, as DistributedSampler does, which counts them twice.
         on_error: what becomes of a sample that the index knows to be broken: "replace" reads the next healthy sample
-            (same class, mostly) in its place; "skip" (evaluation only) makes a padding row of it. With "raise" the plan
+            (same class, mostly) in its place; "skip" (evaluation only) makes a padding row of it, unless no row of the
+            batch were left: its first row then is the next healthy sample, which counts twice. With "raise" the plan
             draws as if it were healthy; the loader refuses such an index before it gets here.
+        max_broken: share of the samples, beyond which `execute_rows` looks for no other in the place of a broken one.
 
     Raises:
         ValueError: for arguments out of range, and for fewer images than a batch or than ranks.
@@ -59,6 +61,7 @@ class Plan:
         drop_last: bool | None = None,
         on_error: OnError = "raise",
         padding: Padding = "ignore",
+        max_broken: float = 1.0,
     ) -> None:
         self.train = isinstance(recipe, TrainRecipe)
         batch_size = whole("batch_size", batch_size, 1)
@@ -77,6 +80,7 @@ class Plan:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.drop_last = self.train if drop_last is None else drop_last
         self.on_error, self.padding = on_error, padding
+        self.max_broken = probability("max_broken", max_broken)
         self.global_batch = batch_size * world_size
         full, rest = divmod(len(index), self.global_batch)
         self.steps = full if self.drop_last or rest == 0 else full + 1
@@ -226,7 +230,12 @@ class Plan:
 
         Returns:
             The batch as it was made, and {sample: path and reason} of what could not be read.
+
+        Raises:
+            BadImageError: `on_error` is "raise"; or, for one batch, more than its size and than `max_broken` failed.
+            RuntimeError: all samples are broken.
         """
+        most = max(len(batch), self.max_broken * len(self.index))
         failures: dict[int, str] = {}
         order = list(range(len(batch)) if rows is None else rows)
         done = 0
@@ -240,6 +249,11 @@ class Plan:
                 if self.on_error == "raise":
                     raise
                 failures[int(batch.source_index[row])] = str(error)
+                if len(failures) > most:  # the data are gone; to look through all of them would take days
+                    raise BadImageError(
+                        f"{len(failures)} of {len(self.index)} images in a row cannot be read, more than "
+                        f"max_broken={self.max_broken:.1%} allows. The last: {error}"
+                    ) from error
                 before, batch = batch.source_index, self.batch(batch.epoch, batch.step, failures)
                 if (batch.source_index != before)[order[:done]].any():  # the same sample could be read for another row
                     done = 0
@@ -256,6 +270,8 @@ class Plan:
         for row in np.flatnonzero(broken):
             skip = self.on_error == "skip" and self.padding != "repeat"
             result[row] = -1 if skip else self._next_healthy(int(sampled[row]), failed)
+        if (result < 0).all():  # without any row the mean loss of the batch is no number
+            result[broken.argmax()] = self._next_healthy(int(sampled[broken.argmax()]), failed)
         return result
 
     def _next_healthy(self, sample: int, failed: Collection[int]) -> int:
