@@ -11,10 +11,13 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+_SHOWN = 200  # characters of a wrong argument, which may be a list of a million files
+
 
 def wrong(name: str, given: object, allowed: str) -> ValueError:
-    """The error of an argument that is not what it must be."""
-    return ValueError(f"{name}={given!r}: must be {allowed}")
+    """The error of an argument that is not what it must be; of a long one the beginning is shown."""
+    text = repr(given)
+    return ValueError(f"{name}={text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}: must be {allowed}")
 
 
 def whole(name: str, value: Any, low: int, high: int | float = math.inf) -> int:

@@ -558,6 +558,12 @@ def test_from_arrays() -> None:
         SampleIndex.from_arrays([0, 0], 0, 1)
     with pytest.raises(ValueError, match="1 paths for 2 labels"):
         SampleIndex.from_arrays([0, 0], 1, 1, paths=["a"])
+    wrong: dict[str, Any] = {"height": None, "width": [1.5, 2], "labels": [[0, 1]]}
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=rf"{name}=.*: must be 2 integers, or one for all images"):
+            SampleIndex.from_arrays(**dict[str, Any](labels=[0, 1], height=1, width=1) | {name: value})
+    with pytest.raises(ValueError, match=r"height=\[1, 2\]: must be 3 integers"):
+        SampleIndex.from_arrays([0, 0, 0], [1, 2], 1)
     with pytest.raises(ValueError, match="read-only"):
         index.labels[0] = 1
 

@@ -482,6 +482,18 @@ def test_errors_say_what_to_do(folder: Path, tmp_path: Path) -> None:
         load(index, STRONG.replace(num_classes=3))
     with pytest.raises(TypeError, match="TrainRecipe"):
         load(index, "classic")
+    for data in (None, [("a/0.jpg", 0)] * 100_000, torch.utils.data.TensorDataset()):
+        with pytest.raises(
+            ValueError, match=r"(?s)^data=.*: must be the path of a folder .*, or a SampleIndex$"
+        ) as caught:
+            load(data, CLASSIC)
+        assert len(str(caught.value)) < 350
+    with load(index, CLASSIC) as loader:
+        for epoch in (-1, 2**32, True, "1"):
+            with pytest.raises(ValueError, match=f"epoch={epoch!r}: must be a whole number in"):
+                loader.explain(0, epoch)  # type: ignore[arg-type]  # wrong on purpose
+        with pytest.raises(IndexError, match=r"step 99: the epoch has steps 0\.\."):
+            loader.explain(99)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")

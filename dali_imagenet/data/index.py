@@ -500,9 +500,14 @@ class SampleIndex:
         Raises:
             ValueError: lengths that differ, a label or size out of range.
         """
-        labels, height, width = (np.array(a) for a in np.broadcast_arrays(labels, height, width))
-        if labels.ndim != 1 or any(a.size and a.dtype.kind not in "iu" for a in (labels, height, width)):
-            raise ValueError("labels, height and width must be integers of one dimension")
+        given = {"labels": labels, "height": height, "width": width}
+        most = max((np.size(values) for values in given.values() if np.ndim(values)), default=1)
+        for name, values in given.items():
+            array = np.asarray(values)
+            fits = array.ndim == 0 or (array.ndim == 1 and array.size in (1, most))
+            if not fits or (array.size and array.dtype.kind not in "iu"):
+                raise wrong(name, values, f"{most} integers, or one for all images; from_folder reads sizes from files")
+        labels, height, width = (np.array(a, ndmin=1) for a in np.broadcast_arrays(labels, height, width))
         n = len(labels)
         top = int(labels.max(initial=-1))
         names = tuple(map(str, range(top + 1))) if classes is None else tuple(classes)

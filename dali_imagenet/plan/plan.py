@@ -159,7 +159,12 @@ class Plan:
 
         Args:
             failed: samples that turned out to be unreadable; treated like those the index knows to be broken.
+
+        Raises:
+            IndexError: for a step that the epoch does not have.
+            ValueError: for an epoch out of range.
         """
+        epoch = whole("epoch", epoch, 0, EPOCHS - 1)
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step}: the epoch has steps 0..{self.steps - 1}")
         position = self.positions(step)
