@@ -452,12 +452,12 @@ def test_the_command_line_chooses(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("index ROOT/nowhere", "data folder '.*nowhere' does not exist; give the folder"),
+        ("index ROOT/nowhere", "data '.*nowhere' does not exist; give the folder"),
         ("index ROOT/train/a/0.JPEG", "'.*0.JPEG' is not a folder; give the folder"),
         ("index ROOT", "say --split 'train' or --split 'val', or give '.*/train'"),
         ("index ROOT --split a/b", "--split 'a/b': must be 'train', 'val', the name of a subfolder"),
         ("index ROOT --split train --classes ROOT/no.txt", "--classes '.*no.txt' cannot be read: No such file"),
-        ("index VOID", r"folder '': must be the path of a folder"),
+        ("index VOID", r"data '': must be a folder"),
         ("preview ROOT --count 100", r"--count 100: must be a whole number in \[1, 4\]"),
         ("preview ROOT --count 0", r"--count 0: must be a whole number in \[1, 4\]"),
         ("preview ROOT --output p", r"--output 'p': must be a name that ends in \.png, \.jpg or another"),

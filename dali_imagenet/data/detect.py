@@ -100,10 +100,14 @@ def _of_place(data: str | os.PathLike[str]) -> str:
         return _of_folder(path)
     first = path if os.path.lexists(path) else expand_braces(path)[0]
     if not os.path.exists(first):
-        raise FileNotFoundError(f"data folder {first!r} does not exist; give {_WHAT}")
+        raise FileNotFoundError(
+            f"data {first!r} does not exist; give the folder that holds one folder a class, or {_WHAT}"
+        )
     kind = _of_name(first)
     if kind == "from_tar":
         return _of_tars([first], first == path)
+    if is_image(first):
+        raise NotADirectoryError(f"{first!r} is not a folder; give the folder that holds one folder a class")
     if kind is None:
         raise ValueError(f"{first!r} is a file of no kind that is known by its name; give {_WHAT}")
     return kind
