@@ -17,6 +17,7 @@ COMMANDS = (
     "compare.report",
     "compare.compare",
     "compare.generate",
+    "compare.sources",
     "ops",
     "gpu.gpu",
     "checks.audit",
