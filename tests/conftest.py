@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import random
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from dali_imagenet import SampleIndex
 from tests.helpers import make_folder
 
 
@@ -44,6 +47,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def new_folder(tmp_path: Path) -> Callable[..., Path]:
     """Makes folders that a test may damage."""
     return lambda count=12, **options: make_folder(tmp_path / "data", count, **options)
+
+
+@pytest.fixture
+def fuzz() -> Callable[[Path, Sequence[int], Callable[[], SampleIndex]], None]:
+    """Opens a container again and again, each time with other damage in some of the bytes that say where things are.
+
+    It may be refused with a ValueError, or have broken images; healthy ones can be read and lie within the file.
+    """
+
+    def run(file: Path, spots: Sequence[int], open_it: Callable[[], SampleIndex], rounds: int = 150) -> None:
+        whole, draw = file.read_bytes(), random.Random(0)
+        outcomes: set[type] = set()
+        for _ in range(rounds):
+            data = bytearray(whole)
+            for spot in draw.sample(list(spots), draw.choice((1, 1, 2, 8))):
+                data[spot] = draw.choice((0, 1, 0x7F, 0x80, 0xFF, data[spot] ^ 1 << draw.randrange(8)))
+            file.write_bytes(data[: len(data) - draw.choice((0, 0, 0, 1, draw.randrange(len(data))))])
+            tracemalloc.start()
+            try:
+                index = open_it()
+            except (ValueError, FileNotFoundError) as error:
+                outcomes.add(type(error))
+            else:
+                outcomes.add(SampleIndex)
+                for i in range(len(index)):
+                    assert index.broken[i] or len(index.source.read(i)) == index.file_size[i]
+            assert tracemalloc.get_traced_memory()[1] < 50e6
+            tracemalloc.stop()
+        assert {ValueError, SampleIndex} <= outcomes
+
+    return run
 
 
 @pytest.fixture(scope="session")

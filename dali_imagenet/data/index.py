@@ -34,6 +34,7 @@ from dali_imagenet.data.scan import Kind, LocalStorage, Scanned, ScanOptions, sc
 from dali_imagenet.data.shared import Made, key_of, shared
 from dali_imagenet.data.source import Source
 from dali_imagenet.data.tar import Tar
+from dali_imagenet.data.zip import Zip
 from dali_imagenet.escape import escaped, listed
 from dali_imagenet.formats import MAX_BYTES, MAX_PIXELS
 from dali_imagenet.validation import whole, wrong
@@ -354,10 +355,7 @@ class SampleIndex:
         what = _called(places)
 
         def label(scans: Sequence[Scanned]) -> labelling.Labelled:
-            prefixes = None
-            if table is None and not all(scan.about["nested"] for scan in scans):
-                flat = any("/" not in scan.rows.names[i] for scan in scans for i in range(len(scan.rows)))
-                prefixes = [f"{_stem(scan.container.name)}/" for scan in scans] if flat and len(scans) > 1 else None
+            prefixes = labelling.archive_prefixes(scans) if table is None else None
             return labelling.by_folder(
                 scans, what, classes=order, split=split, default_split=default_split, prefixes=prefixes, labels=table
             )
@@ -406,6 +404,55 @@ class SampleIndex:
 
         kind = Tar(label_key, image_key)
         return cls._from_containers(["webdataset", _said(order)], what, places, kind, label, options)
+
+    @classmethod
+    def from_zip(
+        cls,
+        data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        split: str | None = None,
+        classes: Classes = "sorted",
+        labels: Labels = None,
+        default_split: str | None = None,
+        **options: Unpack[IndexOptions],
+    ) -> SampleIndex:
+        """Index zip archives as if they had been unpacked: the samples, order and fingerprint of that folder.
+
+        Members have to be stored (`zip -0`), as Swin's and ImageNet-22k's are. Where images lie in no folder and there
+        are several archives, the name of the archive is their class. Only the directory and headers are read.
+
+        Args:
+            data: an archive, a folder of them, names with numbers in braces (`{000..127}.zip`), or a list.
+            split: as `from_tar` takes it.
+            classes: as `from_folder` takes it; with a map, names in label order.
+            labels: as `from_tar` takes it, or the map that Swin keeps beside its archives (`train_map.txt`: a name, a
+                tab and a number a line), which must name every image. Without `classes`, a map's numbers are called by
+                the folders of their images where these are one to one, else "0", "1", ...
+            default_split: as `from_tar` takes it.
+            options: `IndexOptions`.
+
+        Raises:
+            FileNotFoundError: no such archive, or no image in it.
+            ValueError: no zip archives, ones that were cut short, compressed or encrypted members, or images without a
+                class.
+        """
+        places = expand(data, (".zip",))
+        order = labelling.classes_of(classes)
+        numbers = labelling.read_map(labels)
+        if numbers is None:
+            table = read_labels(labels)
+        else:
+            order, table = labelling.of_map(numbers, order)
+        what = _called(places)
+
+        def label(scans: Sequence[Scanned]) -> labelling.Labelled:
+            prefixes = labelling.archive_prefixes(scans) if table is None else None
+            return labelling.by_folder(
+                scans, what, classes=order, split=split, default_split=default_split, prefixes=prefixes, labels=table
+            )
+
+        key = [_said(order), split, default_split, table and sorted(table.items())]
+        return cls._from_containers(key, what, places, Zip(), label, options)
 
     @classmethod
     def _from_containers(
@@ -647,10 +694,6 @@ def _called(places: Sequence[str]) -> str:
     folder = os.path.dirname(places[0])
     same = all(os.path.dirname(place) == folder for place in places)
     return f"{folder}/ ({len(places)} files)" if same else f"{places[0]} and {len(places) - 1} more"
-
-
-def _stem(place: str) -> str:
-    return place.replace("\\", "/").rpartition("/")[2].partition(".")[0]
 
 
 def _numbered_paths(n: int) -> bytes:

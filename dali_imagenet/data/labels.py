@@ -48,6 +48,14 @@ def joined(scans: Sequence[Scanned]) -> Rows:
     return Rows(np.concatenate(arrays), Names(b"".join(bytes(s.rows.names.blob) for s in scans)), reasons)
 
 
+def archive_prefixes(scans: Sequence[Scanned]) -> list[str] | None:
+    """What to put before the names in each of several archives with images in no folder: an archive is a class then."""
+    flat = any("/" not in scan.rows.names[i] for scan in scans for i in range(len(scan.rows)))
+    if len(scans) < 2 or not flat:
+        return None
+    return [os.path.basename(scan.container.name).partition(".")[0] + "/" for scan in scans]
+
+
 def ordered(rows: Rows, order: Sequence[int], names: Sequence[str], labels: Sequence[int]) -> Rows:
     """Some of the rows in an order, under other names and with labels, one for each."""
     at = np.asarray(order, np.intp)
@@ -75,7 +83,7 @@ def by_folder(
         split: which top folder to read, as there.
         default_split: which one where `split` is None and the folders are train/ and val/.
         prefixes: of each container, what to put before its names.
-        labels: {name of a file without its extension: class}, in place of folders.
+        labels: {name of a file without its extension, or name as the container has it: class}, in place of folders.
 
     Raises:
         ValueError: images without a folder, or folders that are probably no classes.
@@ -168,14 +176,53 @@ def _below(
 def _by_file(names: Sequence[str], labels: Mapping[str, str], what: str) -> tuple[list[int], list[str]]:
     """Every image under the folder of the class that a table gives it."""
     bases = [name.rpartition("/")[2] for name in names]
-    stems = [base.rpartition(".")[0] for base in bases]
-    missing = [base for base, stem in zip(bases, stems, strict=True) if stem not in labels]
+    keys = [name if name in labels else base.rpartition(".")[0] for name, base in zip(names, bases, strict=True)]
+    missing = [base for base, key in zip(bases, keys, strict=True) if key not in labels]
     if missing:
         raise ValueError(
             f"labels= says nothing of {len(missing)} of the {len(names)} images of {escaped(what)} "
             f"({listed(missing, 3)}); it must name every file"
         )
-    return list(range(len(names))), [f"{labels[stem]}/{base}" for base, stem in zip(bases, stems, strict=True)]
+    return list(range(len(names))), [f"{labels[key]}/{base}" for base, key in zip(bases, keys, strict=True)]
+
+
+def read_map(given: Any) -> dict[str, int] | None:
+    """{name: label} of a file of lines `n01440764/n01440764_10026.JPEG<TAB>0`, as Swin's `train_map.txt`.
+
+    None for what is no such file.
+
+    Raises:
+        ValueError: lines of other kinds after such a line.
+    """
+    if not isinstance(given, str | os.PathLike) or not os.fspath(given).lower().endswith(".txt"):
+        return None
+    found: dict[str, int] = {}
+    with open(os.path.expanduser(given), encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            name, tab, label = line.rstrip("\r\n").rpartition("\t")
+            if not tab or not re.fullmatch(r"\d{1,9}", label):
+                if not found and line.strip():
+                    return None
+                if line.strip():
+                    raise ValueError(
+                        f"labels={os.fspath(given)!r}: line {number} is {line.strip()!r}: must be name, tab, number"
+                    )
+                continue
+            found[name.removeprefix("./")] = int(label)
+    return found
+
+
+def of_map(table: Mapping[str, int], classes: Any) -> tuple[list[str], dict[str, str]]:
+    """The classes' names in label order, and {name: class}, of what `read_map` gives.
+
+    Without names, labels are called by the folders of their images where these are one to one, else "0", "1", ...
+
+    Raises:
+        ValueError: labels for which `classes` has no name.
+    """
+    names, labels = [*table], [*table.values()]
+    order, _ = _numbered(names, labels, None, classes, "labels=")
+    return order, {name: order[label] for name, label in table.items()}
 
 
 def by_content(scans: Sequence[Scanned], what: str, *, classes: Any = "sorted") -> Labelled:

@@ -1,0 +1,56 @@
+"""Containers of every kind, written in the order of a folder: the batches are those of the folder, bit for bit."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dali_imagenet import SampleIndex, TrainRecipe, create_loader
+from tests.helpers import HERE, Batches, copied, same
+
+ENGINES = [(backend, workers) for backend in HERE for workers in (0, 2)]
+OPTIONS: dict[str, Any] = {"progress": False, "cache": False}
+
+
+def batches(index: SampleIndex, backend: Any, workers: int) -> Batches:
+    recipe = TrainRecipe.strong(input_size=40)
+    with create_loader(
+        index, recipe, batch_size=8, seed=5, device="cpu", backend=backend, num_workers=workers
+    ) as loader:
+        return copied(loader)
+
+
+@pytest.fixture(scope="module")
+def of_folder(folder: Path) -> dict[tuple[str, int], Batches]:
+    index = SampleIndex.from_folder(folder, **OPTIONS)
+    return {engine: batches(index, *engine) for engine in ENGINES}
+
+
+def as_zip(folder: Path, out: Path) -> SampleIndex:
+    with zipfile.ZipFile(out / "train.zip", "w") as archive:
+        for path in sorted(folder.rglob("*.JPEG")):
+            archive.write(path, path.relative_to(folder))
+    return SampleIndex.from_zip(out / "train.zip", **OPTIONS)
+
+
+KINDS = [as_zip]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_those_of_the_folder(
+    kind: Callable[[Path, Path], SampleIndex],
+    folder: Path,
+    tmp_path: Path,
+    of_folder: dict[tuple[str, int], Batches],
+    one_thread: None,
+) -> None:
+    index = kind(folder, tmp_path)
+    for engine, expected in of_folder.items():
+        assert same(batches(index, *engine), expected), engine
+    assert len(expected) == 3
+    assert torch.cat([targets.argmax(1) for _, targets in expected]).unique().numel() == 4
