@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dali_imagenet import Loader, create_loader
 from dali_imagenet.dali.stage import dali_available
+from dali_imagenet.data.tfrecord import masked_crc
 from dali_imagenet.ops import Op
 from dali_imagenet.transforms.pixel_ops import Workspace, apply_ops_image
 
@@ -252,3 +253,35 @@ def per_image(images: Tensor, op: NDArray[Any], arg: NDArray[Any], aux: NDArray[
     """A program of each image, executed one by one."""
     rows = zip(images, op, arg, aux, strict=True)
     return torch.stack([apply_ops_image(i, o, a, x, FILL, SCRATCH).clone() for i, o, a, x in rows])
+
+
+# ---- containers
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    value %= 1 << 64
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _nested(number: int, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return _varint(number << 3 | 2) + _varint(len(body)) + body
+
+
+def tf_example(**features: bytes | int) -> bytes:
+    """A tf.train.Example; "__" in a name is a slash. Integers are packed, as protobuf 3 writes them."""
+    entries = []
+    for name, value in features.items():
+        data = _nested(1, _nested(1, value)) if isinstance(value, bytes) else _nested(3, _nested(1, _varint(value)))
+        entries.append(_nested(1, _nested(1, name.replace("__", "/").encode()), _nested(2, data)))
+    return _nested(1, *entries)
+
+
+def tf_record(data: bytes) -> bytes:
+    """A record of a TFRecord file."""
+    length = len(data).to_bytes(8, "little")
+    return length + masked_crc(length).to_bytes(4, "little") + data + masked_crc(b"").to_bytes(4, "little")

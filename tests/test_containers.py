@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dali_imagenet import SampleIndex, TrainRecipe, create_loader
-from tests.helpers import HERE, Batches, copied, same
+from tests.helpers import HERE, Batches, copied, same, tf_example, tf_record
 
 ENGINES = [(backend, workers) for backend in HERE for workers in (0, 2)]
 OPTIONS: dict[str, Any] = {"progress": False, "cache": False}
@@ -38,7 +38,18 @@ def as_zip(folder: Path, out: Path) -> SampleIndex:
     return SampleIndex.from_zip(out / "train.zip", **OPTIONS)
 
 
-KINDS = [as_zip]
+def as_tfrecord(folder: Path, out: Path) -> SampleIndex:
+    paths = sorted(folder.rglob("*.JPEG"))
+    for k in range(2):
+        records = [
+            tf_example(file_name=path.name.encode(), image=path.read_bytes(), label=int(path.parent.name[6:]))
+            for path in paths[12 * k : 12 * k + 12]
+        ]
+        (out / f"imagenet2012-train.tfrecord-{k:05d}-of-00002").write_bytes(b"".join(map(tf_record, records)))
+    return SampleIndex.from_tfrecord(out, **OPTIONS)
+
+
+KINDS = [as_zip, as_tfrecord]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,6 +61,7 @@ def test_batches_are_those_of_the_folder(
     one_thread: None,
 ) -> None:
     index = kind(folder, tmp_path)
+    assert SampleIndex.open(tmp_path, **OPTIONS).fingerprint == index.fingerprint
     for engine, expected in of_folder.items():
         assert same(batches(index, *engine), expected), engine
     assert len(expected) == 3

@@ -13,6 +13,7 @@ from dali_imagenet.data.layout import folder_path, is_dir, is_junk, is_split
 from dali_imagenet.data.places import expand_braces, is_url
 from dali_imagenet.data.scan import ahead
 from dali_imagenet.data.tar import is_image, tar_members
+from dali_imagenet.data.tfrecord import SHARD
 from dali_imagenet.escape import either, escaped
 from dali_imagenet.formats import IMG_EXTENSIONS
 from dali_imagenet.validation import wrong
@@ -20,15 +21,11 @@ from dali_imagenet.validation import wrong
 _SUFFIXES = {
     ".tar": "from_tar",
     ".zip": "from_zip",
-    ".tfrecord": "from_tfrecord",
-    ".tfrecords": "from_tfrecord",
     ".parquet": "from_parquet",
     ".arrow": "from_huggingface",
     ".csv": "from_manifest",
     ".jsonl": "from_manifest",
 }
-# As TFDS and the older scripts name records: imagenet2012-train.tfrecord-00000-of-01024, train-00000-of-01024.
-_RECORD = re.compile(r"(.*\.tfrecord)?.*-\d{5}-of-\d{5}")
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MEMBERS = 64  # of a tar that are looked at
 _WHAT = (
@@ -133,7 +130,7 @@ def _of_name(name: str) -> str | None:
             f"{escaped(name)} is compressed: no image in it can be read alone; unpack it once (gunzip and the like: "
             "a .tar is read as it is)"
         )
-    return _SUFFIXES.get(os.path.splitext(base)[1]) or ("from_tfrecord" if _RECORD.fullmatch(base) else None)
+    return _SUFFIXES.get(os.path.splitext(base)[1]) or ("from_tfrecord" if SHARD.search(base) else None)
 
 
 def _of_folder(path: str) -> str:

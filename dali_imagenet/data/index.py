@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dali_imagenet.data import labels as labelling
+from dali_imagenet.data import tfrecord
 from dali_imagenet.data.detect import constructor_of
 from dali_imagenet.data.folder import FileSource, list_tree
 from dali_imagenet.data.headers import Limits, read_headers
@@ -28,7 +29,7 @@ from dali_imagenet.data.imagenet import read_labels
 from dali_imagenet.data.index_cache import Array, cache_file, load_cache, merge_cached, save_cache
 from dali_imagenet.data.layout import find_classes, folder_path, is_split, resolve_split
 from dali_imagenet.data.names import Names
-from dali_imagenet.data.places import expand
+from dali_imagenet.data.places import expand, expand_split
 from dali_imagenet.data.rows import MAX_SIZE, NO_FILE, Rows, new_rows
 from dali_imagenet.data.scan import Kind, LocalStorage, Scanned, ScanOptions, scan_containers
 from dali_imagenet.data.shared import Made, key_of, shared
@@ -37,7 +38,7 @@ from dali_imagenet.data.tar import Tar
 from dali_imagenet.data.zip import Zip
 from dali_imagenet.escape import escaped, listed
 from dali_imagenet.formats import MAX_BYTES, MAX_PIXELS
-from dali_imagenet.validation import whole, wrong
+from dali_imagenet.validation import sequence, whole, wrong
 
 logger = logging.getLogger("dali_imagenet")
 
@@ -453,6 +454,56 @@ class SampleIndex:
 
         key = [_said(order), split, default_split, table and sorted(table.items())]
         return cls._from_containers(key, what, places, Zip(), label, options)
+
+    @classmethod
+    def from_tfrecord(
+        cls,
+        data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        split: str | None = None,
+        classes: Classes = "sorted",
+        image_key: str | None = None,
+        label_key: str | None = None,
+        first_label: int | None = None,
+        default_split: str | None = None,
+        **options: Unpack[IndexOptions],
+    ) -> SampleIndex:
+        """Index TFRecords of tf.train.Example in their order, as TFDS and the older scripts for ImageNet write them.
+
+        TensorFlow is not needed. Any image is read by itself: an epoch is a true permutation.
+
+        Args:
+            data: shards: a folder of them, names with numbers in braces
+                (`imagenet2012-train.tfrecord-{00000..01023}-of-01024`), or a list.
+            split: which shards of a folder, by what their names say: "train", "val" ("validation", "valid", "eval", or
+                "test" where there is none of them), another part of the names, "." for all. None: where there is one.
+            classes: names in label order, where labels are numbers; else as `from_folder` takes it. Without names,
+                numbers are called by TFDS's `label.labels.txt` beside the shards, else "0", "1", ...
+            image_key: the feature of the encoded images; None: "image" (TFDS) or "image/encoded".
+            label_key: the feature of the labels; None: "label" (TFDS), "image/class/synset" or "image/class/label".
+            first_label: the lowest number of a class, 0 or 1. None: 0, but "image/class/label" counts from 1 where its
+                numbers are 1 to the number of classes; where neither a 0 nor this says so, it is refused.
+            default_split: which part is read where `split` says nothing and there is more than one.
+            options: `IndexOptions`.
+
+        Raises:
+            FileNotFoundError: no such shard, or no image in them.
+            ValueError: no TFRecords, compressed ones, records without an image or a label, or labels that may count
+                from 0 or from 1.
+        """
+        places = expand_split(data, tfrecord.SHARD, "TFRecords", split, default_split)
+        first_label = None if first_label is None else whole("first_label", first_label, 0, 1)
+        order = labelling.classes_of(classes)
+        what = _called(places)
+        beside = tfrecord.named_beside(places, label_key)
+
+        def label(scans: Sequence[Scanned]) -> labelling.Labelled:
+            scans = tfrecord.counted_from_zero(scans, what, len(sequence(order) or beside or ()), first_label)
+            return labelling.by_content(tfrecord.with_classes(scans, beside), what, classes=order, by_name=False)
+
+        key = [_said(order), first_label, beside]
+        kind = tfrecord.TFRecord(image_key, label_key)
+        return cls._from_containers(key, what, places, kind, label, options)
 
     @classmethod
     def _from_containers(

@@ -225,10 +225,15 @@ def of_map(table: Mapping[str, int], classes: Any) -> tuple[list[str], dict[str,
     return order, {name: order[label] for name, label in table.items()}
 
 
-def by_content(scans: Sequence[Scanned], what: str, *, classes: Any = "sorted") -> Labelled:
+def by_content(scans: Sequence[Scanned], what: str, *, classes: Any = "sorted", by_name: bool = True) -> Labelled:
     """Images in the order of the containers, with the labels that these hold besides, or else by folder or key.
 
     Labels that are numbers stay what they are.
+
+    Args:
+        what: the containers, for messages.
+        classes: as `SampleIndex.from_webdataset` takes it, an index replaced by its classes.
+        by_name: whether folder or key may say the class where the container holds no labels.
 
     Raises:
         ValueError: images without a label, or labels that `classes` does not name.
@@ -242,9 +247,10 @@ def by_content(scans: Sequence[Scanned], what: str, *, classes: Any = "sorted") 
         said += scan.about.get("labels") or [None] * len(scan.rows)
     reasons = dict(rows.reasons)
     labels: list[Any]
-    if any(label is not None for label in said):
+    if any(label is not None for label in said) or not by_name:
         labels = said
         lacking = [i for i, label in enumerate(said) if label is None]
+        lacking = [i for i in lacking if i not in reasons]  # broken already, and never handed out
         ends = {int(end) - 1 for end in np.cumsum([len(scan.rows) for scan in scans])}
         for i in list(lacking):
             if i in ends and scans[int(rows.array["container"][i])].about.get("cut"):
@@ -300,7 +306,7 @@ def _numbered(
     names: Sequence[str], labels: Sequence[int | None], known: Sequence[str] | None, classes: Any, what: str
 ) -> tuple[list[str], list[int]]:
     """The classes' names and numbers where labels are numbers already."""
-    top = max(label for label in labels if label is not None)
+    top = max((label for label in labels if label is not None), default=0)
     chosen = named(classes, known or [])
     if chosen is not None and known is not None:  # another order of the same names
         number = {name: i for i, name in enumerate(chosen)}

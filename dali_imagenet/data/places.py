@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from dali_imagenet.data.layout import folder_path, is_junk
-from dali_imagenet.escape import escaped
+from dali_imagenet.data.layout import folder_path, is_junk, split_of
+from dali_imagenet.escape import either, escaped, listed
 from dali_imagenet.validation import wrong
+
+logger = logging.getLogger("dali_imagenet")
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -80,3 +83,85 @@ def expand(data: Any, suffixes: tuple[str, ...]) -> list[str]:
         twice = next(place for place in found if found.count(place) > 1)
         raise ValueError(f"{escaped(twice)} is given more than once")
     return found
+
+
+def expand_split(
+    data: Any, pattern: re.Pattern[str], what: str, split: str | None, default_split: str | None
+) -> list[str]:
+    """As `expand`, of shards whose names, or folders, say which part of a data set they are.
+
+    Args:
+        data: as there; a folder is looked through with all that lies in it.
+        pattern: found in the names of shards, and in no others of such a folder.
+        what: they are called.
+        split: which part: "train", "val" or what stands between dashes, dots or slashes (`test-00000-of-00028`). ".":
+            all of them. None: all, where there is one part, or where the files were named one by one.
+        default_split: the same, where `split` says nothing and there are several parts.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: several parts, and no word of which.
+    """
+    if split is not None and (not isinstance(split, str) or not split):
+        raise wrong("split", split, "'train', 'val', another part of the files' names, '.' for all of them, or None")
+    folder = os.path.isdir(path) if (path := _local(data)) else False
+    if path and folder:
+        named = {os.path.join(path, name): name for name in _below(path, pattern)}
+        if not named:
+            raise FileNotFoundError(f"no {what} in {escaped(path)}")
+    else:
+        named = {place: place.replace("\\", "/").rpartition("/")[2] for place in expand(data, ())}
+    words = {place: re.split(r"[-./]", name) for place, name in named.items()}
+    parts = {place: next((word for word in of if split_of(word)), None) for place, of in words.items()}
+    kinds = {split_of(part) if part else None for part in parts.values()}
+    if split is None and folder and len(kinds - {None}) > 1:
+        split = default_split
+    if split is None or split == ".":
+        if split is None and folder and len(kinds - {None}) > 1:
+            say = either(f"split={kind!r}" for kind in sorted(filter(None, kinds)))
+            raise ValueError(f"{escaped(str(path))} holds several parts of a data set: say {say}")
+        return list(named) if split == "." else _of_one_folder(list(named), path if folder else None)
+    found = [place for place, of in words.items() if split in of] or [
+        place for place, part in parts.items() if part and split_of(part) == split
+    ]
+    if not found and split == "val" and "test" in kinds:
+        logger.warning("%s: no part called val, so evaluation reads test", escaped(str(path or data)))
+        found = [place for place, part in parts.items() if part and split_of(part) == "test"]
+    if not found and split in ("train", "val") and kinds == {None}:
+        found = list(named)
+    if not found:
+        there = sorted({part for part in parts.values() if part})
+        raise FileNotFoundError(
+            f"split={split!r}: {escaped(str(path or data))} holds no {what} of that name; it holds "
+            f"{listed(there) or 'no named parts'}"
+        )
+    return _of_one_folder(found, path if folder else None)
+
+
+def _of_one_folder(found: list[str], given: str | None) -> list[str]:
+    """Versions and configurations of one data set may lie side by side."""
+    folders = sorted({os.path.dirname(place) for place in found})
+    if given and len(folders) > 1:
+        raise ValueError(
+            f"{escaped(given)} holds shards in {len(folders)} folders ({listed(folders, 3)}), which may be versions of "
+            "the same images: give one of these folders, or split='.' for all of them"
+        )
+    return found
+
+
+def _local(data: Any) -> str | None:
+    """The path of one file or folder."""
+    if not isinstance(data, str | os.PathLike) or (isinstance(data, str) and is_url(data)):
+        return None
+    return folder_path("data", data)
+
+
+def _below(path: str, pattern: re.Pattern[str]) -> list[str]:
+    """The names of shards in a folder and its folders, '/'-separated, sorted."""
+    found = []
+    for folder, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not is_junk(name)]
+        inside = os.path.relpath(folder, path).replace(os.sep, "/")
+        prefix = "" if inside == "." else inside + "/"
+        found += [prefix + name for name in files if pattern.search(name) and not is_junk(name)]
+    return sorted(found)
