@@ -30,7 +30,7 @@ their defaults.
 """
 MADE_ELSEWHERE = {
     "Loader": "Made by `create_loader`.",
-    "SampleIndex": "Made by `SampleIndex.from_folder` or `SampleIndex.from_arrays`.",
+    "SampleIndex": "Made by one of its `from_...`.",
     "BatchPlan": "Made by `Plan.batch`.",
     "AugMixPlan": "Made by `AugmentPolicy.draw`.",
     "OpPlan": "Made by `AugmentPolicy.draw`.",

@@ -143,6 +143,15 @@ class ExtentSource:
         self.__dict__ |= state
         self._start()
 
+    @property
+    def place(self) -> object:
+        """See `algebra.ByRows`."""
+        return self._containers
+
+    def with_rows(self, rows: Rows) -> ExtentSource:
+        """See `algebra.ByRows`."""
+        return ExtentSource(self._containers, rows)
+
     def __len__(self) -> int:
         return len(self._rows)
 

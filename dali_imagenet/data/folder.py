@@ -40,6 +40,15 @@ class FileSource:
     def __init__(self, root: str, rows: Rows) -> None:
         self._root, self._rows = root, rows
 
+    @property
+    def place(self) -> object:
+        """See `algebra.ByRows`."""
+        return self._root
+
+    def with_rows(self, rows: Rows) -> FileSource:
+        """See `algebra.ByRows`."""
+        return FileSource(self._root, rows)
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias, TypedDict, Unpack, overload
@@ -20,14 +20,14 @@ from typing import Any, Literal, Protocol, TypeAlias, TypedDict, Unpack, overloa
 import numpy as np
 import numpy.typing as npt
 
+from dali_imagenet.data import algebra, tfrecord
 from dali_imagenet.data import labels as labelling
-from dali_imagenet.data import tfrecord
 from dali_imagenet.data.detect import constructor_of
 from dali_imagenet.data.folder import FileSource, list_tree
 from dali_imagenet.data.headers import Limits, read_headers
 from dali_imagenet.data.imagenet import read_labels
 from dali_imagenet.data.index_cache import Array, cache_file, load_cache, merge_cached, save_cache
-from dali_imagenet.data.layout import find_classes, folder_path, is_split, resolve_split
+from dali_imagenet.data.layout import find_classes, folder_path, in_order, is_split, named, resolve_split
 from dali_imagenet.data.names import Names
 from dali_imagenet.data.places import expand, expand_split
 from dali_imagenet.data.rows import MAX_SIZE, NO_FILE, Rows, new_rows
@@ -38,7 +38,7 @@ from dali_imagenet.data.tar import Tar
 from dali_imagenet.data.zip import Zip
 from dali_imagenet.escape import escaped, listed
 from dali_imagenet.formats import MAX_BYTES, MAX_PIXELS
-from dali_imagenet.validation import sequence, whole, wrong
+from dali_imagenet.validation import real, sequence, whole, wrong
 
 logger = logging.getLogger("dali_imagenet")
 
@@ -130,6 +130,30 @@ class Samples(Sequence[tuple[str, int]]):
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         return self._index.path(i), int(self._index.labels[i])
+
+
+class Folds(Sequence[tuple["SampleIndex", "SampleIndex"]]):
+    """(training, evaluation) for each of k folds, made when asked for: see `SampleIndex.folds`."""
+
+    __slots__ = ("_fold", "_index", "_k")
+
+    def __init__(self, index: SampleIndex, fold: npt.NDArray[np.int32], k: int) -> None:
+        self._index, self._fold, self._k = index, fold, k
+
+    def __len__(self) -> int:
+        return self._k
+
+    @overload
+    def __getitem__(self, i: int) -> tuple[SampleIndex, SampleIndex]: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[tuple[SampleIndex, SampleIndex]]: ...
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(self._k))]
+        if not -self._k <= i < self._k:
+            raise IndexError(f"fold {i} of {self._k}")
+        inside = self._fold == i % self._k
+        return self._index.subset(~inside), self._index.subset(inside)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -667,6 +691,180 @@ class SampleIndex:
             raise IndexError(f"image {i} of an index of {n}")
         return int(i) % n
 
+    @overload
+    def __getitem__(self, i: int) -> tuple[str, int]: ...
+    @overload
+    def __getitem__(self, i: slice) -> SampleIndex: ...
+    def __getitem__(self, i: int | slice) -> tuple[str, int] | SampleIndex:
+        """(path, label) of image i, as `samples[i]`; of a slice the index of these images, as `subset`."""
+        if isinstance(i, slice):
+            return self.subset(np.arange(len(self))[i])
+        if not hasattr(i, "__index__") or isinstance(i, bool):
+            raise TypeError(f"index[{i!r}]: must be a whole number or a slice; give several to subset()")
+        return self.samples[i]
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        """(path, label) of each image."""
+        return iter(self.samples)
+
+    def subset(self, rows: npt.ArrayLike) -> SampleIndex:
+        """Some of the images, in the order given. Classes keep their numbers, those without images too.
+
+        The fingerprint is that of an index that was made of the same images in this order.
+
+        Args:
+            rows: positions, of which negative ones count from the end, and which may be given more than once: integers
+                of any length; or a mask, bool [N], which keeps the order.
+
+        Raises:
+            ValueError: positions that the index does not have, or a mask of another length.
+        """
+        at = algebra.positions(rows, len(self))
+        return self._of(*algebra.selected(self.rows, self.source, at), self.classes)
+
+    def select_classes(self, names: Classes) -> SampleIndex:
+        """The images of some classes, which are numbered anew: ImageNet-100 of ImageNet.
+
+        Args:
+            names: of the classes, in the order of their new labels; an index or a loader that has them; or the `Path`
+                of a text file with one name a line.
+
+        Raises:
+            ValueError: names that the index does not have, or that are given twice.
+        """
+        given = named(labelling.classes_of(names), self.classes)
+        if given is None:
+            raise wrong("names", names, "names of classes, or the Path of a file of them")
+        known = {*self.classes}
+        if unknown := [name for name in given if name not in known]:
+            raise ValueError(f"names: {listed(unknown)}: must be classes of the index, as {listed(self.classes, 3)}")
+        labels = algebra.renumbered(self.labels, self.classes, given)
+        return self.subset(labels >= 0)._labelled(labels[labels >= 0], given)
+
+    def relabel(
+        self, labels: Mapping[str, str] | Sequence[int] | Sequence[str] | npt.ArrayLike, *, classes: Classes = "sorted"
+    ) -> SampleIndex:
+        """The same images with other classes.
+
+        Args:
+            labels: {class: new class}, where several may become one, and what is not named keeps its name; or one label
+                for each image: a number, or the name of a class.
+            classes: the order of the new names: "sorted", "natural", names in label order, an index or a loader that
+                has them, or the `Path` of a text file. Must say the names where labels are numbers.
+
+        Raises:
+            ValueError: unknown classes, labels that are out of range, or more or fewer than there are images.
+        """
+        if isinstance(labels, Mapping):
+            known = {*self.classes}
+            if unknown := [str(name) for name in labels if name not in known]:
+                raise ValueError(f"labels names {listed(unknown)}: must be classes of the index")
+            new = [labels.get(name, name) for name in self.classes]
+            if (odd := next((name for name in new if not isinstance(name, str) or not name), None)) is not None:
+                raise wrong("labels", odd, "{class: new class}, both of them names")
+            found, numbers = algebra.unified([new]), self.labels
+            numbers = algebra.renumbered(np.arange(len(new)), new, found)[numbers]
+        else:
+            names, numbers = algebra.new_labels(labels, len(self))
+            if names is None:
+                return self._labelled(numbers, _names_of(numbers, classes))
+            found = names
+        order = _order_of(found, classes)
+        return self._labelled(algebra.renumbered(numbers, found, order), order)
+
+    def per_class(self, n: int, seed: int = 0) -> SampleIndex:
+        """`n` images of each class, drawn without replacement, in the order of the index.
+
+        A function of the seed and of the images' positions: the ten that are drawn are among the twenty.
+
+        Raises:
+            ValueError: a class has fewer.
+        """
+        n, sizes = whole("n", n, 1), np.bincount(self.labels, minlength=len(self.classes))
+        if short := [f"{self.classes[c]} ({sizes[c]})" for c in np.flatnonzero(sizes < n)]:
+            raise ValueError(
+                f"n={n}: {len(short)} class(es) have fewer images: {listed(short)}; take fewer, or leave these classes "
+                "out with select_classes()"
+            )
+        counts = np.full(len(sizes), n)
+        return self.subset(algebra.first_of_each(self.labels, counts, whole("seed", seed, 0, 2**64 - 1)))
+
+    def fraction(self, p: float, seed: int = 0) -> SampleIndex:
+        """A share of each class, drawn without replacement, in the order of the index.
+
+        Of c images round(p * c) are drawn, halves rounded up, but one at least. A function of the seed and of the
+        images' positions: the 1% that are drawn are among the 10%.
+
+        Args:
+            p: above 0, 1 at most.
+            seed: 0..2**64-1.
+        """
+        if real("p", p, 0, 1) == 0:
+            raise wrong("p", p, "a number above 0, 1 at most")
+        sizes = np.bincount(self.labels, minlength=len(self.classes))
+        counts = np.minimum(sizes, np.maximum(1, np.floor(sizes * float(p) + 0.5).astype(np.int64)))
+        return self.subset(algebra.first_of_each(self.labels, counts, whole("seed", seed, 0, 2**64 - 1)))
+
+    def folds(self, k: int, seed: int = 0) -> Folds:
+        """k-fold cross-validation: `folds(5)[i]` is (training, evaluation) of fold i.
+
+        Every image is in the evaluation of one fold. Folds are stratified: their sizes differ by one at most, as a
+        whole and in each class. A function of the seed and of the images' positions.
+
+        Args:
+            k: 2..N.
+            seed: 0..2**64-1.
+        """
+        k = whole("k", k, 2, max(2, len(self)))
+        return Folds(self, algebra.fold_of(self.labels, k, whole("seed", seed, 0, 2**64 - 1)), k)
+
+    @classmethod
+    def concat(cls, parts: Sequence[SampleIndex], *, classes: Classes | None = None) -> SampleIndex:
+        """One index after the other; classes of one name are one class. Parts may lie in different kinds of storage.
+
+        Args:
+            parts: at least one.
+            classes: the order of the names, as `relabel` takes it. None: those of the first part, whose labels stay,
+                then those that the others have besides.
+
+        Raises:
+            ValueError: no part, or `classes` does not name all.
+        """
+        parts = list(parts)
+        if not parts or not all(isinstance(part, SampleIndex) for part in parts):
+            raise wrong("parts", parts, "a list of at least one SampleIndex")
+        found = algebra.unified([part.classes for part in parts])
+        order = found if classes is None else _order_of(found, classes)
+        labels = [algebra.renumbered(part.labels, part.classes, order) for part in parts]
+        roots = list(dict.fromkeys(part.root for part in parts))
+        rows, source = algebra.joined([(part.rows, part.source) for part in parts], labels)
+        return parts[0]._of(rows, source, order, _called(roots))
+
+    def repeat(self, counts: Any) -> SampleIndex:
+        """Each image as often as said, one copy after the other. Copies are augmented each on their own.
+
+        Args:
+            counts: of at least 0: one number, one for each image, one for each class, or {class: count}, where other
+                classes count once.
+
+        Raises:
+            ValueError: no whole numbers of at least 0, or as many as neither images nor classes.
+        """
+        times = algebra.per_sample("counts", counts, self.labels, self.classes, 1)
+        if times.size and (times.dtype.kind not in "iu" or times.min() < 0):
+            raise wrong("counts", counts, "whole numbers of at least 0")
+        return self.subset(np.repeat(np.arange(len(self)), times))
+
+    def _labelled(self, labels: npt.NDArray[np.int64], classes: Sequence[str]) -> SampleIndex:
+        """The same images with these labels."""
+        rows, source = self.rows.replace(label=labels), self.source
+        return self._of(rows, source.with_rows(rows) if isinstance(source, algebra.ByRows) else source, classes)
+
+    def _of(self, rows: Rows, source: Source, classes: Sequence[str], root: str | None = None) -> SampleIndex:
+        """An index of what is known already."""
+        scan = Scan(len(rows), 0, 0, 0.0)
+        return SampleIndex(self.root if root is None else root, tuple(classes), scan, source, rows)
+
     @property
     def class_to_idx(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.classes)}
@@ -700,6 +898,26 @@ Labels: TypeAlias = str | os.PathLike[str] | Mapping[str, str] | None
 
 Classes: TypeAlias = Literal["sorted", "natural"] | Sequence[str] | os.PathLike[str] | SampleIndex | HasIndex
 """Which class has which number: see `SampleIndex.from_folder`."""
+
+
+def _order_of(found: Sequence[str], classes: Any) -> list[str]:
+    """The names of classes in label order."""
+    order = labelling.classes_of(classes)
+    names = list(named(order, found) or in_order(found, str(order)))
+    known = {*names}
+    if unknown := [name for name in found if name not in known]:
+        raise ValueError(f"classes= does not name {listed(unknown)}: must name every class")
+    return names
+
+
+def _names_of(labels: npt.NDArray[np.int64], classes: Any) -> list[str]:
+    """The names of classes that are numbers."""
+    names, top = named(labelling.classes_of(classes), []), int(labels.max(initial=-1))
+    if names is None:
+        raise ValueError(f"labels are numbers up to {top}: give classes=, the names in label order")
+    if top >= len(names):
+        raise ValueError(f"label {top}, but classes= names {len(names)}: labels count from 0")
+    return list(names)
 
 
 def _read_only(array: Array) -> Array:

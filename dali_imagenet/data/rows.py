@@ -93,9 +93,8 @@ class Rows:
     def select(self, rows: npt.NDArray[np.intp]) -> Rows:
         """Those rows, in that order."""
         array = self.array[rows]
-        names = Names.of(self.names[int(i)] for i in rows)
         broken = np.flatnonzero(array["broken"])
-        return Rows(array, names, {int(i): self.reasons[int(rows[i])] for i in broken})
+        return Rows(array, self.names.select(rows), {int(i): self.reasons[int(rows[i])] for i in broken})
 
 
 def _remove(file: str, owner: int) -> None:
