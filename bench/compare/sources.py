@@ -197,8 +197,8 @@ def markdown(results: dict[str, Any]) -> str:
         f"# Sources: {results['recipe']}",
         "",
         f"`{PROGRAM} {NAME}`, {what}, {results['rounds']} interleaved rounds; CPU time an image of the whole loader, "
-        "and the ratio to the folder's (above 1 is cheaper): median, and from the tenth to the ninetieth percentile of the "
-        "rounds. The index is built by one thread, headers and end markers of all images included.",
+        "and the ratio to the folder's (above 1 is cheaper): median, and from the tenth to the ninetieth percentile of "
+        "the rounds. The index is built by one thread, headers and end markers of all images included.",
         "",
         "| source | the folder's batches | us an image | folder / source | index, images/s |",
         "|---|---|---:|---:|---:|",
