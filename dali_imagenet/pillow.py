@@ -8,7 +8,7 @@ from typing import IO, Any, cast
 from PIL import Image
 
 from dali_imagenet.formats import pillow_formats
-from dali_imagenet.jpeg_markers import MAX_HEADER, MAX_SEGMENTS, strip_metadata
+from dali_imagenet.jpeg_markers import MANY_SCANS, MAX_HEADER, MAX_SEGMENTS, has_too_many_scans, strip_metadata
 
 _LONG_READ = MAX_HEADER // MAX_SEGMENTS  # bytes; a longer read is a segment, and counts as this
 
@@ -19,10 +19,13 @@ def open_image(data: bytes) -> Image.Image:
     A JPEG's metadata are cut out before Pillow sees them: its parsers raise on some that no other decoder looks at.
 
     Raises:
-        OSError, ValueError, SyntaxError and others of PIL: it cannot be opened, or its header is too long.
+        OSError, ValueError, SyntaxError and others of PIL: it cannot be opened, its header is too long, or it has too
+            many scans.
     """
     if data[:3] == b"\xff\xd8\xff":
         data = strip_metadata(data)
+        if has_too_many_scans(data):
+            raise ValueError(MANY_SCANS)
     return open_file(io.BytesIO(data), len(data))
 
 

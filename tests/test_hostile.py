@@ -17,12 +17,31 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from bench.checks.inputs import behind_jfif, encoded, frame, hostile, inputs, metadata, mpo, segment, with_segment
+from bench.checks.inputs import (
+    behind_jfif,
+    encoded,
+    frame,
+    hostile,
+    inputs,
+    metadata,
+    mpo,
+    scans,
+    segment,
+    with_segment,
+)
 from dali_imagenet import EvalRecipe, SampleIndex, create_loader
 from dali_imagenet.dali.stage import dali_available
 from dali_imagenet.data import folder as folder_module
 from dali_imagenet.decode import decode as decode_module
-from dali_imagenet.jpeg_markers import LONG_HEADER, MAX_HEADER, MAX_SEGMENTS, find_marker_anomaly, strip_metadata
+from dali_imagenet.jpeg_markers import (
+    LONG_HEADER,
+    MANY_SCANS,
+    MAX_HEADER,
+    MAX_SCANS,
+    MAX_SEGMENTS,
+    find_marker_anomaly,
+    strip_metadata,
+)
 from dali_imagenet.pillow import open_image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,6 +175,54 @@ def find_segments(data: bytes) -> int:
         if found.marker == SOS:
             return number
     raise AssertionError
+
+
+def test_many_scans_are_refused_by_every_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    most, more = scans(MAX_SCANS), scans(MAX_SCANS + 1)
+    expected = decode_module._pillow(most, SIZE, WHOLE)
+    for decoder in [decoder for decoder in decode_module.DECODERS[:-1] if decoder.available()]:
+        assert decoder.decode(more, SIZE, WHOLE, None) is None
+        if (found := decoder.decode(most, SIZE, WHOLE, None)) is not None:
+            assert np.array_equal(found, expected)
+    with monkeypatch.context() as patch:  # before any pixel is decoded
+        patch.setattr(Image, "open", lambda *args, **kwargs: pytest.fail("was opened"))
+        with pytest.raises(ValueError, match="more than 100 scans"):
+            decode_module.decode(more, SIZE, WHOLE)
+    with pytest.raises(ValueError, match="more than 100 scans"):
+        open_image(behind_jfif(b"\0", more))
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["in the index", "changed later"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_scans_lose_that_sample_alone(tmp_path: Path, backend: Any, later: bool) -> None:
+    more = scans(MAX_SCANS + 1)
+    contents = [JPEG, scans(MAX_SCANS).ljust(len(more), b"\0") if later else more, encoded(seed=1)]
+    folder = tmp_path / "data" / "class"
+    folder.mkdir(parents=True)
+    paths = [folder / f"{i}.JPEG" for i in range(3)]
+    for path, data in zip(paths, contents, strict=True):
+        path.write_bytes(data)
+    index = SampleIndex.from_folder(tmp_path / "data", cache=False)
+    assert not index.broken.any()  # too small to be read for it
+    paths[1].write_bytes(more)
+    options: dict[str, Any] = {"backend": backend, "device": "cpu", "num_workers": 0, "max_broken": 1.0}
+    with create_loader(index, EVAL, batch_size=3, on_error="skip", **options) as loader:
+        for _ in range(2):
+            [(_, targets)] = loader
+            assert targets.tolist() == [0, -100, 0]
+        [(name, reason)] = loader.failures.items()
+    assert name == str(paths[1])
+    assert "more than 100 scans" in reason
+
+
+def test_the_index_counts_scans_where_they_could_cost_seconds(tmp_path: Path) -> None:
+    large = encoded(size=(2500, 2000), quality=5, progressive=True)
+    (tmp_path / "data" / "class").mkdir(parents=True)
+    for name, data in {"a": scans(MAX_SCANS, large), "b": scans(MAX_SCANS + 1, large), "c": JPEG}.items():
+        (tmp_path / "data" / "class" / f"{name}.JPEG").write_bytes(data)
+    index = SampleIndex.from_folder(tmp_path / "data", cache=False)
+    assert [index.reason(i) for i in range(3)] == [None, MANY_SCANS, None]
+    assert index.height.tolist() == [2000, 0, 70]
 
 
 INDEXING = """

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from bench.checks.fuzz import mutate
-from bench.checks.inputs import arithmetic, encoded, exif, patched, restarts, scribbled, segment
+from bench.checks.inputs import arithmetic, encoded, exif, patched, restarts, scans, scribbled, segment
 from dali_imagenet import jpeg_markers
-from dali_imagenet.jpeg_markers import find_marker_anomaly
+from dali_imagenet.jpeg_markers import find_marker_anomaly, has_too_many_scans, is_one_scan
 
 USUAL = {
     "4:2:0": encoded(),
@@ -24,6 +24,8 @@ USUAL = {
     "progressive with restarts, whose interval changes between scans": encoded(progressive=True, restart_marker_rows=1),
     "a JPEG within EXIF": exif(1)[:2] + b"\xff\xe1\x10\x00" + (encoded() * 3)[:4094] + encoded()[2:],
     "1 x 1": encoded(size=(1, 1)),
+    "100 scans": scans(100),
+    "a JPEG of 300 scans behind the end": encoded() + scans(300),
     "text behind the end": encoded() + b"\xff\xd8 appended by some tool",
 }
 
@@ -64,6 +66,7 @@ UNUSUAL = {
     "a JFIF segment without a version": (JPEG[:2] + b"\xff\xe0\0\6JFIF" + JPEG[2:], "a segment of 6 bytes at byte 2"),
     "an Adobe segment without a version": (JPEG[:2] + b"\xff\xee\0\7Adobe" + JPEG[2:], "a segment of 7 bytes"),
     "a segment that leaves the file": (patched(JPEG, segment(JPEG, 0xC4)[0] + 2, b"\xff\xff"), "of 65535 bytes"),
+    "101 scans": (scans(101), "more than 100 scans"),
     "cut in the scan": (JPEG[:-300], "no marker after the last scan"),
     "no scan": (JPEG[: segment(JPEG, 0xDA)[0]], "no marker at byte"),
     "no JPEG": (b"hello", "no marker at byte 2"),
@@ -79,6 +82,44 @@ def test_what_they_do_not_write_is_named(name: str) -> None:
 
 def test_damage_that_every_decoder_shows_passes() -> None:
     assert find_marker_anomaly(scribbled(JPEG)) == ""
+
+
+def test_scans_are_counted_as_libjpeg_meets_them() -> None:
+    for name, data in USUAL.items():
+        assert not has_too_many_scans(data), name
+    for name, (data, _) in UNUSUAL.items():
+        assert has_too_many_scans(data) == (name == "101 scans"), name
+    most, more = scans(100), scans(101)
+    first = more.index(b"\xff\xda")
+    in_metadata = b"\xff\xe1\x10\x00" + (b"\xff\xda" * 2047)
+    for stray in (b"", b"\0\0", b"\xff", b"\xff\xd3", b"\xff\x01", in_metadata, segment_of(more, 0xC4)):
+        assert has_too_many_scans(more[:first] + stray + more[first:])
+        assert not has_too_many_scans(most[:first] + stray + most[first:])
+        assert not has_too_many_scans(JPEG[:2] + stray + JPEG[2:-2] + b"\xff\xda" * 200 + JPEG[-2:])  # one scan
+        assert has_too_many_scans(more.replace(b"\xff\xda", stray + b"\xff\xda"))
+    cut = more[: more.rindex(b"\xff\xda")]
+    assert not has_too_many_scans(cut)
+    for end in range(len(JPEG)):
+        assert not has_too_many_scans(JPEG[:end])
+    between = more[:first] + more[first:].replace(b"\xff\xda", b"\xff\xfe\0\2" * 500 + b"\xff\xda", 10)
+    assert has_too_many_scans(scans(20).replace(b"\xff\xda", b"\xff\xfe\0\2" * 500 + b"\xff\xda", 10))
+    assert has_too_many_scans(between)
+
+
+def segment_of(data: bytes, marker: int) -> bytes:
+    at, length = segment(data, marker)
+    return data[at : at + length]
+
+
+def test_a_scan_of_one_component_is_not_the_only_one() -> None:
+    """Sequential, but each component in scans of its own: libjpeg then reads to the end, too."""
+    at = segment(JPEG, 0xDA)[0]
+    one = b"\xff\xda\0\x08\1\1\0\0\x3f\0"
+    assert has_too_many_scans(JPEG[:at] + (one + b"\0") * 101 + b"\xff\xd9")
+    assert not has_too_many_scans(JPEG[:at] + (one + b"\0") * 100 + b"\xff\xd9")
+    assert is_one_scan(0xC0, 1, 1)
+    assert not is_one_scan(0xC2, 3, 3)
+    assert not is_one_scan(0xC0, 3, 1)
 
 
 def refused(data: bytes) -> bool:

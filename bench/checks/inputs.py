@@ -112,6 +112,13 @@ def restarts(damage: str) -> bytes:
     return data[:at] + data[at + 2 :] if damage == "missing" else patched(data, at, b"\xff\xd6")
 
 
+def scans(count: int, data: bytes | None = None) -> bytes:
+    """A progressive JPEG with that many scans: the last one again and again."""
+    data = encoded(progressive=True) if data is None else data
+    at = data.rindex(b"\xff\xda")
+    return data[:at] + data[at:-2] * (count + 1 - data.count(b"\xff\xda")) + data[-2:]
+
+
 def exif(orientation: int, padding: int = 0) -> bytes:
     tags = Image.Exif()
     tags[0x0112] = orientation
@@ -193,6 +200,7 @@ def hostile() -> dict[str, Input]:
         "an image of 100 GB": sparse(jpeg, 100 << 30),
         "text of 100 GB": sparse(b"hello", 100 << 30),
         "a WebP of 100 GB": sparse(encoded(format="WEBP"), 100 << 30),
+        "20,000 scans of 9 megapixels": write(scans(20_000, encoded(size=(3000, 3000), quality=5, progressive=True))),
         "2700 x 65500 in the header of a small file": write(frame(width=2700, height=65_500)),
         "the same, behind a stray byte": write(behind_jfif(b"\0", frame(width=2700, height=65_500))),
     }
@@ -246,6 +254,7 @@ def inputs() -> dict[str, Input]:
         "baseline JPEG, 4:2:0": Input(good),
         "JPEG, 4:4:4": Input(write(encoded(subsampling=0))),
         "progressive JPEG": Input(write(encoded(progressive=True))),
+        "progressive JPEG of 100 scans": Input(write(scans(100))),
         "gray JPEG": Input(write(encoded("L"))),
         "CMYK JPEG, no Adobe segment": Input(write(adobe(None))),
         "CMYK JPEG, Adobe (inverted)": Input(write(adobe(0))),
@@ -284,6 +293,7 @@ def inputs() -> dict[str, Input]:
         "a stray marker in the scan": Input(write(within(b"\xff\x02")), readable=False, hidden=True),
         "another frame header in the scan": Input(write(within(b"\xff\xc0")), readable=False, hidden=True),
         "another image's header in the scan": Input(write(within(jpeg[:300])), readable=False, hidden=True),
+        "progressive JPEG of 101 scans": Input(write(scans(101)), readable=False, hidden=True),
         "cut in the header": Input(write(jpeg[:100]), readable=False),
         "cut in the body": Input(write(jpeg[: len(jpeg) // 2]), readable=False),
         "cut PNG": Input(write(encoded(format="PNG")[:-800]), readable=False),

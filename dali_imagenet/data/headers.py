@@ -27,13 +27,17 @@ from dali_imagenet.jpeg_markers import (
     FILL,
     FRAMES,
     LONG_HEADER,
+    MANY_SCANS,
     MAX_HEADER,
     MAX_SEGMENTS,
     METADATA,
+    MIN_SCAN,
     PROGRESSIVE,
     SOS,
     count_blocks,
     frame_of,
+    has_too_many_scans,
+    is_one_scan,
     segments,
     strip_metadata,
 )
@@ -43,6 +47,10 @@ from dali_imagenet.storage import patiently
 _HEAD = 4096  # bytes read first; most JPEG headers end within it
 _TAIL = 64  # bytes searched for the end marker
 _CHUNK = 128  # files a thread takes at a time
+_BLOCK = 1 << 20  # bytes read at a time of a file that is read as a whole
+# Pixels, over as many scans as a file has room for: about 10 s of decoding, at 0.8 ns each where a scan holds next to
+# nothing. Below it is left to whoever decodes to count the scans, and the index reads the header alone.
+_SCANNED = 10**10
 _PATIENCE = 64  # files on which the storage has failed, after which it is asked only once
 
 
@@ -117,7 +125,7 @@ def _parse_jpeg(read: Callable[[int, int], bytes], size: int, limits: Limits) ->
     Returns the frame header (zeros where none was found) and what is doubtful about the file, "" for nothing.
     """
     image = Image(0, 0, 0, 1)
-    doubt, tables, end, looked, blocks = "", set[int](), 2, 0, 0
+    doubt, tables, end, looked, blocks, frame = "", set[int](), 2, 0, 0, 0
     for count, segment in enumerate(segments(read)):
         marker, at, length = segment
         header = read(at, 10)
@@ -142,7 +150,7 @@ def _parse_jpeg(read: Callable[[int, int], bytes], size: int, limits: Limits) ->
                 doubt = f"{width} x {height} pixels"
             else:
                 blocks = count_blocks(read(at, length + 2).ljust(length + 2, b"\0"), segment._replace(at=0))
-            image = Image(height, width, components, 1)
+            image, frame = Image(height, width, components, 1), marker
             _check(height, width, size, limits)
         tables.add(marker)
         end = segment.end
@@ -153,6 +161,10 @@ def _parse_jpeg(read: Callable[[int, int], bytes], size: int, limits: Limits) ->
         raise Broken(f"{max(0, size - segment.end)} bytes of coded data for {blocks} blocks of pixels")
     if not doubt and (not image.height or not tables >= {DQT, DHT}):
         doubt = "no frame header, quantization or Huffman tables before the image"
+    room = 1 if is_one_scan(frame, image.components, header[4]) else size // MIN_SCAN
+    count = not doubt and room * image.height * image.width > _SCANNED
+    if count and has_too_many_scans(b"".join(read(start, _BLOCK) for start in range(0, size, _BLOCK))):
+        raise Broken(MANY_SCANS)
     if not doubt:
         tail = read(max(0, size - _TAIL), _TAIL)
         if not tail.rstrip(b"\0\xff \t\r\n").endswith(b"\xff\xd9"):
