@@ -6,6 +6,9 @@ import importlib
 import os
 from types import ModuleType
 
+ORACLE = os.environ.get("DALI_IMAGENET_ORACLE", "0") not in ("", "0")
+"""Whether the compiled modules leave out their shortcuts, which give the same bits: for tests (read at import)."""
+
 
 def compiled(name: str) -> ModuleType | None:
     """The module, or None where it was not built or DALI_IMAGENET_PURE=1 asks for Python alone (read at import)."""

@@ -341,6 +341,274 @@ static void convolve(const float *in, const float *kernel, float *out, long heig
         }
 }
 
+/* ---- torchvision's Gaussian blur: the bytes of `convolve`, in two passes ----
+
+   The reference is `convolve`'s sum: its n = size * size products, row by row, each fused with its addition. Two passes,
+   down and then across with `line`, whose outer product the kernel is, give nearly the same in 2 * size products. Which
+   of the two is rounded to a whole number matters only where the value is so near to a half that they can lie on both
+   sides of it; there, and in the pixels beside it that come along for nothing, the reference is summed. How near is
+   near follows from the weights alone, `bounds`:
+
+   Pixels are 0..255, weights >= 0. In a sum r[m] = fl(r[m-1] + k[m] * p[m]), rounded to nearest,
+     - a step is off by at most half a unit in the last place of what it rounds, which is at most 255 * (k[1] + .. +
+       k[m]) + (what the steps before were off by);
+     - nor by more than k[m] * p[m], for r[m-1] is a float and would be nearer;
+     - r never falls, so that half a unit in the last place of the result bounds each step, too.
+   `drift` adds up the smallest of these over a sum's steps. With line[i] = 0 where it is tiny (the two passes leave
+   those out), |two passes - reference| is then at most
+     drift(kernel, 255)                                          the reference from the exact sum with `kernel`,
+     + 255 * sum |line[i] * line[j] - kernel[i, j]|              which is from the exact sum with `line`,
+     + drift(line, 255) * sum line                               the first pass, carried through the second,
+     + drift(line, 255 * sum line + drift(line, 255))            and the second pass.
+   The first depends on the result by its third bound: one number for each binade [2**e, 2**(e+1)) of 1..255 (below 1:
+   that of [1, 2)) in which the two passes' value lies. The reference may lie in the next one, but only where the border,
+   a whole number, is nearer than the bound: no half is near then, for the bounds are below 1/4 (else all is summed
+   again). The numbers are computed in double, with a billionth more for its rounding, and for numbers below 2**-126
+   that a processor may be told to take for 0. */
+
+#define STRIP 32                                                 /* pixels of a line at a time */
+#define BLOCKS 8                                                 /* runs of 8 pixels that are summed again together */
+#define EIGHTS(n) (((n) + 7) / 8 * 8)
+#define STRIPS(n) (((n) + STRIP - 1) / STRIP * STRIP)
+#define SCALE 0x1p60f
+#define TINY 1e-12f                                              /* weights that the two passes leave out */
+#define BINADES 8                                                /* of 1..255 */
+#define FLOAT2 __attribute__((target("avx2,fma")))
+/* Bytes of scratch memory, aligned to 4: an image's plane and two lines, as floats with a margin. */
+#define BLUR_ROOM(height, width, size) (4 * ((height) + 2) * ((width) + (size) + 44) + 32)
+
+/* Half a unit in the last place of the float that x > 0 is rounded to: x's power of two, by 2**-24. */
+static inline double half_unit(double x)
+{
+    uint64_t word;
+    memcpy(&word, &x, 8);
+    word &= 0x7ff0000000000000u;
+    memcpy(&x, &word, 8);
+    return x * 0x1p-24;
+}
+
+/* How far n such steps with values of 0..top can be from the exact sum, for results of each binade and below. */
+static void drift(const float *weight, int n, double top, double off[BINADES])
+{
+    double sum = 0, all = 0;
+    for (int e = 0; e < BINADES; e++)
+        off[e] = 0;
+    for (int i = 0; i < n; i++) {
+        const double term = top * weight[i];
+        if (term == 0)
+            continue;
+        sum += term;
+        const double unit = half_unit(sum + all), step = unit < term ? unit : term;
+        all += step;
+        for (int e = 0; e < BINADES; e++) {
+            const double most = 0x1p-24 * (1 << e);
+            off[e] += step < most ? step : most;
+        }
+    }
+}
+
+/* How far the two passes can be from the reference, where their value lies in each binade. */
+static void bounds(const float *line, const float *kernel, int size, float bound[BINADES])
+{
+    double whole = 0, apart = 0, lowest = 0, first[BINADES], second[BINADES], reference[BINADES];
+    for (int i = 0; i < size; i++) {
+        whole += line[i];
+        lowest = line[i] < lowest ? line[i] : lowest;
+        for (int j = 0; j < size; j++) {
+            apart += fabs((double)line[i] * line[j] - kernel[i * size + j]);
+            lowest = kernel[i * size + j] < lowest ? kernel[i * size + j] : lowest;
+        }
+    }
+    drift(line, size, 255, first);
+    drift(line, size, 255 * whole + first[BINADES - 1], second);
+    drift(kernel, size * size, 255, reference);
+    for (int e = 0; e < BINADES; e++) {
+        double sum = reference[e] + 255 * apart + first[BINADES - 1] * whole + second[BINADES - 1];
+        sum = sum * (1 + 1e-9) + 1e-9;
+        bound[e] = lowest >= 0 && sum < 0.25 ? nextafterf((float)sum, 1.0f) : 1.0f; /* NaN, too */
+    }
+}
+
+struct blur {
+    const float *line, *kernel; /* kernel: SCALE times as large, which no rounding notices: a processor is slow below
+                                   2**-126, and multiples of 2**-149 are added exactly there */
+    float *plane; /* the first pixel, in rows with a margin of `margin` to the left and right */
+    u8 *out;
+    float near[BINADES]; /* from here on a distance from the next whole number is too near to a half */
+    long height, width, stride, waiting, again;
+    int size, from, to;              /* of `line` only [from, to) is not tiny */
+    long y[BLOCKS], x[BLOCKS];       /* runs of 8 pixels that wait to be summed again */
+};
+
+/* Where the row or column i of n is, for i in (-n, 2 * n - 1): borders are mirrored. */
+static inline long mirrored(long i, long n) { return i < 0 ? -i : i < n ? i : 2 * n - 2 - i; }
+
+/* What waits, in the reference's order. Independent sums, so that none has to wait for its own last addition. */
+FLOAT2 static void sum_again(struct blur *b)
+{
+    const int radius = b->size / 2;
+    __m256 sum[BLOCKS];
+    for (int i = 0; i < BLOCKS; i++) {
+        sum[i] = _mm256_setzero_ps();
+        if (i >= b->waiting) /* with the first once more */
+            b->y[i] = b->y[0], b->x[i] = b->x[0];
+    }
+    for (int row = 0; row < b->size; row++) {
+        const float *at[BLOCKS];
+        for (int i = 0; i < BLOCKS; i++)
+            at[i] = b->plane + mirrored(b->y[i] + row - radius, b->height) * b->stride + b->x[i] - radius;
+        for (int column = 0; column < b->size; column++) {
+            const float weight = b->kernel[row * b->size + column];
+            if (weight == 0)
+                continue; /* changes no sum */
+            const __m256 factor = _mm256_set1_ps(weight);
+            for (int i = 0; i < BLOCKS; i++)
+                sum[i] = _mm256_fmadd_ps(_mm256_loadu_ps(at[i] + column), factor, sum[i]);
+        }
+    }
+    for (int i = 0; i < b->waiting; i++) {
+        const __m256i whole = _mm256_cvtps_epi32(_mm256_mul_ps(sum[i], _mm256_set1_ps(1 / SCALE)));
+        const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+        _mm_storel_epi64((__m128i *)(b->out + b->y[i] * b->width + b->x[i]), _mm_packus_epi16(words, words));
+    }
+    b->again += b->waiting;
+    b->waiting = 0;
+}
+
+/* STRIP pixels of row y from x on, as the two passes have them; and where they are too near to a half. */
+FLOAT2 static inline void store_strip(struct blur *b, long y, long x, const __m256 sum[4])
+{
+    const __m256 near = _mm256_loadu_ps(b->near), sign = _mm256_set1_ps(-0.0f);
+    const __m256i one = _mm256_set1_epi32(127), order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256i whole[4];
+    uint32_t ties = 0;
+    for (int k = 0; k < 4; k++) {
+        whole[k] = _mm256_cvtps_epi32(sum[k]);
+        const __m256 distance = _mm256_andnot_ps(sign, _mm256_sub_ps(sum[k], _mm256_cvtepi32_ps(whole[k])));
+        __m256i binade = _mm256_sub_epi32(_mm256_srli_epi32(_mm256_castps_si256(sum[k]), 23), one);
+        binade = _mm256_max_epi32(binade, _mm256_setzero_si256());
+        const __m256 limit = _mm256_permutevar8x32_ps(near, binade);
+        ties |= (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(distance, limit, _CMP_NLT_UQ)) << (8 * k);
+    }
+    __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(whole[0], whole[1]), _mm256_packs_epi32(whole[2], whole[3]));
+    bytes = _mm256_permutevar8x32_epi32(bytes, order);
+    u8 *out = b->out + y * b->width + x;
+    if (b->width - x >= STRIP)
+        _mm256_storeu_si256((__m256i *)out, bytes);
+    else {
+        u8 last[STRIP];
+        _mm256_storeu_si256((__m256i *)last, bytes);
+        memcpy(out, last, (size_t)(b->width - x));
+        ties &= (1u << (b->width - x)) - 1;
+    }
+    while (ties) {
+        const int first = __builtin_ctz(ties);
+        ties &= first < 24 ? ~(0xffu << first) : 0;
+        b->y[b->waiting] = y;
+        b->x[b->waiting] = x + first < b->width - 8 ? x + first : b->width - 8;
+        if (++b->waiting == BLOCKS) /* its pixels are stored over these */
+            sum_again(b);
+    }
+}
+
+/* Rows y and y + 1 together: so many independent sums hide how long one addition takes. */
+FLOAT2 static void blur_rows(struct blur *b, long y, float *lines[2])
+{
+    const long radius = b->size / 2, width = b->width;
+    const float *rows[WIDEST + 1], *weight = b->line;
+    const int from = b->from, to = b->to;
+    for (int i = from; i <= to; i++)
+        rows[i] = b->plane + mirrored(y + i - radius, b->height) * b->stride;
+    for (long x = 0; x < width; x += STRIP) { /* down */
+        __m256 sum[2][4];
+        for (int k = 0; k < 4; k++)
+            sum[0][k] = sum[1][k] = _mm256_setzero_ps();
+        for (int i = from; i <= to; i++) {
+            const __m256 here = _mm256_broadcast_ss(weight + i), below = _mm256_broadcast_ss(weight + i - 1);
+            for (int k = 0; k < 4; k++) {
+                const __m256 pixels = _mm256_loadu_ps(rows[i] + x + 8 * k);
+                sum[0][k] = _mm256_fmadd_ps(pixels, here, sum[0][k]);
+                sum[1][k] = _mm256_fmadd_ps(pixels, below, sum[1][k]);
+            }
+        }
+        for (int k = 0; k < 4; k++) {
+            _mm256_storeu_ps(lines[0] + x + 8 * k, sum[0][k]);
+            _mm256_storeu_ps(lines[1] + x + 8 * k, sum[1][k]);
+        }
+    }
+    for (int n = 0; n < 2; n++)
+        for (long i = 1; i <= radius; i++) {
+            lines[n][-i] = lines[n][i];
+            lines[n][width - 1 + i] = lines[n][width - 1 - i];
+        }
+    for (long x = 0; x < width; x += STRIP) { /* across */
+        __m256 sum[2][4];
+        for (int k = 0; k < 4; k++)
+            sum[0][k] = sum[1][k] = _mm256_setzero_ps();
+        const float *first = lines[0] + x - radius, *second = lines[1] + x - radius;
+        for (int i = from; i < to; i++) {
+            const __m256 factor = _mm256_broadcast_ss(weight + i);
+            for (int k = 0; k < 4; k++) {
+                sum[0][k] = _mm256_fmadd_ps(_mm256_loadu_ps(first + i + 8 * k), factor, sum[0][k]);
+                sum[1][k] = _mm256_fmadd_ps(_mm256_loadu_ps(second + i + 8 * k), factor, sum[1][k]);
+            }
+        }
+        store_strip(b, y, x, sum[0]);
+        store_strip(b, y + 1, x, sum[1]);
+    }
+}
+
+FLOAT2 static void blur_plane(struct blur *b, const u8 *in, float *lines[2])
+{
+    const long radius = b->size / 2, rest = STRIPS(b->width) - b->width;
+    for (long y = 0; y < b->height; y++, in += b->width) {
+        float *row = b->plane + y * b->stride;
+        for (long x = 0; x < b->width; x++)
+            row[x] = in[x];
+        memset(row + b->width, 0, sizeof(float) * (size_t)rest); /* is computed with, and lost */
+        for (long i = 1; i <= radius; i++) {
+            row[-i] = row[i];
+            row[b->width - 1 + i] = row[b->width - 1 - i];
+        }
+    }
+    for (long y = 0; y < b->height; y += 2)
+        blur_rows(b, y < b->height - 1 ? y : y - 1, lines); /* the last ones perhaps once more */
+    if (b->waiting)
+        sum_again(b);
+}
+
+/* Returns how many runs of 8 pixels were summed again. `slack` scales the bounds: 1, but to see what they are for. */
+static long blur(const u8 *in, const float *line, const float *kernel, int size, long height, long width, float slack,
+                 float *room, u8 *out)
+{
+    const long radius = size / 2, margin = EIGHTS(radius);
+    float scaled[WIDEST * WIDEST];
+    for (int i = 0; i < size * size; i++)
+        scaled[i] = SCALE * kernel[i];
+    struct blur b = {.kernel = scaled, .out = out, .height = height, .width = width, .size = size};
+    b.stride = STRIPS(width) + 2 * margin;
+    room += -((uintptr_t)room / 4) & 7;
+    float trimmed[WIDEST + 2] = {0}, *lines[2]; /* trimmed: with a zero before and behind */
+    for (int n = 0; n < 2; n++) {
+        lines[n] = room + (height + n) * b.stride + margin;
+        memset(lines[n] - margin, 0, sizeof(float) * (size_t)b.stride);
+    }
+    for (b.from = 0; b.from < size && !(line[b.from] > TINY); b.from++)
+        ;
+    for (b.to = size; b.to > b.from && !(line[b.to - 1] > TINY); b.to--)
+        ;
+    b.line = memcpy(trimmed + 1, line, sizeof(float) * (size_t)size);
+    memset(trimmed, 0, sizeof(float) * (size_t)(b.from + 1));
+    memset(trimmed + 1 + b.to, 0, sizeof(float) * (size_t)(size - b.to + 1));
+    bounds(b.line, kernel, size, b.near);
+    for (int e = 0; e < BINADES; e++)
+        b.near[e] = nextafterf(0.5f - slack * b.near[e], -1.0f);
+    b.plane = room + margin;
+    for (int c = 0; c < 3; c++, in += height * width, b.out += height * width)
+        blur_plane(&b, in, lines);
+    return b.again;
+}
+
 /* ---- enhancements: Image.blend with a gray, a constant or a blur ---- */
 
 static inline u8 cut_float(float value)
@@ -673,6 +941,60 @@ static PyObject *run_convolve(PyObject *self, PyObject *args)
     return ok ? Py_NewRef(Py_None) : bad("wants AVX2 and FMA, 4 x 16 pixels or more, a kernel of 63 at most, and memory of the sizes that follow");
 }
 
+static PyObject *run_blur(PyObject *self, PyObject *args)
+{
+    Py_buffer in, line, kernel, out, room;
+    long height, width, again = 0;
+    float slack = 1;
+    if (!PyArg_ParseTuple(args, "y*y*y*w*w*ll|f", &in, &line, &kernel, &out, &room, &height, &width, &slack))
+        return NULL;
+    const long size = (long)(line.len / 4);
+    const int sane = size > 0 && size <= WIDEST && size % 2 == 1 && height >= HIGH && height < 65536 &&
+                     width >= WIDE && width < 65536 && size / 2 < height && size / 2 < width;
+    const int ok = sane && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                   in.len == 3 * height * width && out.len == in.len && line.len == 4 * size &&
+                   kernel.len == 4 * size * size && room.len >= BLUR_ROOM(height, width, size) &&
+                   ((uintptr_t)line.buf | (uintptr_t)kernel.buf | (uintptr_t)room.buf) % 4 == 0;
+    if (ok) {
+        Py_BEGIN_ALLOW_THREADS
+        again = blur(in.buf, line.buf, kernel.buf, (int)size, height, width, slack, room.buf, out.buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&in);
+    PyBuffer_Release(&line);
+    PyBuffer_Release(&kernel);
+    PyBuffer_Release(&out);
+    PyBuffer_Release(&room);
+    return ok ? PyLong_FromLong(again) : bad("wants AVX2 and FMA, 4 x 16 pixels or more, and more than the odd kernel's "
+                                             "half, which is 63 at most, and memory of the sizes that follow");
+}
+
+static PyObject *run_blur_bounds(PyObject *self, PyObject *args)
+{
+    Py_buffer line, kernel;
+    float bound[BINADES];
+    if (!PyArg_ParseTuple(args, "y*y*", &line, &kernel))
+        return NULL;
+    const Py_ssize_t size = line.len / 4;
+    const int ok = size > 0 && size <= WIDEST && line.len == 4 * size && kernel.len == 4 * size * size &&
+                   ((uintptr_t)line.buf | (uintptr_t)kernel.buf) % 4 == 0;
+    if (ok)
+        bounds(line.buf, kernel.buf, (int)size, bound);
+    PyBuffer_Release(&line);
+    PyBuffer_Release(&kernel);
+    if (!ok)
+        return bad("a line of 63 float32 at most and their outer product");
+    PyObject *result = PyTuple_New(BINADES);
+    for (int e = 0; result != NULL && e < BINADES; e++) {
+        PyObject *number = PyFloat_FromDouble(bound[e]);
+        if (number == NULL)
+            Py_CLEAR(result);
+        else
+            PyTuple_SET_ITEM(result, e, number);
+    }
+    return result;
+}
+
 static PyObject *run_histogram(PyObject *self, PyObject *args)
 {
     Py_buffer in, counts;
@@ -774,6 +1096,13 @@ static PyMethodDef methods[] = {
     {"convolve", run_convolve, METH_VARARGS,
      "(in, kernel, out, height, width, size): float32 [3, height + size - 1, width + size - 1], [size, size] and\n"
      "[3, height, width]; 4 x 16 pixels or more, size 63 at most. ValueError, too, without AVX2 and FMA"},
+    {"blur", run_blur, METH_VARARGS,
+     "(in, line, kernel, out, room, height, width, slack=1.0): what `convolve` gives, rounded, of uint8 [3, height, width]\n"
+     "with mirrored borders; line: float32 [size], odd; kernel: its outer product; room: 4 * (height + 2) * (width + size +\n"
+     "44) + 32 bytes. Returns how many runs of 8 pixels were summed a second time; slack scales what counts as too near\n"
+     "to a half. ValueError, too, without AVX2 and FMA"},
+    {"blur_bounds", run_blur_bounds, METH_VARARGS,
+     "(line, kernel): how far blur's first sum can be from the second, for values below 2, 4, .. 256"},
     {"histogram", run_histogram, METH_VARARGS, "(in, counts): int64 [3, 256]"},
     {"lookup", run_lookup, METH_VARARGS, "(in, out, tables): one table of 256 bytes, or one for each plane"},
     {"gather", run_gather, METH_VARARGS, "(in, out, index, fill): one int32 index for each pixel; beyond is fill"},

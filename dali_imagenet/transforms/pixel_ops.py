@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 from torch.nn.functional import conv2d, grid_sample, pad
 
-from dali_imagenet._compiled import compiled
+from dali_imagenet._compiled import ORACLE, compiled
 from dali_imagenet.ops import FILTERS, Op, check_op
 from dali_imagenet.validation import wrong
 
@@ -540,43 +540,39 @@ def _blur(work: _Work, op: int, arg: float, aux: int) -> None:
 
 
 def convolve(image: Tensor, kernel: Tensor) -> Tensor:
-    """float32 [3, H + k - 1, W + k - 1] and [k, k] -> [3, H, W], the sums of torch's conv2d to the bit."""
+    """float32 [3, H + k - 1, W + k - 1] and [k, k] -> [3, H, W]: torch's conv2d.
+
+    In C row by row, each product fused with its addition: the order of torch's own CPU kernel for images of some size,
+    and of `_pixel_ops.blur`; docs/exactness.md has how far torch's other orders are from it.
+    """
     size = len(kernel)
     height, width = (n - size + 1 for n in image.shape[1:])
-    fits = height >= 4 and width >= 16 and size <= 63 and image.device.type == "cpu"
-    if _pixel_ops is not None and fits and _convolves_like_torch():
+    if _pixel_ops is not None and height >= 4 and width >= 16 and size <= 63 and image.device.type == "cpu":
         out = torch.empty(3, height, width, dtype=torch.float32, device="cpu")
-        _pixel_ops.convolve(image.contiguous().numpy(), kernel.contiguous().numpy(), out.numpy(), height, width, size)
-        return out
+        try:
+            _pixel_ops.convolve(
+                image.contiguous().numpy(), kernel.contiguous().numpy(), out.numpy(), height, width, size
+            )
+            return out
+        except ValueError:  # a processor without AVX2 and FMA
+            pass
     return conv2d(image[None], kernel.expand(3, 1, size, size), groups=3)[0]
 
 
-@cache
-def _convolves_like_torch() -> bool:
-    """Whether torch's conv2d adds up in the order of `_pixel_ops.convolve` here: it is ten times as slow."""
-    kernel = gaussian_kernel(1.5, 23)
-    height, width = 9, 70
-    image = torch.arange(3 * (height + 22) * (width + 22), dtype=torch.float32, device="cpu")
-    image = image.mul_(0.61803399).frac_().mul_(255).view(3, height + 22, width + 22)
-    out = torch.empty(3, height, width, dtype=torch.float32, device="cpu")
-    if _pixel_ops is None:
-        return False
-    try:
-        _pixel_ops.convolve(image.numpy(), kernel.numpy(), out.numpy(), height, width, 23)
-    except ValueError:  # not on this processor
-        return False
-    return torch.equal(out, conv2d(image[None], kernel.expand(3, 1, 23, 23), groups=3)[0])
+def gaussian_kernel(sigma: float, size: int) -> Tensor:
+    """v2's two-dimensional kernel, float32 [size, size], for sigma in pixels and an odd size."""
+    return gaussian(sigma, size)[1]
 
 
 @lru_cache(maxsize=256)
-def gaussian_kernel(sigma: float, size: int) -> Tensor:
-    """v2's two-dimensional kernel, float32 [size, size], for sigma in pixels and an odd size."""
+def gaussian(sigma: float, size: int) -> tuple[Tensor, Tensor]:
+    """v2's kernel in one dimension, float32 [size], and its outer product [size, size]."""
     if not sigma > 0 or size < 1 or size % 2 == 0:
         raise wrong("gaussian_blur", (sigma, size), "a sigma above 0 and an odd kernel size")
     limit = (size - 1) / (2.0 * math.sqrt(2.0))
     x = torch.linspace(-limit, limit, steps=size, dtype=torch.float32, device="cpu")
     line = torch.softmax(x.div(sigma).pow(2).neg(), dim=0)
-    return line.unsqueeze(-1) * line
+    return line, line.unsqueeze(-1) * line
 
 
 # ---- compiled ----
@@ -612,6 +608,8 @@ if _pixel_ops is not None:
 def _in_c(work: _Work, op: int, arg: float, aux: int) -> bool:
     """Whether `_pixel_ops` has the operation, and then its result, the same as without it."""
     assert _pixel_ops is not None
+    if op == Op.GAUSSIAN_BLUR:
+        return not ORACLE and _blur_in_c(work, arg, aux)
     warps = op in _PIL_WARPS and aux != FILTERS["nearest"]
     job = _JOBS.get(op)
     if not (warps or job) or not abs(arg) <= 1e6:
@@ -626,6 +624,23 @@ def _in_c(work: _Work, op: int, arg: float, aux: int) -> bool:
     else:
         matrix = pil_matrix(op, arg, height, width)
         _pixel_ops.affine(source, out.numpy(), room, height, width, matrix, work.fill, aux == 3)
+    work.keep(out)
+    return True
+
+
+def _blur_in_c(work: _Work, sigma: float, size: int) -> bool:
+    """Whether `_pixel_ops` blurs this image, and then its result, to the bit that of `_blur` in the order of C."""
+    assert _pixel_ops is not None
+    _, height, width = work.shape
+    if height < 4 or width < 16 or size > 63 or size // 2 >= min(height, width):
+        return False
+    line, kernel = gaussian(sigma, size)
+    room = work.workspace.get("blur", (4 * (height + 2) * (width + size + 44) + 32,), torch.uint8).numpy()  # BLUR_ROOM
+    source, out = work.planar().numpy(), work.out()
+    try:
+        _pixel_ops.blur(source, line.numpy(), kernel.numpy(), out.numpy(), room, height, width)
+    except ValueError:  # a processor without AVX2 and FMA
+        return False
     work.keep(out)
     return True
 

@@ -44,6 +44,16 @@ def once(ops: Any, kernels: Any, rng: random.Random) -> str:
         values = drawn(rng, 12 * (width + wide - 1) * (height + wide - 1))
         kernel = struct.pack(f"{wide * wide}f", *(rng.random() for _ in range(wide * wide)))
         ops.convolve(values, kernel, bytearray(12 * height * width), height, width, wide)
+    elif name in ("blur", "blur_bounds"):
+        height, width, wide = height + 4, width + 16, rng.choice((1, 3, 5, 7, 63 if rng.random() < 0.05 else 9))
+        line = struct.pack(f"{wide}f", *(rng.random() for _ in range(wide)))
+        kernel = struct.pack(f"{wide * wide}f", *(rng.random() / wide**2 for _ in range(wide * wide)))
+        if name == "blur_bounds":
+            ops.blur_bounds(line, kernel)
+            return name
+        pixels, out = drawn(rng, 3 * height * width), drawn(rng, 3 * height * width)
+        room = drawn(rng, 4 * (height + 2) * (width + wide + 44) + 32)
+        ops.blur(pixels, line, kernel, out, room, height, width, rng.choice((0.0, 1.0)))
     elif name == "histogram":
         ops.histogram(pixels, bytearray(3 * 256 * 8))
     elif name == "lookup":
