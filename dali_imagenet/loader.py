@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Never, NoReturn, TypeVar, cast
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -56,6 +57,8 @@ def create_loader(
     world_size: int | None = None,
     drop_last: bool | None = None,
     padding: Padding = "ignore",
+    weights: npt.ArrayLike | Mapping[str, float] | None = None,
+    epoch_size: int | None = None,
     # what comes out
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
@@ -108,6 +111,14 @@ def create_loader(
             -100, the next healthy sample, or left out. Where that leaves a batch without any image, the next healthy
             one stands in for the first, with its own target: it counts twice, and a warning names it; the mean loss of
             such a batch would be no number.
+        weights: training only: draw with replacement, each sample as often as its weight says, as
+            WeightedRandomSampler, but exactly the same for any number of ranks and after a resume. Numbers of at least
+            0, of which only the ratios count: one for each sample [N] or each class [C], or {class: weight}. For
+            classes in equal shares: 1 / numpy.bincount(index.labels). What has weight 0 is never read.
+        epoch_size: training only: samples of an epoch over all ranks. None: N. With `weights` so many are drawn.
+            Without, one permutation of all samples follows another, and each epoch takes the next `epoch_size` places:
+            shorter epochs go through the data before they begin again. A sample that comes several times in an epoch,
+            here or by `weights`, is augmented differently each time. `batch_size` and `drop_last` apply as to N.
         dtype: float32, float16 or bfloat16.
         memory_format: torch.contiguous_format or torch.channels_last.
         on_error: a broken image stops the run ("raise"), or is replaced by the next healthy one, the same on every
@@ -164,7 +175,7 @@ def create_loader(
     )
     make_plan = functools.partial(
         Plan, index, recipe, batch_size=batch_size, seed=seed, drop_last=drop_last, on_error=on_error, padding=padding,
-        max_broken=max_broken,
+        max_broken=max_broken, weights=weights, epoch_size=epoch_size,
     )  # fmt: skip
     make_plan(rank=rank or 0, world_size=world_size or (rank or 0) + 1)  # refuses what is wrong on any rank
     log.info("backend %s on %s: %s", chosen, target, why)
@@ -187,7 +198,8 @@ def create_loader(
 # What DataLoader takes and create_loader does not, and what to do.
 _DATALOADER = {
     "dataset": "give the data as the first argument",
-    "sampler": "the loader shares the order out itself: rank and world_size, from torch.distributed by default",
+    "sampler": "the loader shares the order out itself: rank and world_size, from torch.distributed by default; give "
+    "weights and epoch_size for what WeightedRandomSampler does, or an index of some of the samples",
     "batch_sampler": "give batch_size; the order is the loader's own",
     "shuffle": "a TrainRecipe shuffles, an EvalRecipe does not",
     "collate_fn": "Mixup, CutMix and label smoothing are fields of TrainRecipe; batches are tensors already",
@@ -646,7 +658,8 @@ class Loader:
         batch is fine.
 
         Raises:
-            ValueError: for a state of other data, recipe, seed, global batch or drop_last; prints both values.
+            ValueError: for a state of other data, recipe, seed, global batch, drop_last, weights or epoch_size; prints
+                both values.
         """
         epoch, step = position_in(self.plan, state)
         self._stop("load_state_dict ended this iteration: call iter(loader) again")

@@ -79,7 +79,7 @@ def check_agreement(rank: int, world_size: int, fields: dict[str, Any]) -> None:
     store.set(f"{prefix}/{rank}", json.dumps(fields, sort_keys=True))
     found = [json.loads(_wait(store, prefix, each, world_size)) for each in range(world_size)]
     wrong = []
-    for name in fields:
+    for name in dict.fromkeys(name for other in found for name in other):
         values = [json.dumps(other.get(name), sort_keys=True) for other in found]
         if len(set(values)) > 1:
             said = {value: [r for r, v in enumerate(values) if v == value] for value in dict.fromkeys(values)}

@@ -168,7 +168,7 @@ def _mix(x: U64) -> U64:
 
 
 class Permutation:
-    """A pseudo-random permutation of range(n), keyed by (seed, epoch), evaluated where it is asked for.
+    """A pseudo-random permutation of range(n), keyed by (seed, epoch below 2**64), evaluated where it is asked for.
 
     A Feistel network with modular addition on Z_a x Z_b, a * b just above n, walked until it lands below n. Holds a
     dozen integers, whatever n is.
@@ -178,7 +178,8 @@ class Permutation:
         self.n = n
         self.a = max(1, math.isqrt(max(0, n - 1)) + 1)
         self.b = -(-n // self.a)
-        words = philox(seed, np.arange(_PERMUTATION_ROUNDS), 0, STREAM_ORDER << 16, epoch)
+        low, high = epoch & 0xFFFFFFFF, epoch >> 32
+        words = philox(seed, np.arange(_PERMUTATION_ROUNDS), high, STREAM_ORDER << 16, low)
         self.keys: Any = words[0] << _SHIFT | words[1]
 
     def __call__(self, positions: npt.ArrayLike) -> I64:

@@ -27,7 +27,7 @@ def position_in(plan: Plan, state: dict[str, Any]) -> tuple[int, int]:
     """
     version = state.get("version")
     wrong = [] if version in (1, STATE_VERSION) else [f"version: saved {version!r}, here {STATE_VERSION}"]
-    for name, here in plan.fingerprint.items():
+    for name, here in ({"weights": None, "epoch_size": None} | plan.fingerprint).items():  # left out where not given
         saved = state.get(name)
         if name != "recipe":
             wrong += [f"{name}: saved {saved!r}, here {here!r}"] if saved != here else []

@@ -5,18 +5,19 @@ numpy only. What executes a `BatchPlan` draws nothing.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
 
 from dali_imagenet import rng
+from dali_imagenet.data.algebra import per_sample
 from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.ops import FILTERS
 from dali_imagenet.plan.batch_plan import F64, I64, PADDING, U64, BatchPlan, MixPlan
 from dali_imagenet.plan.geometry import TRIES, cutmix_box, eval_geometry, random_erasing, random_resized_crop
+from dali_imagenet.plan.order import Continued, Order, Permuted, Weighted, checked_weights, digest_of
 from dali_imagenet.plan.program import color_factors, color_matrix, ops_of, policy_of
 from dali_imagenet.recipe import EvalRecipe, Recipe, Size, TrainRecipe
 from dali_imagenet.validation import boolean, choice, probability, whole, wrong
@@ -44,6 +45,13 @@ class Plan:
             batch were left: its first row then is the next healthy sample, which counts twice. With "raise" the plan
             draws as if it were healthy; the loader refuses such an index before it gets here.
         max_broken: share of the samples, beyond which `execute_rows` looks for no other in the place of a broken one.
+        weights: draw with replacement, a sample as often as its weight says: numbers of at least 0, of which only the
+            ratios count, one for each sample or each class, or {class: weight} of all classes.
+        epoch_size: samples of an epoch. None: as many as there are. With weights so many are drawn. Without, one
+            permutation of all follows another, and an epoch takes the next `epoch_size` places: fewer than there are
+            give epochs of other samples until all have come, more give some samples once more than others.
+
+    A sample that comes more than once in an epoch has draws of its own each time.
 
     Raises:
         ValueError: for arguments out of range, and for fewer images than a batch or than ranks.
@@ -62,6 +70,8 @@ class Plan:
         on_error: OnError = "raise",
         padding: Padding = "ignore",
         max_broken: float = 1.0,
+        weights: Any = None,
+        epoch_size: int | None = None,
     ) -> None:
         self.train = isinstance(recipe, TrainRecipe)
         batch_size = whole("batch_size", batch_size, 1)
@@ -76,17 +86,23 @@ class Plan:
         choice("padding", padding, ("ignore", "repeat", "short"))
         if self.train and padding != "ignore":
             raise wrong("padding", padding, "'ignore' in training, where no row is padding")
+        for name, given in (("weights", weights), ("epoch_size", epoch_size)):
+            if given is not None and not self.train:
+                raise wrong(name, given, "None in evaluation, which has every sample once")
         self.index, self.recipe, self.seed = index, recipe, seed
+        self.epoch_size = len(index) if epoch_size is None else whole("epoch_size", epoch_size, 1)
+        self._order, self._weights = self._ordering(weights)
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.drop_last = self.train if drop_last is None else drop_last
         self.on_error, self.padding = on_error, padding
         self.max_broken = probability("max_broken", max_broken)
         self.global_batch = batch_size * world_size
-        full, rest = divmod(len(index), self.global_batch)
+        full, rest = divmod(self.epoch_size, self.global_batch)
         self.steps = full if self.drop_last or rest == 0 else full + 1
         if self.steps == 0:
             raise ValueError(
-                f"batch_size={batch_size} on {world_size} ranks is larger than the data ({len(index)} images), and "
+                f"batch_size={batch_size} on {world_size} ranks is larger than the data ({self.epoch_size} images"
+                f"{'' if epoch_size is None else ' an epoch'}), and "
                 "drop_last=True leaves nothing: use a smaller batch or drop_last=False"
             )
         if not self.train and len(index) < world_size:
@@ -99,10 +115,26 @@ class Plan:
         """Steps of an epoch."""
         return self.steps
 
+    def _ordering(self, weights: Any) -> tuple[Order, str | None]:
+        """The order of an epoch, and what tells its weights from others."""
+        n, repeats = len(self.index), self._repeats
+        if weights is not None:
+            each = checked_weights(per_sample("weights", weights, self.index.labels, self.index.classes))
+            return Weighted(each, self.seed), digest_of(each)
+        if self.epoch_size == n:
+            return Permuted(n, self.seed), None
+        return Continued(n, self.seed, -(-self.epoch_size // repeats)), None
+
+    @property
+    def _repeats(self) -> int:
+        return self.recipe.num_aug_repeats if isinstance(self.recipe, TrainRecipe) else 1
+
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What a saved position depends on; the world size is not in it."""
-        return {
+        other: dict[str, Any] = {} if self._weights is None else {"weights": self._weights}
+        other |= {} if self.epoch_size == len(self.index) else {"epoch_size": self.epoch_size}
+        return other | {
             "data": self.index.fingerprint,
             "recipe": self.recipe.fingerprint,
             "seed": self.seed,
@@ -113,7 +145,7 @@ class Plan:
     def positions(self, step: int) -> I64:
         """Places in the order of the epoch that this rank takes in that step, ascending; -1 for padding.
 
-        In training places from the number of samples on are the first ones again, which fill up the last batch.
+        In training places from `epoch_size` on are the first ones again, which fill up the last batch.
         """
         start, total = self._bounds(step)
         share = -(-total // self.world_size)
@@ -128,7 +160,7 @@ class Plan:
         count, before = int(counts[self.rank]), int(counts[: self.rank].sum())
         rest = np.arange(share - count, dtype=np.int64)
         if self.padding == "repeat":
-            rest = (self.rank * share - before + rest) % len(self.index)
+            rest = (self.rank * share - before + rest) % self.epoch_size
         else:
             rest[:] = -1
         return np.concatenate([np.arange(before, before + count, dtype=np.int64) + start, rest])
@@ -139,7 +171,7 @@ class Plan:
         In evaluation a last step with fewer samples than ranks takes some from the step before: each rank needs one, or
         the mean loss of its batch is no number.
         """
-        n, batch = len(self.index), self.global_batch
+        n, batch = self.epoch_size, self.global_batch
         missing = 0 if self.train or n % batch == 0 or self.drop_last else max(0, self.world_size - n % batch)
         start, end = (min(at * batch, n) - (missing if at == self.steps - 1 else 0) for at in (step, step + 1))
         return (start, n - start) if step == self.steps - 1 and not self.drop_last else (start, end - start)
@@ -168,7 +200,7 @@ class Plan:
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step}: the epoch has steps 0..{self.steps - 1}")
         position = self.positions(step)
-        sampled, repeat = self._ordered(epoch, position)
+        sampled, repeat, key = self._ordered(epoch, position)
         source_index = sampled if self.on_error == "raise" else self._substituted(sampled, failed)
         real = source_index >= 0
         size = self.recipe.size_at(epoch)
@@ -190,7 +222,7 @@ class Plan:
         }
         if isinstance(self.recipe, EvalRecipe):
             return BatchPlan(**common, **eval_geometry(self.recipe, source))  # type: ignore[arg-type]  # of many types
-        u = rng.streams(self.seed, epoch, _counts(self.recipe), sampled, repeat)
+        u = rng.streams(self.seed, epoch, _counts(self.recipe), key, repeat)
         factors = color_factors(self.recipe, u)
         erases = self.recipe.re_prob > 0
         return BatchPlan(
@@ -214,15 +246,16 @@ class Plan:
         """The samples of this rank in that step, int64 [B]; -1 for padding."""
         return self._ordered(epoch, self.positions(step))[0]
 
-    def _ordered(self, epoch: int, position: I64) -> tuple[I64, I64]:
-        """The samples at those places in the order of the epoch, and which copies of them."""
-        repeats = self.recipe.num_aug_repeats if isinstance(self.recipe, TrainRecipe) else 1
-        real = position >= 0
-        place, repeat = np.divmod(np.where(real, position, 0), repeats)
-        if self.train and (again := position >= len(self.index)).any():
-            place[again], repeat[again] = position[again] - len(self.index), repeats
-        order = _permutation(len(self.index), self.seed, epoch)(place) if self.train else place
-        return np.where(real, order, -1), repeat
+    def _ordered(self, epoch: int, position: I64) -> tuple[I64, I64, I64]:
+        """The samples at those places in the order of the epoch, which copies of them, and the keys of their draws."""
+        if not self.train:
+            real = np.where(position >= 0, position, 0)
+            return position, np.zeros_like(position), real
+        place, repeat = np.divmod(position, self._repeats)
+        if (again := position >= self.epoch_size).any():
+            place[again], repeat[again] = position[again] - self.epoch_size, self._repeats
+        sample, key = self._order(epoch, place)
+        return sample, repeat, key
 
     def execute_rows(
         self, batch: BatchPlan, make: Callable[[BatchPlan, int], None], rows: Iterable[int] | None = None
@@ -283,7 +316,7 @@ class Plan:
         n = len(self.index)
         for i in range(1, n):
             candidate = (sample + i) % n
-            if not self.index.broken[candidate] and candidate not in failed:
+            if not self.index.broken[candidate] and candidate not in failed and self._order.has(candidate):
                 return candidate
         raise RuntimeError(f"all {n} images are broken: there is nothing to replace them with")
 
@@ -316,11 +349,6 @@ class Plan:
             lam[rows // 2], cut[rows // 2] = 1, False
         box[~cut] = 0
         return MixPlan(lam=lam.astype(np.float32), use_cutmix=cut, box=box)
-
-
-@functools.lru_cache(maxsize=8)
-def _permutation(n: int, seed: int, epoch: int) -> rng.Permutation:
-    return rng.Permutation(n, seed, epoch)
 
 
 def _counts(recipe: TrainRecipe) -> dict[int, int]:
