@@ -28,11 +28,12 @@ def explain(plan: Plan, epoch: int, step: int, failed: Collection[int] = ()) -> 
     Each holds: epoch, step, row, size (height and width of the output); position in the order of the epoch; index (the
     sample that is read), drawn (the one that the order named; another one only where that is broken), repeat, path,
     label, class; source_size, box (top, left, height, width of the region of the stored image), resize (height, width)
-    and interpolation, crop (top, left) and crop_fill (colour of what it shows beside the image); hflip, vflip; color
-    (factors and degrees of color_twist) or None; program: operations in order, each {"op", "arg", "aux"} (see `Op`), or
-    an AugMix {"chains", "weights", "m", "mode"}; fill; mean and std; erase: boxes (top, left, height, width),
-    erase_mode and noise_key; mix: {"kind", "lam", "box" (top, bottom, left, right) or None, "partner": {row, index,
-    label}} or None. All in pixels of what they apply to. A padding row has index -1 and label -100.
+    and interpolation, crop (top, left), crop_fill (colour of what it shows beside the image) and crop_beside
+    ("constant": that colour, "reflect": the image reflected); hflip, vflip; color (factors and degrees of color_twist)
+    or None; program: operations in order, each {"op", "arg", "aux"} (see `Op`), or an AugMix {"chains", "weights", "m",
+    "mode"}; fill; mean and std; erase: boxes (top, left, height, width), erase_mode, erase_value and noise_key; mix:
+    {"kind", "lam", "box" (top, bottom, left, right) or None, "partner": {row, index, label}} or None. All in pixels of
+    what they apply to. A padding row has index -1 and label -100.
 
     Args:
         failed: samples that turned out to be unreadable.
@@ -62,6 +63,7 @@ def _row(plan: Plan, batch: BatchPlan, row: int) -> dict[str, Any]:
         "interpolation": FILTER_NAMES[int(batch.interpolation[row])],
         "crop": batch.window[row].tolist(),
         "crop_fill": list(batch.window_fill),
+        "crop_beside": batch.window_mode,
         "hflip": bool(batch.hflip[row]),
         "vflip": bool(batch.vflip[row]),
         "color": None
@@ -73,6 +75,7 @@ def _row(plan: Plan, batch: BatchPlan, row: int) -> dict[str, Any]:
         "std": list(batch.std),
         "erase": [] if batch.erase is None else [box for box in batch.erase[row].tolist() if box[2] > 0],
         "erase_mode": batch.erase_mode,
+        "erase_value": list(batch.erase_value),
         "noise_key": None if batch.noise_key is None else int(batch.noise_key[row]),
         "mix": None if batch.mix is None or batch.mix.lam[row] == 1 else _mix(batch, batch.mix, row),
     }
@@ -121,7 +124,10 @@ def to_plan(row: dict[str, Any]) -> BatchPlan:
         resize=one("resize", np.int32),
         interpolation=np.array([FILTERS[row["interpolation"]]], np.uint8),
         window=one("crop", np.int32),
-        window_fill=tuple(row.get("crop_fill", (0, 0, 0))),  # rows written before there was one have none
+        # rows that were written before there were these have none
+        window_fill=tuple(row.get("crop_fill", (0, 0, 0))),
+        window_mode=row.get("crop_beside", "constant"),
+        erase_value=tuple(row.get("erase_value", (0.0, 0.0, 0.0))),
         hflip=one("hflip", np.bool_),
         vflip=one("vflip", np.bool_),
         color_factors=factors,

@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 from dali_imagenet.escape import either
 from dali_imagenet.validation import wrong
 
-FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
-"""Filters of resizing and moving, by the numbers of PIL's Image.Resampling."""
+FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+"""Filters of resizing, and but for lanczos of moving, by the numbers of PIL's Image.Resampling."""
 
 
 class Op(IntEnum):

@@ -81,7 +81,8 @@ PRESETS["rsb_a1"] = Preset(
     },
     """ResNet strikes back, A1 (600 epochs, 80.4%); Wightman et al. 2021, table 2. Evaluate at crop_pct 0.95.
 
-    The loss is binary cross-entropy. timm's script draws the interpolation (bilinear or bicubic); here it is bicubic.
+    The loss is binary cross-entropy. timm's script draws the filter for each image:
+    `interpolation="random"`; without it this preset is bicubic, as it always was.
     """,
 )
 PRESETS["rsb_a2"] = _from(
@@ -122,7 +123,8 @@ PRESETS["deit3"] = Preset(
     """DeiT III on ImageNet-1k. Touvron, Cord, Jégou 2022, table 1 and augment.py.
 
     3-Augment, colour jitter 0.3, no erasing, no smoothing, three repeats; loss binary cross-entropy; evaluate at
-    crop_pct 1.0. The original jitters after 3-Augment, this library before.""",
+    crop_pct 1.0. The original jitters after 3-Augment: `color_order="after_policy"`; without it this preset
+    jitters before, as it always did.""",
 )
 PRESETS["convnext"] = _from(
     "deit",

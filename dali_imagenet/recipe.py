@@ -13,18 +13,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from dali_imagenet.policy import AugmentPolicy, resolve
+from dali_imagenet.policy import AugmentPolicy, Step, resolve
 from dali_imagenet.policy.base import as_json
+from dali_imagenet.policy.compose import fill_of, part_of
 from dali_imagenet.presets import PRESETS
 from dali_imagenet.validation import boolean, choice, pair, probability, real, reals, sequence, whole, wrong
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # per channel, of pixels in 0..1; torchvision's reference scripts
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Interpolation = Literal["bilinear", "bicubic"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+RESIZE_FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 Range = tuple[float, float]
 Triple = tuple[float, float, float]
 Quad = tuple[float, float, float, float]
+Margins = tuple[int, int, int, int]
 Size = tuple[int, int]
 """Height and width in pixels."""
 
@@ -124,6 +127,41 @@ def _counts(name: str, value: Any, low: int, high: int) -> tuple[int, int]:
     return whole(name, least, low, high), whole(name, most, low, high)
 
 
+def _interpolation(name: str, value: Any, more: tuple[str, ...] = ()) -> Any:
+    """A filter of `RESIZE_FILTERS`, or one of `more`."""
+    if value in ("box", "hamming"):
+        raise wrong(
+            name,
+            value,
+            f"one of {', '.join(map(repr, (*RESIZE_FILTERS, *more)))}: box and hamming are filters of Pillow's alone, "
+            "which no backend here has; bilinear is between them",
+        )
+    return choice(name, value, (*RESIZE_FILTERS, *more))
+
+
+def _colour(name: str, value: Any) -> tuple[int, int, int]:
+    """A gray level or three, 0..255."""
+    items = sequence(value)
+    r, g, b = (whole(name, v, 0, 255) for v in reals(name, (value,) * 3 if items is None else items, 3, 0, 255))
+    return r, g, b
+
+
+def _margins(name: str, value: Any) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom in pixels, of one number, (horizontal, vertical) or all four, as torchvision's."""
+    items = sequence(value)
+    items = (value,) if items is None else items
+    if len(items) not in (1, 2, 4):
+        raise wrong(name, value, "one number of pixels, (horizontal, vertical) or (left, top, right, bottom)")
+    left, top, right, bottom = (whole(name, v, 0, _LARGEST) for v in (items * 4)[:4])
+    return left, top, right, bottom
+
+
+def _erase_value(name: str, value: Any) -> Triple:
+    items = sequence(value)
+    r, g, b = reals(name, (value,) * 3 if items is None else items, 3, 0, 1)
+    return r, g, b
+
+
 def _pair_of_sides(size: int | Size) -> Size:
     return (size, size) if isinstance(size, int) else size
 
@@ -139,7 +177,8 @@ class _Presets(type):
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe(_Recipe, metaclass=_Presets):
     """A training recipe. Order: crop, resize, flip, color_twist | color_jitter, auto_augment, grayscale, blur,
-    normalize, erase, mix.
+    normalize, erase, mix. `color_order` puts color_jitter behind auto_augment; `program` takes the place of the pixel
+    operations (color_jitter to blur) with an order of your own.
 
     Raises:
         ValueError: at construction, for a value out of its range; the message names the field and what is allowed.
@@ -150,11 +189,30 @@ class TrainRecipe(_Recipe, metaclass=_Presets):
     input_size: int | Size | tuple[tuple[int, int | Size], ...] = 224
     """Side of the square output in pixels, or (height, width), each 1..4096; or a schedule ((first epoch, size), ...)
     starting at epoch 0."""
+    crop: Literal["rrc", "rkrc", "rkrr", "random"] = "rrc"
+    """ "rrc": RandomResizedCrop. "rkrc" and "rkrr": timm's `train_crop_mode`, which resizes until the output is
+    covered, the shape kept; with probability one half each zooms in by `scale` and changes the shape by `ratio`; and
+    takes the middle (rkrc) or a random place (rkrr). What lies beside the image is its reflection. "random": a place
+    of the image as it is stored, or resized to `resize_size`, padded by `crop_padding` (torchvision's RandomCrop)."""
     scale: Range = (0.08, 1.0)
-    """Share of the image's area that RandomResizedCrop takes (Inception, Szegedy et al. 2014)."""
+    """Share of the image's area that RandomResizedCrop takes (Inception, Szegedy et al. 2014); for "rkrc" and "rkrr"
+    timm has (0.8, 1.0). "random" has no use for it."""
     ratio: Range = (3 / 4, 4 / 3)
-    """Width / height of the crop, log-uniform."""
-    interpolation: Interpolation = "bilinear"
+    """Width / height of the crop, log-uniform; for "rkrc" and "rkrr" the factor of the shape, where timm has
+    (0.9, 1 / 0.9)."""
+    resize_size: int | Size | None = None
+    """crop="random" alone: pixels of the short side before the crop, the shape kept, or (height, width); None: the
+    image as it is stored."""
+    crop_padding: int | tuple[int, int] | Margins = 0
+    """crop="random" alone: pixels beside the image, one number, (horizontal, vertical) or (left, top, right, bottom),
+    each smaller than the output. An image that is smaller than the output is padded further (`pad_if_needed`)."""
+    crop_fill: int | tuple[int, int, int] = (0, 0, 0)
+    """Colour (0..255) of that padding."""
+    crop_padding_mode: Literal["constant", "reflect"] = "constant"
+    """Whether the padding shows `crop_fill`, or the image reflected at its border."""
+    interpolation: Interpolation | Literal["random"] = "bilinear"
+    """Filter of the resize, antialiased but for "nearest" (Pillow's). "random" draws bilinear or bicubic for each
+    image, with even odds (timm's default)."""
     hflip: float = 0.5
     """Probability of a horizontal flip."""
     vflip: float = 0.0
@@ -167,6 +225,8 @@ class TrainRecipe(_Recipe, metaclass=_Presets):
     after each operation. Slower."""
     color_jitter_prob: float = 1.0
     """Probability that color_jitter is applied to an image."""
+    color_order: Literal["before_policy", "after_policy"] = "before_policy"
+    """Whether color_jitter comes before auto_augment or behind it (timm, DeiT III and most scripts)."""
     auto_augment: str | AugmentPolicy | None = None
     """A policy: "randaugment", "autoaugment", "trivialaugment", "augmix", a timm string such as
     "rand-m9-mstd0.5-inc1", or a policy object of `dali_imagenet.policy`."""
@@ -176,12 +236,19 @@ class TrainRecipe(_Recipe, metaclass=_Presets):
     """Odd side of torchvision's GaussianBlur kernel in pixels (timm: 23)."""
     gaussian_blur_sigma: Range = (0.1, 2.0)
     """Range of the blur's sigma in pixels (torchvision's default, and DeiT III's)."""
+    program: tuple[Any, ...] = ()
+    """Pixel operations in the order given, in place of color_jitter, auto_augment, grayscale and blur. Each is a step
+    (operation, probability, magnitude or range, random sign, aux; see `policy.Step`), a policy or its name, or one of
+    `policy.Jitter`, `Apply`, `Choice` and `Shuffled`."""
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
     re_prob: float = 0.0
     """Probability of RandomErasing (Zhong et al. 2017)."""
     re_mode: Literal["const", "rand", "pixel"] = "const"
     """Erase with zeros (the mean, after normalizing), one normal colour a box, or normal noise a pixel."""
+    re_value: float | Triple | None = None
+    """re_mode="const" alone: what erased boxes show, in pixel units of 0..1, one number or one a channel: black (0) of
+    an erasing that stands before normalize. None: the mean."""
     re_count: tuple[int, int] = (1, 1)
     """Range of the number of boxes in an erased image; the erased area is shared among them (timm)."""
     re_scale: Range = (0.02, 1 / 3)
@@ -208,9 +275,11 @@ class TrainRecipe(_Recipe, metaclass=_Presets):
 
     def __post_init__(self) -> None:
         self._set("input_size", _sizes)
+        self._set("crop", choice, ("rrc", "rkrc", "rkrr", "random"))
         self._set("scale", pair, 1e-6, 1)
         self._set("ratio", pair, 1e-3, 1e3)
-        self._set("interpolation", choice, ("bilinear", "bicubic"))
+        self._set("interpolation", _interpolation, ("random",))
+        self._check_crop()
         for name in (
             *("hflip", "vflip", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob", "re_prob"),
             *("mixup_prob", "mixup_switch_prob"),
@@ -225,6 +294,9 @@ class TrainRecipe(_Recipe, metaclass=_Presets):
         self._set("mean", reals, 3, 0, 1)
         self._set("std", reals, 3, 1e-6, 10)
         self._set("re_mode", choice, ("const", "rand", "pixel"))
+        self._set("re_value", _erase_value)
+        if self.re_value is not None and self.re_mode != "const":
+            raise wrong("re_value", self.re_value, f"None with re_mode={self.re_mode!r}: it is what 'const' shows")
         self._set("re_count", _counts, 1, 16)
         self._set("re_scale", pair, 0, 1)
         self._set("re_ratio", pair, 1e-3, 1e3)
@@ -239,6 +311,56 @@ class TrainRecipe(_Recipe, metaclass=_Presets):
         if self.auto_augment == "":
             object.__setattr__(self, "auto_augment", None)
         _ = self.policy  # refuses a name that is unknown
+        self._set("color_order", choice, ("before_policy", "after_policy"))
+        if self.color_order == "after_policy" and self.color_twist is not None:
+            raise wrong("color_order", self.color_order, "'before_policy' with color_twist: only color_jitter moves")
+        self._check_program()
+
+    def _check_crop(self) -> None:
+        if self.crop != "random":
+            for name, default in (("resize_size", None), ("crop_padding", 0), ("crop_padding_mode", "constant")):
+                if getattr(self, name) != default:
+                    raise wrong(name, getattr(self, name), f"{default!r} with crop={self.crop!r}: it is for 'random'")
+        least = min(side for size in self.sizes for side in size)
+        if self.resize_size is not None:
+            self._set("resize_size", _size)
+        margins = _margins("crop_padding", self.crop_padding)
+        self._set("crop_padding_mode", choice, ("constant", "reflect"))
+        most = least - 1 if self.crop_padding_mode == "constant" else (least - 1) // 2
+        if max(margins) > most:
+            raise wrong("crop_padding", self.crop_padding, f"at most {most} pixels for an output of {least}")
+        object.__setattr__(self, "crop_padding", margins[0] if len(set(margins)) == 1 else margins)
+        self._set("crop_fill", _colour)
+
+    def _check_program(self) -> None:
+        items = sequence(self.program)
+        if items is None:
+            raise wrong("program", self.program, "a sequence of steps and policies, in order")
+        object.__setattr__(self, "program", tuple(part_of(item, self.mean, self.interpolation) for item in items))
+        if not self.program:
+            return
+        fill_of("program", self.program)
+        for name in ("color_jitter", "auto_augment", "grayscale_prob", "gaussian_blur_prob", "color_order"):
+            value, default = getattr(self, name), getattr(type(self), name)
+            if value != default:
+                raise wrong(name, value, f"{default!r} beside program, which says it all")
+
+    @property
+    def margins(self) -> Margins:
+        """`crop_padding` as left, top, right and bottom in pixels."""
+        return _margins("crop_padding", self.crop_padding)
+
+    @property
+    def window_fill(self) -> tuple[int, int, int]:
+        """Colour (0..255) of what the output shows beside the image."""
+        return _colour("crop_fill", self.crop_fill)
+
+    @property
+    def erase_value(self) -> Triple:
+        """What erased boxes show, in normalized units: `re_value`, or zero, the mean."""
+        value = self.mean if self.re_value is None else _erase_value("re_value", self.re_value)
+        r, g, b = ((v - m) / s for v, m, s in zip(value, self.mean, self.std, strict=True))
+        return r, g, b
 
     @property
     def policy(self) -> AugmentPolicy | None:
@@ -246,6 +368,8 @@ class TrainRecipe(_Recipe, metaclass=_Presets):
         return resolve(self.auto_augment, mean=self.mean, interpolation=self.interpolation)
 
     def _meaning(self, name: str, value: Any) -> Any:
+        if name == "program":
+            return tuple(tuple(part) if isinstance(part, Step) else part.fingerprint for part in value)
         return value if name != "auto_augment" or self.policy is None else self.policy.fingerprint
 
     def size_at(self, epoch: int) -> Size:
@@ -282,6 +406,7 @@ class TrainRecipe(_Recipe, metaclass=_Presets):
             or self.color_jitter is not None
             or self.grayscale_prob > 0
             or self.gaussian_blur_prob > 0
+            or self.program
         )
 
 
@@ -330,7 +455,7 @@ class EvalRecipe(_Recipe):
         self._set("input_size", _size)
         self._set("crop_pct", real, 1e-3, 10)
         self._set("resize_size", whole, min(self.size_at(0)), 2**15)
-        self._set("interpolation", choice, ("bilinear", "bicubic"))
+        self._set("interpolation", _interpolation)
         self._set("crop_mode", choice, ("center", "squash", "border"))
         if min(self.scale_size) < 1:
             raise wrong("crop_pct", self.crop_pct, f"at most the output's smaller side, {min(self.size_at(0))}")

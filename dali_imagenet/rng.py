@@ -211,3 +211,6 @@ STREAM_NOISE = 7
 STREAM_MIX = 8  # index: the step, or the position in the epoch for modes pair and elem
 STREAM_PICK = 9  # which samples of an index a part of it has; epoch 0
 STREAM_DRAW = 10  # weighted draws of samples; index: the place in the epoch
+STREAM_INTERPOLATION = 11
+STREAM_WINDOW = 12  # of the crops that are not "rrc"
+STREAM_PROGRAM = 13

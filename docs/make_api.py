@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dali_imagenet.recipe import RESIZE_FILTERS
+
 PAGE = Path(__file__).with_name("api.md")
 PACKAGES = ("dali_imagenet", "dali_imagenet.policy")
 HEAD = """# API
@@ -52,6 +54,10 @@ WHAT: dict[str, Callable[..., str]] = {  # validators that say themselves what t
     "_strengths": lambda: "4 numbers in [0, 1], the hue in [0, 0.5]",
     "_odd": lambda low, high: f"an odd number in [{low}, {high}]",
     "_counts": lambda low, high: f"(low, high), whole numbers in [{low}, {high}]",
+    "_interpolation": lambda more=(): " or ".join(f"`{v!r}`" for v in (*RESIZE_FILTERS, *more)),
+    "_colour": lambda: "a gray level or 3, whole numbers in [0, 255]",
+    "_erase_value": lambda: "a number or 3, in [0, 1]",
+    "_range": lambda low, high: f"(low, high) in [{low:g}, {high:g}]",
     "_color": lambda: "3 whole numbers in [0, 255]",
     "whole": lambda low, high: f"a whole number in [{low:g}, {high}]",
     "real": lambda low, high: f"a number in [{low:g}, {high:g}]",
@@ -61,6 +67,8 @@ WHAT: dict[str, Callable[..., str]] = {  # validators that say themselves what t
     "choice": lambda allowed: " or ".join(f"`{v!r}`" for v in allowed),
     "boolean": lambda: "True or False",
 }
+# what a class cannot be made without
+NEEDED = {"TablePolicy": {"sub_policies": [[(1,)]]}} | {n: {"parts": [(1,)]} for n in ("Apply", "Choice", "Shuffled")}
 WORDS = {"Args": "Arguments", "Returns": "Returns", "Raises": "Raises", "Attributes": "Attributes"}
 EXAMPLES = {
     "create_loader": """
@@ -270,7 +278,7 @@ def checks(cls: type) -> dict[str, str]:
     spied: Any = owner
     spied._set = listen
     try:
-        cls(**({"sub_policies": [[(1,)]]} if cls.__name__ == "TablePolicy" else {}))
+        cls(**NEEDED.get(cls.__name__, {}))
     finally:
         spied._set = original
     return heard

@@ -83,6 +83,7 @@ def make_plan(
         resize=resize,
         window=np.round((resize - size) / 2).astype(np.int32) if not train else np.zeros((rows, 2), np.int32),
         window_fill=(0, 0, 0),
+        window_mode="constant",
         hflip=rng.random(rows) < 0.5 if train else np.zeros(rows, bool),
         vflip=rng.random(rows) < 0.5 if train else np.zeros(rows, bool),
         color=(identity + rng.normal(size=(rows, 3, 4)) * [0.2, 0.2, 0.2, 20]).astype(np.float32) if color else None,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import timm
 
-from dali_imagenet import EvalRecipe, TrainRecipe
-from dali_imagenet.policy import TrivialAugmentWide
+from dali_imagenet import EvalRecipe, Op, TrainRecipe
+from dali_imagenet.policy import Apply, AugMix, Choice, RandAugment, Shuffled, TrivialAugmentWide
 
 MIXUP = {"mixup_prob": 1.0, "mixup_switch_prob": 0.5, "mixup_mode": "batch", "correct_lam": True, "cutmix_minmax": None}
 COMMON = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "hflip": 0.5, "vflip": 0.0, "re_count": (1, 1), **MIXUP}
@@ -135,7 +135,22 @@ def test_evaluation_presets() -> None:
         ("scale", (0.5, 0.1)),
         ("scale", (0.1, 2.0)),
         ("ratio", (0.0, 1.0)),
-        ("interpolation", "lanczos"),
+        ("interpolation", "cubic"),
+        ("interpolation", "box"),
+        ("crop", "center"),
+        ("resize_size", 256),
+        ("crop_padding", 4),
+        ("crop_padding_mode", "reflect"),
+        ("crop_fill", (0, 0, 300)),
+        ("crop_fill", 1.5),
+        ("color_order", "behind"),
+        ("color_order", "after_policy!"),
+        ("program", "randaugment"),
+        ("program", [()]),
+        ("program", [("rotate", 0.5)]),
+        ("program", [""]),
+        ("re_value", (0.5, 0.5)),
+        ("re_value", 128),
         ("hflip", 1.5),
         ("hflip", True),
         ("vflip", -0.1),
@@ -175,7 +190,8 @@ def test_wrong_values_are_refused_by_name(field: str, value: Any) -> None:
         ("crop_pct", 0),
         ("crop_pct", 11),
         ("resize_size", 100),
-        ("interpolation", "nearest"),
+        ("interpolation", "random"),
+        ("interpolation", "hamming"),
         ("crop_mode", "corner"),
     ],
 )
@@ -187,6 +203,33 @@ def test_wrong_evaluation_values_are_refused_by_name(field: str, value: Any) -> 
 def test_other_refusals() -> None:
     with pytest.raises(ValueError, match="choose one"):
         TrainRecipe(color_twist=(0.4, 0.4, 0.4, 0.1), color_jitter=(0.4, 0.4, 0.4, 0.1))
+    for name in ("box", "hamming"):
+        for kind in (TrainRecipe, EvalRecipe):
+            with pytest.raises(ValueError, match=f"interpolation='{name}': .*box and hamming are filters of Pillow's"):
+                kind(interpolation=name)  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(ValueError, match="color_order='after_policy': must be 'before_policy' with color_twist"):
+        TrainRecipe.strong(color_order="after_policy")
+    with pytest.raises(ValueError, match=r"re_value=.* None with re_mode='pixel'"):
+        TrainRecipe(re_mode="pixel", re_value=0.0)
+    with pytest.raises(ValueError, match="crop_padding=32: must be at most 31 pixels for an output of 32"):
+        TrainRecipe(input_size=32, crop="random", crop_padding=32)
+    with pytest.raises(ValueError, match="crop_padding=16: must be at most 15 pixels"):
+        TrainRecipe(input_size=32, crop="random", crop_padding=16, crop_padding_mode="reflect")
+    with pytest.raises(ValueError, match=r"crop_padding=\(1, 2, 3\): must be one number of pixels"):
+        TrainRecipe(input_size=32, crop="random", crop_padding=(1, 2, 3))  # type: ignore[arg-type]  # wrong on purpose
+    for fields in ({"auto_augment": "randaugment"}, {"color_jitter": (0.4, 0.4, 0.4, 0.1)}, {"grayscale_prob": 0.2}):
+        with pytest.raises(ValueError, match=f"{next(iter(fields))}=.*beside program, which says it all"):
+            TrainRecipe(program=[(Op.INVERT, 0.1)], **fields)  # type: ignore[arg-type]  # a list, fields of many types
+    with pytest.raises(ValueError, match="one colour to fill with"):
+        TrainRecipe(program=(RandAugment(fill=(1, 2, 3)), RandAugment()))
+    with pytest.raises(ValueError, match=r"Apply: parts=.*without AugMix"):
+        Apply(parts=(AugMix(),))
+    with pytest.raises(ValueError, match=r"Shuffled: parts=.*not empty"):
+        Shuffled()
+    with pytest.raises(ValueError, match=r"Choice: parts=.*policy objects"):
+        Choice(parts=("randaugment",))
+    with pytest.raises(ValueError, match=r"Choice: weights=.*1 numbers >= 0"):
+        Choice(parts=((Op.INVERT,),), weights=(1, 2))
     with pytest.raises(TypeError, match="no field 'size'"):
         TrainRecipe.classic().replace(size=3)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -195,4 +238,6 @@ def test_other_refusals() -> None:
 
 def test_lists_become_tuples() -> None:
     assert TrainRecipe(scale=[0.1, 1.0]) == TrainRecipe(scale=(0.1, 1.0))  # type: ignore[arg-type]  # lists
+    assert TrainRecipe(program=[(Op.INVERT, 1)]) == TrainRecipe(program=((Op.INVERT, 1.0, 0.0, False, 0),))  # type: ignore[arg-type]  # a list
+    assert TrainRecipe(crop="random", crop_padding=(4, 4)).crop_padding == 4
     assert TrainRecipe(input_size=[[0, 128], [5, 224]]).size_at(7) == (224, 224)  # type: ignore[arg-type]  # lists

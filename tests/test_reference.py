@@ -14,7 +14,7 @@ from torch import Tensor
 from dali_imagenet import EvalRecipe, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.dali.stage import dali_available
 from dali_imagenet.ops import OPS, Op
-from dali_imagenet.policy import TablePolicy
+from dali_imagenet.policy import Apply, Choice, Jitter, Shuffled, TablePolicy
 from dali_imagenet.presets import PRESETS
 
 PICTURES = Path(__file__).parent / "data" / "pictures"
@@ -23,12 +23,21 @@ BACKENDS = ["torchvision", *(["dali"] if dali_available()[0] else [])]
 EVAL = {
     "eval": EvalRecipe(input_size=40),
     "eval, bicubic": EvalRecipe(input_size=40, interpolation="bicubic"),
+    "eval, nearest": EvalRecipe(input_size=40, interpolation="nearest"),
+    "eval, lanczos": EvalRecipe(input_size=40, interpolation="lanczos"),
     "eval, squash": EvalRecipe(input_size=40, crop_pct=0.95, crop_mode="squash"),
     "eval, larger than the images": EvalRecipe(input_size=130, resize_size=131),
     "eval, oblong": EvalRecipe(input_size=(36, 56), interpolation="bicubic"),
     "eval, oblong, short side": EvalRecipe(input_size=(36, 56), resize_size=60),
 }
 ROUGH = (0.4, 0.4, 0.4, 0.1)
+PROGRAM = (
+    (Op.ROTATE, 0.7, (-20, 20), False, 2),
+    "randaugment",
+    Apply(parts=(Jitter(brightness=(0.5, 1.5), hue=(-0.1, 0.2)), (Op.GRAYSCALE, 0.2)), probability=0.8),
+    Shuffled(parts=((Op.INVERT, 0.5), Choice(parts=((Op.SOLARIZE, 1, (0, 255)), (Op.PIL_EQUALIZE,))))),
+    (Op.GAUSSIAN_BLUR, 0.5, (0.1, 2.0), False, 7),
+)
 TRAIN = {
     **{name: TrainRecipe(**{**PRESETS[name].fields, "input_size": 48}) for name in PRESETS},
     "oblong": TrainRecipe.strong(input_size=(40, 64), mixup_mode="elem", re_prob=0.8),
@@ -36,6 +45,19 @@ TRAIN = {
     "mixing by pair": TrainRecipe(input_size=48, mixup_alpha=0.8, cutmix_alpha=1.0, mixup_mode="pair"),
     "cutmix minmax": TrainRecipe(input_size=48, cutmix_minmax=(0.2, 0.8), mixup_mode="elem"),
     "color_jitter": TrainRecipe(input_size=48, color_jitter=ROUGH, vflip=0.5),
+    "jitter behind the policy": TrainRecipe.deit3(input_size=48, color_order="after_policy"),
+    "program": TrainRecipe(input_size=48, program=PROGRAM),
+    "program with augmix": TrainRecipe(input_size=48, program=((Op.INVERT, 0.3), "augmix", (Op.EQUALIZE, 0.5))),
+    "any filter": TrainRecipe(input_size=48, interpolation="random", vflip=0.5),
+    "nearest": TrainRecipe(input_size=48, interpolation="nearest", crop="random", resize_size=60),
+    "lanczos": TrainRecipe(input_size=48, interpolation="lanczos"),
+    "rkrc": TrainRecipe(input_size=(40, 56), crop="rkrc", scale=(0.8, 1), ratio=(0.5, 2), vflip=0.5),
+    "rkrr": TrainRecipe.strong(input_size=48, crop="rkrr", scale=(0.8, 1), ratio=(0.7, 1.4)),
+    "crop": TrainRecipe.strong(input_size=48, crop="random", crop_padding=(9, 4, 2, 30), crop_fill=(9, 200, 80)),
+    "crop of a reflection": TrainRecipe(input_size=64, crop="random", crop_padding=20, crop_padding_mode="reflect"),
+    "crop of a smaller image": TrainRecipe(input_size=160, crop="random"),
+    "crop behind a resize": TrainRecipe(input_size=48, crop="random", resize_size=(56, 64), interpolation="bicubic"),
+    "erasing to a colour": TrainRecipe(input_size=48, re_prob=1.0, re_value=(0.0, 0.5, 1.0)),
     "filters": TrainRecipe(input_size=48, grayscale_prob=0.5, gaussian_blur_prob=0.7, gaussian_blur_kernel=7),
     "noise": TrainRecipe(input_size=48, re_prob=1.0, re_mode="rand", re_count=(1, 3)),
     **{

@@ -169,8 +169,8 @@ def test_a_model_its_config_its_name_and_a_hubs_config_mean_the_same() -> None:
         ({"input_size": (1, 28, 28)}, r"pretrained_cfg: input_size=\(1, 28, 28\): must be \(3, height, width\)"),
         ({"input_size": 224}, "pretrained_cfg: input_size=224"),
         (
-            {"input_size": (3, 32, 32), "interpolation": "lanczos"},
-            "pretrained_cfg: interpolation='lanczos': must",
+            {"input_size": (3, 32, 32), "interpolation": "hamming"},
+            "pretrained_cfg: interpolation='hamming': must",
         ),
         ({"input_size": (3, 32, 32), "crop_mode": "corner"}, "pretrained_cfg: crop_mode='corner'"),
     ],
@@ -181,7 +181,7 @@ def test_what_is_no_config_is_refused(given: Any, message: str) -> None:
 
 
 def test_changes_come_in_place_of_the_config() -> None:
-    config = {"input_size": (3, 32, 32), "interpolation": "lanczos"}
+    config = {"input_size": (3, 32, 32), "interpolation": "hamming"}
     assert EvalRecipe.from_pretrained_cfg(config, interpolation="bilinear").interpolation == "bilinear"
     with pytest.raises(ValueError, match=r"^crop_pct=0"):
         EvalRecipe.from_pretrained_cfg("resnet50", crop_pct=0)

@@ -87,10 +87,11 @@ def transformed(image: Any, plan: BatchPlan, row: int) -> Tensor:
     """Crop, resize, window, flips, colour and operations of one row: a PIL image or uint8 tensor -> uint8 [3, H, W]."""
     (top, left), (height, width), (bottom, right) = plan.window[row].tolist(), plan.size, plan.resize[row].tolist()
     beside = [max(0, -left), max(0, -top), max(0, left + width - right), max(0, top + height - bottom)]
-    mode = _MODES[int(plan.interpolation[row])]
     image = F.crop(image, *plan.crop_box[row].tolist())
-    image = F.resize(image, plan.resize[row].tolist(), interpolation=mode, antialias=True)
-    image = F.pad(image, beside, fill=list(plan.window_fill)) if any(beside) else image
+    image = resized(image, plan.resize[row].tolist(), _MODES[int(plan.interpolation[row])])
+    if any(beside):
+        fill = list(plan.window_fill) if plan.window_mode == "constant" else 0
+        image = F.pad(image, beside, fill=fill, padding_mode=plan.window_mode)
     image = F.crop(image, max(0, top), max(0, left), height, width)
     image = F.horizontal_flip(image) if plan.hflip[row] else image
     image = F.vertical_flip(image) if plan.vflip[row] else image
@@ -102,6 +103,14 @@ def transformed(image: Any, plan: BatchPlan, row: int) -> Tensor:
     return result
 
 
+def resized(image: Any, size: list[int], mode: InterpolationMode) -> Any:
+    """Resized by torchvision. Nearest and Lanczos are PIL's, and tensors take the way over PIL: torchvision has no
+    Lanczos for them, and where two pixels are as near its rounding takes another one."""
+    if isinstance(image, Tensor) and mode in (InterpolationMode.NEAREST, InterpolationMode.LANCZOS):
+        return F.pil_to_tensor(resized(F.to_pil_image(image), size, mode))
+    return F.resize(image, size, interpolation=mode, antialias=True)
+
+
 def finished(pixels: Tensor, plan: BatchPlan, row: int) -> Tensor:
     """Normalized and erased: uint8 [3, H, W] -> float32 [3, H, W]."""
     image: Tensor = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), list(plan.mean), list(plan.std))
@@ -110,7 +119,8 @@ def finished(pixels: Tensor, plan: BatchPlan, row: int) -> Tensor:
     key = torch.from_numpy(plan.noise_key[row : row + 1].view(np.int64))
     for number, (top, left, height, width) in enumerate(plan.erase[row].tolist()):
         if height:
-            values = torch.zeros(3, height, width, dtype=torch.float32, device="cpu")
+            values = torch.tensor(plan.erase_value, dtype=torch.float32, device="cpu")[:, None, None]
+            values = values.expand(3, height, width)
             if plan.erase_mode != "const":
                 pixel = torch.arange(image[0].numel(), device="cpu").view(image.shape[1:])
                 pixel = pixel[top : top + height, left : left + width]

@@ -60,7 +60,8 @@ class DaliEngine:
             "hw_decoder_load": options.hw_decoder_load,
             "in_graph": options.in_graph,
             "encoded": not self._by_path,
-            "window_fill": (0, 0, 0) if isinstance(recipe, TrainRecipe) else recipe.window_fill,
+            "window": not isinstance(recipe, TrainRecipe) or recipe.crop != "rrc",
+            "window_fill": recipe.window_fill,
         }
         # DALI shows 16-bit PNG and CMYK without Adobe's segment otherwise than Pillow, and its GPU decoders know fewer
         # formats: whatever is no gray or colour JPEG is left to Pillow, and so is what DALI turns out not to decode.

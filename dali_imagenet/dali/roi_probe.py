@@ -125,6 +125,7 @@ def _probe(device_index: int) -> None:
             interpolation=np.full(64, FILTERS["bilinear"]),
             window=np.zeros((64, 2), int),
             window_fill=(0, 0, 0),
+            window_mode="constant",
             color=None,
             hflip=np.zeros(64, bool),
             vflip=np.zeros(64, bool),

@@ -27,13 +27,16 @@ from torch.utils.dlpack import from_dlpack
 
 from dali_imagenet.ops import FILTERS
 from dali_imagenet.transforms.normalize_erase import normalize, normalize_constants
-from dali_imagenet.transforms.resize import required_region, resize_crop_flip
+from dali_imagenet.transforms.resize import reflect_, required_region, resize_crop_flip
 from dali_imagenet.validation import choice, whole, wrong
 
 if TYPE_CHECKING:
     from dali_imagenet.plan.batch_plan import BatchPlan
 
-_LINEAR, _CUBIC = 1, 2  # of nvidia.dali.types.DALIInterpType
+_INTERP_TYPES = {"nearest": 0, "bilinear": 1, "bicubic": 2, "lanczos": 3}  # of nvidia.dali.types.DALIInterpType
+_INTERP = np.zeros(max(FILTERS.values()) + 1, np.int32)
+for _name, _number in FILTERS.items():
+    _INTERP[_number] = _INTERP_TYPES[_name]
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -85,8 +88,9 @@ class DaliStage:
     Args:
         batch_size: the most rows a plan may have.
         train: True crops `plan.crop_box`, resizes it to `plan.resize` and flips; False resizes the whole image to
-            `plan.resize` and cuts the window of `plan.size` at `plan.window` (`plan.window_fill` where it leaves the
-            image). The size may change from plan to plan.
+            `plan.resize`. The size may change from plan to plan.
+        window: cut the window of `plan.size` at `plan.window` from what is resized, with `plan.window_fill` or the
+            reflection where it leaves that. None: where not `train`.
         color: apply `plan.color`, the 3x4 matrices in 0..255 units; rounded and clamped to uint8.
         device: "cpu", or one CUDA device; no other device is touched.
         num_threads: DALI's CPU threads, at least 1.
@@ -110,6 +114,7 @@ class DaliStage:
         *,
         batch_size: int,
         train: bool,
+        window: bool | None = None,
         color: bool = False,
         device: torch.device | str = "cpu",
         num_threads: int = 2,
@@ -141,6 +146,7 @@ class DaliStage:
                 self.device = torch.device("cuda", torch.cuda.current_device())
         self.batch_size = batch_size
         self.train = train
+        self.window = not train if window is None else window
         self.color = color
         self.num_threads = max(1, num_threads)
         self.prefetch = prefetch
@@ -230,7 +236,7 @@ class DaliStage:
         """The graph from the decoded image on: resize, flip, colour, normalise."""
         interp = fn.cast(feed("interp", types.INT32, 0), dtype=types.INTERP_TYPE)
         image = fn.resize(image, size=feed("resize", types.FLOAT, 1), antialias=True, interp_type=interp)
-        if not self.train:
+        if self.window:
             window = {"start": feed("crop", types.INT32, 1), "shape": feed("window", types.INT32, 1)}
             fill = [float(value) for value in self.window_fill]
             image = fn.slice(image, **window, axes=[0, 1], out_of_bounds_policy="pad", fill_values=fill)
@@ -275,7 +281,7 @@ class DaliStage:
             raise ValueError(f"{len(paths)} paths for {real} real rows: one for each row that is not padding")
         if self.color and plan.color is None:
             raise ValueError("color=True, but the plan has no colour matrices (plan.color is None)")
-        if self.in_graph and not self.train and plan.window_fill != self.window_fill:
+        if self.in_graph and self.window and plan.window_fill != self.window_fill:
             raise ValueError(f"the plan's window_fill is {plan.window_fill}, the stage's is {self.window_fill}")
         self._open()
         self._queue.append(_Pending(plan, list(paths), sizes))
@@ -318,6 +324,7 @@ class DaliStage:
             with torch.cuda.device(self.device) if out.is_cuda else contextlib.nullcontext():
                 ready = from_dlpack(images.as_tensor())
                 out[:rows].copy_(ready.permute(0, 3, 1, 2) if self._layout == "HWC" else ready)
+                reflect_(out, plan)  # DALI's slice has a colour alone
                 if out.is_cuda:  # the copy is only queued: DALI must not use its memory again before it has run
                     # torch does not annotate events
                     while self._pending_copies and self._pending_copies[0][0].query():  # type: ignore[no-untyped-call]
@@ -406,10 +413,10 @@ class DaliStage:
         if not self.in_graph:
             return
         yield "resize", _array(plan.resize[:n], np.float32)
-        yield "interp", np.where(plan.interpolation[:n] == FILTERS["bicubic"], _CUBIC, _LINEAR).astype(np.int32)
+        yield "interp", _INTERP[plan.interpolation[:n]]
         if self.train:
             yield "hflip", _array(plan.hflip[:n], np.int32)
-        else:
+        if self.window:
             yield "crop", _array(plan.window[:n], np.int32)
             yield "window", np.full((n, 2), plan.size, np.int32)
         if self.vflip:

@@ -20,6 +20,7 @@ F64 = npt.NDArray[np.float64]
 U64 = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
 EraseMode = Literal["const", "rand", "pixel"]
+WindowMode = Literal["constant", "reflect"]
 
 PADDING = -100
 """Target of a padding row: the ignore_index of torch.nn.CrossEntropyLoss."""
@@ -81,12 +82,16 @@ class BatchPlan:
     erase: I32 | None
     """[B, C, 4]: top, left, height, width of erased boxes in the output; height 0 is none."""
     erase_mode: EraseMode
-    """Erase with zeros (the mean, after normalizing), one normal colour a box, or normal noise a pixel."""
+    """Erase with `erase_value`, one normal colour a box, or normal noise a pixel."""
     noise_key: U64 | None
     """[B], key of the erasing noise."""
     mix: MixPlan | None
     window_fill: tuple[int, int, int] = (0, 0, 0)
     """Colour (0..255) of the output beside the resized region."""
+    window_mode: WindowMode = "constant"
+    """Whether the output shows `window_fill` beside the resized region, or the region reflected at its border."""
+    erase_value: tuple[float, ...] = (0.0, 0.0, 0.0)
+    """What boxes show with erase_mode "const", of each channel in normalized units; 0 is the mean."""
 
     def __len__(self) -> int:
         return len(self.source_index)

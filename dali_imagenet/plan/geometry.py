@@ -49,6 +49,77 @@ def random_resized_crop(
     return box
 
 
+def _short_side(side: int, source: I32) -> I32:
+    """torchvision's Resize of the short side: the long one truncates."""
+    long: I64 = side * source.astype(np.int64) // source.min(axis=1, keepdims=True)
+    return long.astype(np.int32)
+
+
+def _middle(resize: I32, size: Size) -> I32:
+    """CenterCrop's window, and where there is less than the output, the margins of one that pads."""
+    padded = -((np.array(size) - resize) // 2)
+    middle: I64 = np.where(resize < size, padded, _round((resize - size) / 2))
+    return middle.astype(np.int32)
+
+
+def train_geometry(recipe: TrainRecipe, size: Size, source: I32, u: F64) -> dict[str, object]:
+    """Crop, resize and window of a training recipe.
+
+    Args:
+        size: height and width of the output in pixels.
+        source: int [B, 2], height and width of the images in pixels.
+        u: uniforms [B, 2 * TRIES + 2] of the stream of crops, for "rrc"; else [B, 6] of the stream of windows.
+    """
+    rows = len(source)
+    whole = np.concatenate([np.zeros((rows, 2), np.int32), source], axis=1)
+    common = {"window_fill": recipe.window_fill, "window_mode": recipe.crop_padding_mode}
+    if recipe.crop == "rrc":
+        box = random_resized_crop(source, recipe.scale, recipe.ratio, u)
+        resize, window = np.full((rows, 2), size, np.int32), np.zeros((rows, 2), np.int32)
+        return {**common, "crop_box": box, "resize": resize, "window": window}
+    if recipe.crop != "random":
+        resize = _keep_ratio(recipe, size, source, u)
+        window = _middle(resize, size)
+        if recipe.crop == "rkrr":  # timm's RandomCropOrPad
+            delta = resize - np.array(size)
+            window = (np.sign(delta) * np.floor(u[:, 4:6] * (np.abs(delta) + 1))).astype(np.int32)
+        return {**common, "window_mode": "reflect", "crop_box": whole, "resize": resize, "window": window}
+    if recipe.resize_size is None:
+        resize = source
+    elif isinstance(recipe.resize_size, int):
+        resize = _short_side(recipe.resize_size, source)
+    else:
+        resize = np.full((rows, 2), recipe.resize_size, np.int32)
+    window = _random_window(recipe, size, resize, u[:, 4:6])
+    if recipe.resize_size is not None:
+        return {**common, "crop_box": whole, "resize": resize, "window": window}
+    first, end = np.maximum(window, 0), np.minimum(window + np.array(size), source)
+    box = np.concatenate([first, end - first], axis=1).astype(np.int32)  # so that no more than this is decoded
+    return {**common, "crop_box": box, "resize": box[:, 2:], "window": np.minimum(window, 0)}
+
+
+def _keep_ratio(recipe: TrainRecipe, size: Size, source: I32, u: F64) -> I32:
+    """timm's ResizeKeepRatio as its rkrc and rkrr have it: scaled by area, and stretched, each for every second."""
+    ratio = (source / np.array(size)).min(axis=1, keepdims=True)
+    zoom = 1 / np.sqrt(recipe.scale[0] + u[:, 1:2] * (recipe.scale[1] - recipe.scale[0]))
+    low, high = np.log(recipe.ratio)
+    aspect = np.sqrt(np.exp(low + u[:, 3:4] * (high - low)))
+    factor = np.where(u[:, :1] < 0.5, zoom, 1.0)
+    factors = factor * np.where(u[:, 2:3] < 0.5, np.concatenate([1 / aspect, aspect], axis=1), 1.0)
+    return _round(source * factors / ratio).clip(1).astype(np.int32)
+
+
+def _random_window(recipe: TrainRecipe, size: Size, resize: I32, u: F64) -> I32:
+    """torchvision's RandomCrop with padding: where what is padded is smaller than the output, so much more is added on
+    either side as is missing (`pad_if_needed`)."""
+    left, top, right, bottom = recipe.margins
+    before, after = np.array([top, left]), np.array([bottom, right])
+    missing = np.maximum(0, np.array(size) - (resize + before + after))
+    room = resize + before + after + 2 * missing - np.array(size)
+    window: F64 = np.floor(u * (room + 1)) - before - missing
+    return window.astype(np.int32)
+
+
 def eval_geometry(recipe: EvalRecipe, source: I32) -> dict[str, object]:
     """torchvision's Resize and CenterCrop: the long side truncates, the anchor rounds half to even, and a border that
     cannot be shared evenly is the wider one below and to the right; timm's for borders and outputs that are not
@@ -60,13 +131,13 @@ def eval_geometry(recipe: EvalRecipe, source: I32) -> dict[str, object]:
     elif recipe.crop_mode == "border":  # timm's ResizeKeepRatio with longest=1
         resize = _round(source / (source / scale).max(axis=1, keepdims=True)).clip(1).astype(np.int32)
     elif scale[0] == scale[1]:
-        resize = (scale[0] * source.astype(np.int64) // source.min(axis=1, keepdims=True)).astype(np.int32)
+        resize = _short_side(scale[0], source)
     else:  # timm's ResizeKeepRatio with longest=0
         resize = _round(source / (source / scale).min(axis=1, keepdims=True)).astype(np.int32)
     return {
         "crop_box": np.concatenate([np.zeros((rows, 2), np.int32), source], axis=1),
         "resize": resize,
-        "window": np.where(resize < size, -((size - resize) // 2), _round((resize - size) / 2)).astype(np.int32),
+        "window": _middle(resize, size),
         "window_fill": recipe.window_fill,
         "hflip": np.zeros(rows, np.bool_),
         "vflip": np.zeros(rows, np.bool_),

@@ -15,10 +15,11 @@ from dali_imagenet.data.algebra import per_sample
 from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.ops import FILTERS
-from dali_imagenet.plan.batch_plan import F64, I64, PADDING, U64, BatchPlan, MixPlan
-from dali_imagenet.plan.geometry import TRIES, cutmix_box, eval_geometry, random_erasing, random_resized_crop
+from dali_imagenet.plan.batch_plan import F64, I64, PADDING, U8, U64, BatchPlan, MixPlan
+from dali_imagenet.plan.geometry import TRIES, cutmix_box, eval_geometry, random_erasing, train_geometry
 from dali_imagenet.plan.order import Continued, Order, Permuted, Weighted, checked_weights, digest_of
-from dali_imagenet.plan.program import color_factors, color_matrix, ops_of, policy_of
+from dali_imagenet.plan.program import Uniforms, color_factors, color_matrix, ops_of, policy_of
+from dali_imagenet.policy.compose import fill_of, uniforms_of
 from dali_imagenet.recipe import EvalRecipe, Recipe, Size, TrainRecipe
 from dali_imagenet.validation import boolean, choice, probability, whole, wrong
 
@@ -216,20 +217,19 @@ class Plan:
             "repeat": repeat,
             "label": np.where(real, self.index.labels[source_index], PADDING).astype(np.int64),
             "source_size": source,
-            "interpolation": np.full(len(position), FILTERS[self.recipe.interpolation], np.uint8),
             "mean": self.recipe.mean,
             "std": self.recipe.std,
         }
         if isinstance(self.recipe, EvalRecipe):
+            common["interpolation"] = np.full(len(position), FILTERS[self.recipe.interpolation], np.uint8)
             return BatchPlan(**common, **eval_geometry(self.recipe, source))  # type: ignore[arg-type]  # of many types
         u = rng.streams(self.seed, epoch, _counts(self.recipe), key, repeat)
         factors = color_factors(self.recipe, u)
         erases = self.recipe.re_prob > 0
         return BatchPlan(
             **common,  # type: ignore[arg-type]  # of many types
-            crop_box=random_resized_crop(source, self.recipe.scale, self.recipe.ratio, u[rng.STREAM_CROP]),
-            resize=np.full((len(position), 2), size, np.int32),
-            window=np.zeros((len(position), 2), np.int32),
+            **train_geometry(self.recipe, size, source, u[_crop_stream(self.recipe)]),  # type: ignore[arg-type]  # as above
+            interpolation=_filters(self.recipe, u, len(position)),
             hflip=u[rng.STREAM_FLIP][:, 0] < self.recipe.hflip,
             vflip=u[rng.STREAM_FLIP][:, 1] < self.recipe.vflip,
             color_factors=factors,
@@ -237,6 +237,7 @@ class Plan:
             ops=ops_of(self.recipe, size, u),
             fill=_fill(self.recipe),
             erase_mode=self.recipe.re_mode,
+            erase_value=self.recipe.erase_value,
             erase=random_erasing(self.recipe, size, u[rng.STREAM_ERASE]) if erases else None,
             noise_key=_noise_key(u[rng.STREAM_NOISE]) if erases else None,
             mix=self._mix(self.recipe, epoch, step, size, position) if self.recipe.mixing else None,
@@ -353,7 +354,11 @@ class Plan:
 
 def _counts(recipe: TrainRecipe) -> dict[int, int]:
     """How many uniforms a sample takes from each stream."""
-    counts = {rng.STREAM_CROP: 2 * TRIES + 2, rng.STREAM_FLIP: 2}
+    counts = {_crop_stream(recipe): 2 * TRIES + 2 if recipe.crop == "rrc" else 6, rng.STREAM_FLIP: 2}
+    if recipe.interpolation == "random":
+        counts[rng.STREAM_INTERPOLATION] = 1
+    if recipe.program:
+        counts[rng.STREAM_PROGRAM] = sum(uniforms_of(part) for part in recipe.program)
     if recipe.color_twist is not None or recipe.color_jitter is not None:
         counts[rng.STREAM_COLOR] = 9
     if (policy := policy_of(recipe)) is not None:
@@ -366,11 +371,23 @@ def _counts(recipe: TrainRecipe) -> dict[int, int]:
     return counts
 
 
+def _crop_stream(recipe: TrainRecipe) -> int:
+    return rng.STREAM_CROP if recipe.crop == "rrc" else rng.STREAM_WINDOW
+
+
+def _filters(recipe: TrainRecipe, u: Uniforms, rows: int) -> U8:
+    """The filter of each row's resize."""
+    if recipe.interpolation != "random":
+        return np.full(rows, FILTERS[recipe.interpolation], np.uint8)
+    first = u[rng.STREAM_INTERPOLATION][:, 0] < 0.5
+    return np.where(first, FILTERS["bilinear"], FILTERS["bicubic"]).astype(np.uint8)
+
+
 def _fill(recipe: TrainRecipe) -> tuple[int, int, int] | None:
     policy = policy_of(recipe)
-    if policy is None or policy.fill == (0, 0, 0):
-        return None  # torchvision's default, which blends bilinear borders otherwise than a fill of 0
-    return policy.fill
+    fill = fill_of("program", recipe.program if policy is None else (policy,))
+    # torchvision's default, which blends bilinear borders otherwise than a fill of 0
+    return None if fill == (0, 0, 0) else fill
 
 
 def _noise_key(u: F64) -> U64:

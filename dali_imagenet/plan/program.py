@@ -9,8 +9,9 @@ import numpy as np
 from dali_imagenet.ops import Op
 from dali_imagenet.plan.batch_plan import F32, F64
 from dali_imagenet.policy import AugmentPolicy, AugMixPlan, OpPlan
+from dali_imagenet.policy.compose import draw_parts
 from dali_imagenet.recipe import Size, TrainRecipe
-from dali_imagenet.rng import STREAM_COLOR, STREAM_FILTER, STREAM_POLICY
+from dali_imagenet.rng import STREAM_COLOR, STREAM_FILTER, STREAM_POLICY, STREAM_PROGRAM
 
 # DALI's color_twist: RGB -> YIQ, the hue as a rotation there. dali/operators/image/color/color_twist.h
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
@@ -79,11 +80,13 @@ def _filters(recipe: TrainRecipe, u: F64) -> OpPlan:
 
 def ops_of(recipe: TrainRecipe, size: Size, u: Uniforms) -> tuple[OpPlan | AugMixPlan, ...]:
     parts: list[OpPlan | AugMixPlan] = []
-    if recipe.color_jitter is not None:
-        parts.append(_color_jitter(recipe, u[STREAM_COLOR]))
+    if recipe.program:
+        parts += draw_parts(recipe.program, u[STREAM_PROGRAM], size)
     policy = policy_of(recipe)
     if policy is not None:
         parts.append(policy.draw(u[STREAM_POLICY], size))
+    if recipe.color_jitter is not None:
+        parts.insert(0 if recipe.color_order == "before_policy" else 1, _color_jitter(recipe, u[STREAM_COLOR]))
     if recipe.grayscale_prob > 0 or recipe.gaussian_blur_prob > 0:
         parts.append(_filters(recipe, u[STREAM_FILTER]))
     if len(parts) > 1 and all(isinstance(part, OpPlan) for part in parts):

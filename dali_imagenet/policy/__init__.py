@@ -5,18 +5,23 @@ sample into final operations (`Op` and its argument, sign included) for a whole 
 """
 
 from dali_imagenet.policy.base import AugmentPolicy, AugMixPlan, OpPlan
+from dali_imagenet.policy.compose import Apply, Choice, Jitter, Shuffled
 from dali_imagenet.policy.custom import Step, TablePolicy
 from dali_imagenet.policy.names import resolve
 from dali_imagenet.policy.timm import TimmAugMix, TimmAutoAugment, TimmPolicy, TimmRandAugment
 from dali_imagenet.policy.torchvision import AugMix, AutoAugment, RandAugment, TrivialAugmentWide
 
 __all__ = [
+    "Apply",
     "AugMix",
     "AugMixPlan",
     "AugmentPolicy",
     "AutoAugment",
+    "Choice",
+    "Jitter",
     "OpPlan",
     "RandAugment",
+    "Shuffled",
     "Step",
     "TablePolicy",
     "TimmAugMix",

@@ -235,7 +235,10 @@ def _color(name: str, value: Any) -> Color:
 
 
 def as_json(value: Any) -> Any:
-    """The value of a field in JSON's types: tuples as lists, an `Op` by its name, infinity as "inf"."""
+    """The value of a field in JSON's types: tuples as lists, an `Op` by its name, infinity as "inf", a policy as its
+    fingerprint."""
+    if isinstance(value, AugmentPolicy):
+        return value.fingerprint
     if isinstance(value, tuple):
         return [as_json(v) for v in value]
     if isinstance(value, dict):

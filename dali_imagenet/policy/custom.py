@@ -33,7 +33,12 @@ class Step(NamedTuple):
     aux: int | None = None
 
 
-def _step(given: Any) -> Step:
+def step_of(given: Any) -> Step:
+    """A tuple of the fields of `Step`, checked and filled up.
+
+    Raises:
+        ValueError: for what the operation does not take.
+    """
     step = Step(*given)
     op = Op(step.op)
     what = f"{op.name}: magnitude"
@@ -57,13 +62,23 @@ def _step(given: Any) -> Step:
 
 
 def _step_entry(step: Step) -> Entry:
-    low, high = step.magnitude  # type: ignore[misc]  # _step made it a pair
+    low, high = step.magnitude  # type: ignore[misc]  # step_of made it a pair
     whole, mirror = OPS[step.op].whole, OPS[step.op].mirror
     row = Row(step.op, step.aux or 0, offset=low, sign=1.0, scale=10.0, spread=high - low, whole=float(whole))
     if whole:
         row = row._replace(spread=high - low + 1.0, cap=high - low)
     rows = [row, row._replace(offset=mirror - low, sign=-1.0)] if step.sign and mirror is not None else [row]
     return Entry(rows, step.probability)
+
+
+def _ranges(step: Step) -> bool:
+    low, high = step.magnitude  # type: ignore[misc]  # step_of made it a pair
+    return low < high
+
+
+def step_table(step: Step) -> Table:
+    """The table of that one step."""
+    return auto_table([[_step_entry(step)]], noise="uniform" if _ranges(step) else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +97,7 @@ class TablePolicy(AugmentPolicy):
     weights: Sequence[float] | None = None
 
     def _check(self) -> None:
-        steps = tuple(tuple(_step(step) for step in sub) for sub in self.sub_policies)
+        steps = tuple(tuple(step_of(step) for step in sub) for sub in self.sub_policies)
         if not steps or not any(steps):
             raise wrong("sub_policies", self.sub_policies, "not empty: at least one sub-policy with one step")
         object.__setattr__(self, "sub_policies", steps)
@@ -94,5 +109,5 @@ class TablePolicy(AugmentPolicy):
 
     def _build(self, size: Size) -> Table:
         entries = [[_step_entry(step) for step in sub] for sub in self.sub_policies]
-        ranges = any(step.magnitude[0] < step.magnitude[1] for sub in self.sub_policies for step in sub)
+        ranges = any(_ranges(step) for sub in self.sub_policies for step in sub)
         return auto_table(entries, self.weights, "uniform" if ranges else "")

@@ -119,7 +119,7 @@ class TimmPolicy(AugmentPolicy):
 
     def _check(self) -> None:
         self._set("magnitude_std", real, 0.0, INF)
-        self._set("interpolation", choice, (None, *FILTERS))
+        self._set("interpolation", choice, (None, "nearest", "bilinear", "bicubic"))  # PIL moves with no others
 
     def _filters(self) -> list[int]:
         return [2, 3] if self.interpolation is None else [FILTERS[self.interpolation]]

@@ -59,7 +59,7 @@ class Postprocess:
             image = run_image(image, part, row, plan.fill, workspace)
         normalize(image, self._normalization(plan, image.device), out)
         if plan.erase is not None and plan.noise_key is not None:
-            erase_image_(out, plan.erase[row], int(plan.noise_key[row]), plan.erase_mode)
+            erase_image_(out, plan.erase[row], int(plan.noise_key[row]), plan.erase_mode, plan.erase_value)
 
     def normalize(self, images: Tensor, plan: BatchPlan) -> Tensor:
         """uint8 [B, 3, H, W] or [3, H, W] -> (x / 255 - mean) / std in `dtype`, on the images' device."""
@@ -104,7 +104,7 @@ class Postprocess:
                 images = run_batch(images, part, plan.fill)
             images = self.normalize(images, plan)
         if plan.erase is not None and plan.noise_key is not None:
-            erase_(images, plan.erase, plan.noise_key, plan.erase_mode)
+            erase_(images, plan.erase, plan.noise_key, plan.erase_mode, plan.erase_value)
         return images
 
 

@@ -12,15 +12,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dali_imagenet._compiled import compiled
 from dali_imagenet.ops import FILTERS
 from dali_imagenet.plan.batch_plan import BatchPlan
+from dali_imagenet.transforms.transfer import to_device
 
 _image_kernels = compiled("dali_imagenet.transforms._image_kernels")
 
-# torchvision's antialiased resize of tensors, without its checks, and how far it looks; uint8 in and out
+# torchvision's antialiased resize of tensors, without its checks, and how far it looks; uint8 in and out. The other
+# filters are Pillow's: torch has no Lanczos, and its nearest pixel is not the one that PIL images show.
 _RESIZE = {
     FILTERS["bilinear"]: (torch.ops.aten._upsample_bilinear2d_aa, 1),
     FILTERS["bicubic"]: (torch.ops.aten._upsample_bicubic2d_aa, 2),
@@ -43,6 +46,9 @@ def required_region(plan: BatchPlan, row: int) -> DecodeRegion:
     top, left, *extents = plan.crop_box[row].tolist()
     if plan.resize[row].tolist() == list(plan.size):  # training
         return DecodeRegion((top, left, *extents), plan.size, (None, None))
+    if int(plan.interpolation[row]) not in _RESIZE:  # Pillow has no place for a factor
+        rows, columns = plan.resize[row].tolist()
+        return DecodeRegion((top, left, *extents), (rows, columns), (None, None))
     _, reach_of = _RESIZE[int(plan.interpolation[row])]
     kept, sizes, factors = list[int](), list[int](), list[float | None]()
     sides = zip(extents, plan.resize[row].tolist(), plan.window[row].tolist(), plan.size, strict=True)
@@ -71,7 +77,7 @@ def resize_crop_flip(pixels: npt.NDArray[np.uint8], region: DecodeRegion, plan: 
     top, left = plan.window[row].tolist()
     interpolation = int(plan.interpolation[row])
     inside = 0 <= top <= height - rows and 0 <= left <= width - columns
-    if inside and _image_kernels is not None and hasattr(_image_kernels, "resize"):
+    if inside and interpolation in _RESIZE and _image_kernels is not None and hasattr(_image_kernels, "resize"):
         image = torch.empty((3, rows, columns), dtype=torch.uint8, device="cpu")
         factors = region.factors[0] or 0.0, region.factors[1] or 0.0
         window, mirrored = (top, left, rows, columns), (plan.vflip[row], plan.hflip[row])
@@ -85,13 +91,49 @@ def resize_crop_flip(pixels: npt.NDArray[np.uint8], region: DecodeRegion, plan: 
         flips = [axis for axis, flip in ((1, plan.vflip[row]), (2, plan.hflip[row])) if flip]
         if flips:
             image = image.flip(flips)
+        if not inside and plan.window_mode == "reflect":
+            at_rows, at_columns = (torch.from_numpy(at[0]) for at in reflection(plan, np.array([row])))
+            image = image[:, at_rows][:, :, at_columns]
     return image if plan.color is None else apply_color_matrix(image, plan.color[row])
 
 
 def _resized(pixels: npt.NDArray[np.uint8], region: DecodeRegion, interpolation: int) -> Tensor:
+    if interpolation not in _RESIZE:
+        image = Image.fromarray(pixels).resize(region.size[::-1], Image.Resampling(interpolation))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
     resize, _ = _RESIZE[interpolation]
-    image: Tensor = resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], region.size, False, *region.factors)[0]
-    return image
+    resized: Tensor = resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], region.size, False, *region.factors)[0]
+    return resized
+
+
+def reflection(plan: BatchPlan, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Which row and which column of the output each one shows where it reflects the image at its border, [K, H] and
+    [K, W], of those rows of a plan: after the flips. What is in the image shows itself."""
+    found = []
+    for axis, flips in ((0, plan.vflip), (1, plan.hflip)):
+        side, extent, start = plan.size[axis], plan.resize[rows, axis, None], plan.window[rows, axis, None]
+        at = np.arange(side)[None] + start
+        period = np.maximum(2 * (extent - 1), 1)
+        folded = np.where(extent == 1, 0, np.abs((at + extent - 1) % period - extent + 1))
+        shown = np.where((at >= 0) & (at < extent), at, folded) - start
+        mirrored = side - 1 - shown[:, ::-1]  # the output is flipped, and so is what it shows
+        found.append(np.where(flips[rows, None], mirrored, shown).astype(np.int64))
+    return found[0], found[1]
+
+
+def reflect_(images: Tensor, plan: BatchPlan) -> Tensor:
+    """Fill what lies beside the image in a batch [B, 3, H, W] on any device with its reflection, in place.
+
+    For executors that leave a colour there; nothing waits for a GPU.
+    """
+    if plan.window_mode != "reflect":
+        return images
+    beside = (plan.window < 0) | (plan.window + np.array(plan.size) > plan.resize)
+    rows = (beside.any(1) & ~plan.is_padding).nonzero()[0]
+    if len(rows):
+        which, down, across = to_device([rows, *reflection(plan, rows)], images.device)
+        images[which] = images[which[:, None, None], :, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)
+    return images
 
 
 def _framed(image: Tensor, top: int, left: int, plan: BatchPlan) -> Tensor:
