@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dali_imagenet.data.index import SampleIndex
     from dali_imagenet.data.source import Source
-    from dali_imagenet.errors import BadImageError, RankMismatchError, StorageError
+    from dali_imagenet.errors import BadImageError, RankMismatchError, StorageError, UntranslatableError
     from dali_imagenet.failures import read_failures
     from dali_imagenet.loader import Loader, create_loader
     from dali_imagenet.metrics import Accuracy
@@ -37,6 +37,7 @@ __all__ = [
     "Source",
     "StorageError",
     "TrainRecipe",
+    "UntranslatableError",
     "create_loader",
     "pack",
     "read_failures",
@@ -57,6 +58,7 @@ _HOMES = {
     "Source": "data.source",
     "StorageError": "errors",
     "TrainRecipe": "recipe",
+    "UntranslatableError": "errors",
     "create_loader": "loader",
     "pack": "packing",
     "read_failures": "failures",

@@ -16,3 +16,19 @@ class StorageError(RuntimeError):
 
     Stops the run whatever `on_error` says; the message names the path, the cause and what to do.
     """
+
+
+class UntranslatableError(ValueError):
+    """A transform of another library that a recipe cannot say.
+
+    Attributes:
+        what: the transform, as it prints itself.
+        change: what would have to change in its line.
+    """
+
+    def __init__(self, what: str, why: str, change: str) -> None:
+        super().__init__(f"{what} cannot be translated: {why}. Change that line: {change}")
+        self.what, self.why, self.change = what, why, change
+
+    def __reduce__(self) -> tuple[type[UntranslatableError], tuple[str, str, str]]:
+        return type(self), (self.what, self.why, self.change)

@@ -52,6 +52,26 @@ class _Recipe:
                 raise TypeError(f"{type(self).__name__} has no field {name!r}; it has {', '.join(names)}")
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # as above
 
+    @classmethod
+    def from_transforms(cls, transform: Any, *, report: bool = False, **changes: Any) -> Self:
+        """The recipe that a pipeline of torchvision's (v1 or v2), or of timm's `create_transform`, stands for.
+
+        What is translated with another meaning is logged as a warning; `integrations.transforms.translate` gives the
+        rows as data. docs/scripts.md has the table of what is read.
+
+        Args:
+            transform: a Compose, a transform, or a sequence of them.
+            report: print how each transform was read.
+            changes: fields of the recipe, in place of what was read.
+
+        Raises:
+            UntranslatableError: for what the recipe cannot say.
+            TypeError: for a change of a field that the recipe does not have.
+        """
+        module = importlib.import_module("dali_imagenet.integrations.transforms")
+        recipe: Self = module.recipe_from(cls, transform, boolean("report", report), changes)
+        return recipe
+
     @property
     def fingerprint(self) -> dict[str, Any]:
         """The recipe as JSON takes it and gives it back: its kind, and the fields that are not their defaults, by name.
@@ -90,6 +110,12 @@ def _size(name: str, value: Any) -> int | Size:
         raise wrong(name, value, "a side in pixels or (height, width)")
     height, width = (whole(name, v, 1, _LARGEST) for v in items)
     return height if height == width else (height, width)
+
+
+def _short_or_both(name: str, value: Any) -> int | Size:
+    """The short side, or (height, width), which may be equal: the image loses its shape."""
+    size = _size(name, value)
+    return size if sequence(value) is None else _pair_of_sides(size)
 
 
 def _sizes(name: str, value: Any) -> int | Size | tuple[tuple[int, int | Size], ...]:
@@ -189,11 +215,12 @@ class TrainRecipe(_Recipe, metaclass=_Presets):
     input_size: int | Size | tuple[tuple[int, int | Size], ...] = 224
     """Side of the square output in pixels, or (height, width), each 1..4096; or a schedule ((first epoch, size), ...)
     starting at epoch 0."""
-    crop: Literal["rrc", "rkrc", "rkrr", "random"] = "rrc"
+    crop: Literal["rrc", "rkrc", "rkrr", "random", "center"] = "rrc"
     """ "rrc": RandomResizedCrop. "rkrc" and "rkrr": timm's `train_crop_mode`, which resizes until the output is
     covered, the shape kept; with probability one half each zooms in by `scale` and changes the shape by `ratio`; and
     takes the middle (rkrc) or a random place (rkrr). What lies beside the image is its reflection. "random": a place
-    of the image as it is stored, or resized to `resize_size`, padded by `crop_padding` (torchvision's RandomCrop)."""
+    of the image as it is stored, or resized to `resize_size`, padded by `crop_padding` (torchvision's RandomCrop).
+    "center": the middle of it, with `crop_fill` beside what is smaller."""
     scale: Range = (0.08, 1.0)
     """Share of the image's area that RandomResizedCrop takes (Inception, Szegedy et al. 2014); for "rkrc" and "rkrr"
     timm has (0.8, 1.0). "random" has no use for it."""
@@ -201,8 +228,8 @@ class TrainRecipe(_Recipe, metaclass=_Presets):
     """Width / height of the crop, log-uniform; for "rkrc" and "rkrr" the factor of the shape, where timm has
     (0.9, 1 / 0.9)."""
     resize_size: int | Size | None = None
-    """crop="random" alone: pixels of the short side before the crop, the shape kept, or (height, width); None: the
-    image as it is stored."""
+    """crop="random" and "center" alone: pixels of the short side before the crop, the shape kept, or (height, width);
+    None: the image as it is stored."""
     crop_padding: int | tuple[int, int] | Margins = 0
     """crop="random" alone: pixels beside the image, one number, (horizontal, vertical) or (left, top, right, bottom),
     each smaller than the output. An image that is smaller than the output is padded further (`pad_if_needed`)."""
@@ -275,7 +302,7 @@ class TrainRecipe(_Recipe, metaclass=_Presets):
 
     def __post_init__(self) -> None:
         self._set("input_size", _sizes)
-        self._set("crop", choice, ("rrc", "rkrc", "rkrr", "random"))
+        self._set("crop", choice, ("rrc", "rkrc", "rkrr", "random", "center"))
         self._set("scale", pair, 1e-6, 1)
         self._set("ratio", pair, 1e-3, 1e3)
         self._set("interpolation", _interpolation, ("random",))
@@ -319,11 +346,11 @@ class TrainRecipe(_Recipe, metaclass=_Presets):
     def _check_crop(self) -> None:
         if self.crop != "random":
             for name, default in (("resize_size", None), ("crop_padding", 0), ("crop_padding_mode", "constant")):
-                if getattr(self, name) != default:
+                if getattr(self, name) != default and (self.crop, name) != ("center", "resize_size"):
                     raise wrong(name, getattr(self, name), f"{default!r} with crop={self.crop!r}: it is for 'random'")
         least = min(side for size in self.sizes for side in size)
         if self.resize_size is not None:
-            self._set("resize_size", _size)
+            self._set("resize_size", _short_or_both)
         margins = _margins("crop_padding", self.crop_padding)
         self._set("crop_padding_mode", choice, ("constant", "reflect"))
         most = least - 1 if self.crop_padding_mode == "constant" else (least - 1) // 2

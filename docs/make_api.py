@@ -50,6 +50,7 @@ NOTES = {
 }
 WHAT: dict[str, Callable[..., str]] = {  # validators that say themselves what they take
     "_size": lambda: "a side in [1, 4096], or (height, width)",
+    "_short_or_both": lambda: "a side in [1, 4096], or (height, width)",
     "_sizes": lambda: "a side in [1, 4096], or (height, width), or a schedule of them",
     "_strengths": lambda: "4 numbers in [0, 1], the hue in [0, 0.5]",
     "_odd": lambda low, high: f"an odd number in [{low}, {high}]",

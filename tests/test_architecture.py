@@ -35,12 +35,14 @@ LAYERS = (
     ("explain",),
     ("loader",),
     ("metrics", "packing", "preview"),
+    ("integrations",),
     ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Ways back up: each is taken when it is asked for, never on import. (importer, imported)
 FORWARDED = {
     ("dali_imagenet.engine", "dali"),  # is DALI there?
+    ("dali_imagenet.recipe", "integrations"),  # from_transforms
 }
 
 

@@ -75,7 +75,7 @@ def test_python_in_the_docs_compiles(page: Path) -> None:
 
 
 @pytest.mark.usefixtures("imagenet")
-@pytest.mark.parametrize("page", ["README.md", "docs/augmentation.md", "docs/exactness.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/augmentation.md", "docs/exactness.md", "docs/scripts.md"])
 def test_python_in_the_docs_runs(page: str) -> None:
     """Block after block, as one program, with fewer and smaller batches."""
     model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 4))

@@ -137,7 +137,7 @@ def test_evaluation_presets() -> None:
         ("ratio", (0.0, 1.0)),
         ("interpolation", "cubic"),
         ("interpolation", "box"),
-        ("crop", "center"),
+        ("crop", "corner"),
         ("resize_size", 256),
         ("crop_padding", 4),
         ("crop_padding_mode", "reflect"),
@@ -240,4 +240,5 @@ def test_lists_become_tuples() -> None:
     assert TrainRecipe(scale=[0.1, 1.0]) == TrainRecipe(scale=(0.1, 1.0))  # type: ignore[arg-type]  # lists
     assert TrainRecipe(program=[(Op.INVERT, 1)]) == TrainRecipe(program=((Op.INVERT, 1.0, 0.0, False, 0),))  # type: ignore[arg-type]  # a list
     assert TrainRecipe(crop="random", crop_padding=(4, 4)).crop_padding == 4
+    assert TrainRecipe(crop="center", resize_size=(40, 40)).resize_size == (40, 40)  # 40 would be the short side
     assert TrainRecipe(input_size=[[0, 128], [5, 224]]).size_at(7) == (224, 224)  # type: ignore[arg-type]  # lists

@@ -56,6 +56,8 @@ TRAIN = {
     "crop": TrainRecipe.strong(input_size=48, crop="random", crop_padding=(9, 4, 2, 30), crop_fill=(9, 200, 80)),
     "crop of a reflection": TrainRecipe(input_size=64, crop="random", crop_padding=20, crop_padding_mode="reflect"),
     "crop of a smaller image": TrainRecipe(input_size=160, crop="random"),
+    "the middle": TrainRecipe(input_size=(48, 96), crop="center", resize_size=60, crop_fill=99),
+    "squashed": TrainRecipe(input_size=48, crop="center", resize_size=(56, 56), interpolation="bicubic"),
     "crop behind a resize": TrainRecipe(input_size=48, crop="random", resize_size=(56, 64), interpolation="bicubic"),
     "erasing to a colour": TrainRecipe(input_size=48, re_prob=1.0, re_value=(0.0, 0.5, 1.0)),
     "filters": TrainRecipe(input_size=48, grayscale_prob=0.5, gaussian_blur_prob=0.7, gaussian_blur_kernel=7),

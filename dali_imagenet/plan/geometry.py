@@ -77,7 +77,7 @@ def train_geometry(recipe: TrainRecipe, size: Size, source: I32, u: F64) -> dict
         box = random_resized_crop(source, recipe.scale, recipe.ratio, u)
         resize, window = np.full((rows, 2), size, np.int32), np.zeros((rows, 2), np.int32)
         return {**common, "crop_box": box, "resize": resize, "window": window}
-    if recipe.crop != "random":
+    if recipe.crop in ("rkrc", "rkrr"):
         resize = _keep_ratio(recipe, size, source, u)
         window = _middle(resize, size)
         if recipe.crop == "rkrr":  # timm's RandomCropOrPad
@@ -90,7 +90,7 @@ def train_geometry(recipe: TrainRecipe, size: Size, source: I32, u: F64) -> dict
         resize = _short_side(recipe.resize_size, source)
     else:
         resize = np.full((rows, 2), recipe.resize_size, np.int32)
-    window = _random_window(recipe, size, resize, u[:, 4:6])
+    window = _middle(resize, size) if recipe.crop == "center" else _random_window(recipe, size, resize, u[:, 4:6])
     if recipe.resize_size is not None:
         return {**common, "crop_box": whole, "resize": resize, "window": window}
     first, end = np.maximum(window, 0), np.minimum(window + np.array(size), source)

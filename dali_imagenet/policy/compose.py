@@ -48,16 +48,17 @@ def fill_of(name: str, parts: Iterable[Part]) -> Color:
     Raises:
         ValueError: for parts that differ: the images of a batch are filled with one colour.
     """
-    found = {part.fill for part in parts if isinstance(part, AugmentPolicy) and _moves(part)}
+    found = {part.fill for part in parts if isinstance(part, AugmentPolicy) and moves(part)}
     if len(found) > 1:
         raise wrong(name, sorted(found), "parts with one colour to fill with: a batch has one")
     return found.pop() if found else _NONE
 
 
-def _moves(part: AugmentPolicy) -> bool:
+def moves(part: AugmentPolicy) -> bool:
+    """Whether a policy may move pixels, and so fill."""
     if isinstance(part, Jitter):
         return False
-    return any(_moves(p) for p in part.parts if isinstance(p, AugmentPolicy)) if isinstance(part, _Group) else True
+    return any(moves(p) for p in part.parts if isinstance(p, AugmentPolicy)) if isinstance(part, _Group) else True
 
 
 @functools.lru_cache(maxsize=256)

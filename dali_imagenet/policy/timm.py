@@ -63,7 +63,7 @@ _TIMM_OPS: dict[str, tuple[Op, dict[str, float], bool]] = {
 _TIMM_RAND = ("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color",
               "Contrast", "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")  # fmt: skip
 _TIMM_RAND_INC = tuple(name + "Increasing" if name + "Increasing" in _TIMM_OPS else name for name in _TIMM_RAND)
-_TIMM_MIX = ("AutoContrast", "ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing",
+TIMM_MIX = ("AutoContrast", "ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing",
              "Equalize", "Rotate", "PosterizeIncreasing", "SolarizeIncreasing", "ShearX", "ShearY", "TranslateXRel",
              "TranslateYRel")  # fmt: skip
 # timm's transform sets: those in a dict are drawn by weight and without replacement.
@@ -195,6 +195,32 @@ TIMM_AUTO["v0r"] = TIMM_AUTO["v0"].replace("Posterize", "PosterizeIncreasing")
 TIMM_AUTO["originalr"] = AUTO_AUGMENT["imagenet"].replace("Posterize", "PosterizeIncreasing")
 
 
+def rand_augment_named(names: Sequence[str], weights: Sequence[float] | None) -> tuple[str, bool] | None:
+    """Which of timm's lists of operations that is: (transforms, increasing) of a `TimmRandAugment`; None: none."""
+    if weights is None:
+        lists = {("", False): _TIMM_RAND, ("", True): _TIMM_RAND_INC, ("3a", False): _TIMM_SETS["3a"]}
+        return next((key for key, found in lists.items() if tuple(found) == tuple(names)), None)
+    for key, some in _TIMM_SETS.items():
+        if isinstance(some, dict) and len(some) == len(names):
+            whole = sum(some.values())
+            shares = [some.get(name, -1.0) / whole for name in names]
+            if np.allclose(shares, weights, rtol=1e-6, atol=0):
+                return key, False
+    return None
+
+
+def auto_augment_named(subs: Sequence[Sequence[tuple[str, float, float]]]) -> str | None:
+    """Which of timm's AutoAugment policies, of (operation, probability, level), that is; None: none."""
+
+    def meaning(policy: Sequence[Sequence[tuple[str, float, float]]]) -> list[list[tuple[str, float, float]]]:
+        """The level of what has none is of no account."""
+        return [[(name, p, level if _TIMM_OPS[name][1] or "Translate" in name else 0) for name, p, level in sub]
+                for sub in policy]  # fmt: skip
+
+    given = meaning(subs)
+    return next((name for name, text in TIMM_AUTO.items() if meaning(sub_policies(text)) == given), None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TimmAutoAugment(TimmPolicy):
     """timm's AutoAugment: policy "original", "originalr", "v0", "v0r" or "3a" (the 3-Augment of DeiT III)."""
@@ -257,5 +283,5 @@ class TimmAugMix(TimmPolicy):
     def _build(self, size: Size) -> Table:
         std, filters = self.magnitude_std, self._filters()
         # create_transform passes translate_pct 0.3 to AugMix, against 0.45 elsewhere.
-        entry = one_of(_timm_rows(name, self.magnitude, std, 10.0, size, filters, 0.3) for name in _TIMM_MIX)
+        entry = one_of(_timm_rows(name, self.magnitude, std, 10.0, size, filters, 0.3) for name in TIMM_MIX)
         return Table([entry], [[0] * (self.depth if self.depth > 0 else 3)], noise=_timm_noise(std))
