@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dali_imagenet import SampleIndex, TrainRecipe, create_loader
-from tests.helpers import HERE, Batches, copied, same, tf_example, tf_record
+from tests.helpers import HERE, Batches, copied, hf_dataset, same, tf_example, tf_record
 
 ENGINES = [(backend, workers) for backend in HERE for workers in (0, 2)]
 OPTIONS: dict[str, Any] = {"progress": False, "cache": False}
@@ -49,7 +49,21 @@ def as_tfrecord(folder: Path, out: Path) -> SampleIndex:
     return SampleIndex.from_tfrecord(out, **OPTIONS)
 
 
-KINDS = [as_zip, as_tfrecord]
+def as_saved(folder: Path, out: Path) -> SampleIndex:
+    pytest.importorskip("datasets", reason="datasets is not installed")
+    hf_dataset(folder).save_to_disk(out, num_shards=2)
+    return SampleIndex.from_huggingface(out, **OPTIONS)
+
+
+def as_dataset(folder: Path, out: Path) -> SampleIndex:
+    """Saved in another order, and put in order again."""
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    back = range(23, -1, -1)
+    hf_dataset(folder).select(back).save_to_disk(out, num_shards=2)
+    return SampleIndex.from_huggingface(datasets.load_from_disk(out).select(back), **OPTIONS)
+
+
+KINDS = [as_zip, as_tfrecord, as_saved, as_dataset]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,7 +75,7 @@ def test_batches_are_those_of_the_folder(
     one_thread: None,
 ) -> None:
     index = kind(folder, tmp_path)
-    assert SampleIndex.open(tmp_path, **OPTIONS).fingerprint == index.fingerprint
+    assert kind is as_dataset or SampleIndex.open(tmp_path, **OPTIONS).fingerprint == index.fingerprint
     for engine, expected in of_folder.items():
         assert same(batches(index, *engine), expected), engine
     assert len(expected) == 3

@@ -20,8 +20,9 @@ from typing import Any, Literal, Protocol, TypeAlias, TypedDict, Unpack, overloa
 import numpy as np
 import numpy.typing as npt
 
-from dali_imagenet.data import algebra, tfrecord
+from dali_imagenet.data import algebra, huggingface, tfrecord
 from dali_imagenet.data import labels as labelling
+from dali_imagenet.data.arrow import Arrow
 from dali_imagenet.data.detect import constructor_of
 from dali_imagenet.data.folder import FileSource, list_tree
 from dali_imagenet.data.headers import Limits, read_headers
@@ -528,6 +529,60 @@ class SampleIndex:
         key = [_said(order), first_label, beside]
         kind = tfrecord.TFRecord(image_key, label_key)
         return cls._from_containers(key, what, places, kind, label, options)
+
+    @classmethod
+    def from_huggingface(
+        cls,
+        data: Any,
+        *,
+        split: str | None = None,
+        classes: Classes = "sorted",
+        image_key: str | None = None,
+        label_key: str | None = None,
+        default_split: str | None = None,
+        **options: Unpack[IndexOptions],
+    ) -> SampleIndex:
+        """Index the images of a `datasets.Dataset`, or of the Arrow files that it was saved to, in its order.
+
+        Images are read from the Arrow files themselves, not through the Dataset and its memory map. What `select`,
+        `shuffle`, `filter` and `train_test_split` made of it is kept. Labels that are a ClassLabel have its names.
+
+        Args:
+            data: a Dataset or DatasetDict with a column of images; the folder of `save_to_disk`; a folder of Arrow
+                files, one of them, or a list. For folders pyarrow is enough.
+            split: which part of a DatasetDict or of a folder: its name, or "train", "val" ("validation", or "test"
+                where there is none). None: where there is one.
+            classes: names in label order; None, or a rule: those of the ClassLabel, where labels are one. With labels
+                that are text: as `from_folder` takes it.
+            image_key: the column of images; None: the only one.
+            label_key: the column of labels; None: "label", "labels" or the only ClassLabel.
+            default_split: which part is read where `split` says nothing and there is more than one.
+            options: `IndexOptions`.
+
+        Raises:
+            FileNotFoundError: no such folder, or no image in it.
+            ImportError: pyarrow is not installed.
+            ValueError: a stream, a transform of the Dataset's own, images in memory or behind paths, several columns
+                that could be meant, or images without a label.
+        """
+        order = labelling.classes_of(classes)
+        if not huggingface.is_dataset(data):
+            places = huggingface.saved_files(data, split, default_split)
+            what = _called(places)
+
+            def by_content(scans: Sequence[Scanned]) -> labelling.Labelled:
+                return labelling.by_content(scans, what, classes=order, by_name=False)
+
+            return cls._from_containers([_said(order)], what, places, Arrow(image_key, label_key), by_content, options)
+        table = huggingface.table_of(huggingface.chosen_split(data, split, default_split), image_key, label_key)
+        rows = huggingface.rowed(table)
+
+        def label(scans: Sequence[Scanned]) -> labelling.Labelled:
+            return huggingface.with_rows(scans, table, rows, order)
+
+        return cls._from_containers(
+            [_said(order), rows.digest], _called(table.files), table.files, rows.kind, label, options
+        )
 
     @classmethod
     def _from_containers(

@@ -15,7 +15,7 @@ from dali_imagenet.data.names import Names
 from dali_imagenet.data.rows import Rows
 from dali_imagenet.data.scan import Scanned
 from dali_imagenet.escape import escaped, listed
-from dali_imagenet.validation import wrong
+from dali_imagenet.validation import sequence, wrong
 
 logger = logging.getLogger("dali_imagenet")
 
@@ -245,47 +245,71 @@ def by_content(scans: Sequence[Scanned], what: str, *, classes: Any = "sorted", 
     said: list[str | int | None] = []
     for scan in scans:
         said += scan.about.get("labels") or [None] * len(scan.rows)
-    reasons = dict(rows.reasons)
-    labels: list[Any]
     if any(label is not None for label in said) or not by_name:
-        labels = said
-        lacking = [i for i, label in enumerate(said) if label is None]
-        lacking = [i for i in lacking if i not in reasons]  # broken already, and never handed out
         ends = {int(end) - 1 for end in np.cumsum([len(scan.rows) for scan in scans])}
-        for i in list(lacking):
-            if i in ends and scans[int(rows.array["container"][i])].about.get("cut"):
-                reasons.setdefault(i, "its label is missing: the container was cut short")
-                lacking.remove(i)
-        if lacking:
-            raise ValueError(
-                f"{escaped(what)}: {len(lacking)} of {len(names)} images have no label "
-                f"({listed([names[i] for i in lacking], 3)}); give label_key=, or leave them out"
-            )
+        cut = [i for i in ends if said[i] is None and scans[int(rows.array["container"][i])].about.get("cut")]
+        rows = _without_label(rows, cut)
     else:
-        labels = _folders(names, what) if any("/" in name for name in names) else [class_in_key(name) for name in names]
-        if None in labels:
-            flat = [name for name, label in zip(names, labels, strict=True) if label is None]
+        said = [*(_folders(names, what) if any("/" in name for name in names) else map(class_in_key, names))]
+        if None in said:
+            flat = [name for name, label in zip(names, said, strict=True) if label is None]
             raise ValueError(
                 f"{escaped(what)}: nothing says the class of {len(flat)} of {len(names)} images ({listed(flat, 3)}): "
                 "there is no .cls, no folder and no key such as n01440764_10026; give label_key= for a field of .json"
             )
-    known = next((scan.about[CLASSES_KEY] for scan in scans if scan.about.get(CLASSES_KEY)), None)
-    whole = known is None and all(label is None or re.fullmatch(r"\d{1,9}", str(label)) for label in labels)
-    if known is not None or whole:
-        order, numbers = _numbered(names, [None if v is None else int(v) for v in labels], known, classes, what)
+    known = [scan.about[CLASSES_KEY] for scan in scans if scan.about.get(CLASSES_KEY)]
+    if other := next((one for one in known if one != known[0]), None):
+        raise ValueError(
+            f"{escaped(what)}: containers name classes in different orders: {listed(known[0], 3)} and "
+            f"{listed(other, 3)}; read them one by one"
+        )
+    return labelled(rows, said, what, classes=classes, known=known[0] if known else None)
+
+
+def labelled(
+    rows: Rows, said: Sequence[str | int | None], what: str, *, classes: Any, known: Sequence[str] | None
+) -> Labelled:
+    """Images with the labels that were said of them.
+
+    Args:
+        rows: labels are still missing.
+        said: numbers, or names of classes; None for nothing, which only a broken image may have.
+        what: they are called together.
+        classes: as `SampleIndex.from_webdataset` takes it, an index replaced by its classes.
+        known: what numbers are called where that is known.
+
+    Raises:
+        ValueError: images without a label, or labels that `classes` does not name.
+    """
+    names = [rows.names[i] for i in range(len(rows))]
+    lacking = [i for i, label in enumerate(said) if label is None and i not in rows.reasons]
+    if lacking:
+        raise ValueError(
+            f"{escaped(what)}: {len(lacking)} of {len(names)} images have no label "
+            f"({listed([names[i] for i in lacking], 3)}); give label_key=, or leave them out"
+        )
+    if all(label is None or re.fullmatch(r"\d{1,9}", str(label)) for label in said):
+        order, numbers = _numbered(names, [None if v is None else int(v) for v in said], known, classes, what)
     else:
-        found = sorted({str(label) for label in labels if label is not None})
+        found = sorted({str(label) for label in said if label is not None})
         order = list(named(classes, found) or in_order(found, str(classes)))
         number = {name: i for i, name in enumerate(order)}
         if unknown := [name for name in found if name not in number]:
             raise _unknown(what, unknown)
         _say_lost(what, order, found)
-        numbers = [number.get(str(label), 0) for label in labels]
+        numbers = [number.get(str(label), 0) for label in said]
     array = rows.array.copy()
     array["label"] = numbers
-    for i in reasons.keys() - rows.reasons.keys():
+    return Labelled(Rows(array, rows.names, rows.reasons), tuple(order))
+
+
+def _without_label(rows: Rows, lost: Sequence[int]) -> Rows:
+    """Some of them broken, because their labels were cut off."""
+    array, reasons = rows.array.copy(), dict(rows.reasons)
+    for i in lost:
+        reasons.setdefault(i, "its label is missing: the container was cut short")
         array[i] = (array["offset"][i], array["size"][i], array["container"][i], 0, 0, 0, 0, 0, True, 0)
-    return Labelled(Rows(array, rows.names, reasons), tuple(order))
+    return Rows(array, rows.names, reasons)
 
 
 def _folders(names: list[str], what: str) -> list[str | None]:
@@ -307,7 +331,10 @@ def _numbered(
 ) -> tuple[list[str], list[int]]:
     """The classes' names and numbers where labels are numbers already."""
     top = max((label for label in labels if label is not None), default=0)
-    chosen = named(classes, known or [])
+    if known is not None and top >= len(known):
+        raise ValueError(f"{escaped(what)} holds label {top}, but names for {len(known)} classes only")
+    # Names of classes that a container gives need be no names of folders.
+    chosen = known if known is not None and sequence(classes) == tuple(known) else named(classes, known or [])
     if chosen is not None and known is not None:  # another order of the same names
         number = {name: i for i, name in enumerate(chosen)}
         if unknown := [known[v] for v in sorted({v for v in labels if v is not None}) if known[v] not in number]:
