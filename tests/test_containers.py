@@ -63,7 +63,17 @@ def as_dataset(folder: Path, out: Path) -> SampleIndex:
     return SampleIndex.from_huggingface(datasets.load_from_disk(out).select(back), **OPTIONS)
 
 
-KINDS = [as_zip, as_tfrecord, as_saved, as_dataset]
+def as_parquet(folder: Path, out: Path) -> SampleIndex:
+    """What `datasets` writes."""
+    pytest.importorskip("datasets", reason="datasets is not installed")
+    (out / "data").mkdir()
+    for k in range(2):
+        part = hf_dataset(folder).select(range(12 * k, 12 * k + 12))
+        part.to_parquet(out / "data" / f"train-{k:05d}-of-00002.parquet", batch_size=5)
+    return SampleIndex.from_parquet(out, **OPTIONS)
+
+
+KINDS = [as_zip, as_tfrecord, as_saved, as_dataset, as_parquet]
 
 
 @pytest.mark.parametrize("kind", KINDS)

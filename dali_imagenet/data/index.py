@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypedDict, Unpack, overloa
 import numpy as np
 import numpy.typing as npt
 
-from dali_imagenet.data import algebra, huggingface, tfrecord
+from dali_imagenet.data import algebra, huggingface, parquet, tfrecord
 from dali_imagenet.data import labels as labelling
 from dali_imagenet.data.arrow import Arrow
 from dali_imagenet.data.detect import constructor_of
@@ -583,6 +583,49 @@ class SampleIndex:
         return cls._from_containers(
             [_said(order), rows.digest], _called(table.files), table.files, rows.kind, label, options
         )
+
+    @classmethod
+    def from_parquet(
+        cls,
+        data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        split: str | None = None,
+        classes: Classes = "sorted",
+        image_key: str | None = None,
+        label_key: str | None = None,
+        default_split: str | None = None,
+        **options: Unpack[IndexOptions],
+    ) -> SampleIndex:
+        """Index Parquet files with a column of encoded images, in their order, as `ILSVRC/imagenet-1k` has them.
+
+        Cells must be stored plain (uncompressed, without a dictionary): then each is read by itself, and an epoch is a
+        true permutation. Other files are refused with the line that writes them again.
+
+        Args:
+            data: a folder of files, in folders of its own perhaps; one file, names with numbers in braces, or a list.
+            split: which files of a folder, by what their names say (`data/train-00000-of-00294.parquet`): as
+                `from_tfrecord` takes it.
+            classes: as `from_huggingface` takes it.
+            image_key: the column of images, binary or a struct of "bytes" and "path"; None: the only one.
+            label_key: the column of labels; None: "label", "labels" or the only ClassLabel.
+            default_split: which part is read where `split` says nothing and there is more than one.
+            options: `IndexOptions`.
+
+        Raises:
+            FileNotFoundError: no such file, or no image in them.
+            ImportError: pyarrow is not installed.
+            ValueError: no Parquet files, compressed images, several columns that could be meant, or images without a
+                label.
+        """
+        places = expand_split(data, parquet.FILES, "Parquet files", split, default_split)
+        order = labelling.classes_of(classes)
+        what = _called(places)
+
+        def label(scans: Sequence[Scanned]) -> labelling.Labelled:
+            return labelling.by_content(scans, what, classes=order, by_name=False)
+
+        kind = parquet.Parquet(image_key, label_key)
+        return cls._from_containers([_said(order)], what, places, kind, label, options)
 
     @classmethod
     def _from_containers(
