@@ -37,17 +37,17 @@ class FileSource:
 
     fork_safe = True
 
-    def __init__(self, root: str, rows: Rows) -> None:
-        self._root, self._rows = root, rows
+    def __init__(self, root: str, rows: Rows, flat: bool = False) -> None:
+        self._root, self._rows, self._flat = root, rows, flat
 
     @property
     def place(self) -> object:
         """See `algebra.ByRows`."""
-        return self._root
+        return self._root, self._flat
 
     def with_rows(self, rows: Rows) -> FileSource:
         """See `algebra.ByRows`."""
-        return FileSource(self._root, rows)
+        return FileSource(self._root, rows, self._flat)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -77,7 +77,8 @@ class FileSource:
 
     def name(self, sample: int) -> str:
         """The absolute path; bytes that are not valid text are surrogate-escaped, as os.fsdecode does."""
-        return os.path.join(self._root, self._rows.names[sample])
+        name = self._rows.names[sample]
+        return os.path.join(self._root, name.rpartition("/")[2] if self._flat else name)
 
     def local_path(self, sample: int) -> str:
         """As `name`."""

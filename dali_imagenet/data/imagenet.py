@@ -10,9 +10,13 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dali_imagenet.escape import escaped
+from dali_imagenet.escape import escaped, listed
+from dali_imagenet.formats import IMG_EXTENSIONS
 from dali_imagenet.validation import wrong
 
+SOLUTION = "LOC_val_solution.csv"
+"""Kaggle's table of the validation images."""
+_KAGGLE = ("ILSVRC", "Data", "CLS-LOC")
 _META, _TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
 _WNID = re.compile(r"n\d{8}")
 _IMAGES = "ILSVRC2012_val_{:08d}"
@@ -84,8 +88,8 @@ def _devkit(path: str, files: Mapping[str, bytes]) -> dict[str, str]:
         from scipy.io import loadmat
     except ImportError as error:
         raise ImportError(
-            f"labels={path!r}: the devkit's {_META} is read with scipy: pip install scipy, or give Kaggle's "
-            "LOC_val_solution.csv"
+            f"labels={path!r}: the devkit's {_META} is read with scipy: pip install dali-imagenet[imagenet], "
+            "or give Kaggle's LOC_val_solution.csv"
         ) from error
     try:
         synsets = loadmat(io.BytesIO(files[_META]), squeeze_me=True, chars_as_strings=True)["synsets"]
@@ -112,3 +116,37 @@ def _kaggle(path: str) -> dict[str, str]:
     if bad is not None:
         raise ValueError(f"labels={path!r}: image {escaped(bad)} has no class such as n01440764")
     return found
+
+
+def within_kaggle(folder: str) -> str:
+    """The folder that holds train/ and val/, where this is the top of ImageNet as Kaggle gives it, else this one."""
+    for skipped in range(len(_KAGGLE)):
+        inner = os.path.join(folder, *_KAGGLE[skipped:])
+        if os.path.isdir(inner) and os.path.isdir(os.path.join(inner, "train")):
+            return inner
+    return folder
+
+
+def solution_of(folder: str) -> str | None:
+    """Kaggle's table for a flat folder of validation images: in it, beside it, or where Kaggle has it."""
+    above = [folder, os.path.dirname(folder)]
+    if above[1].endswith(os.path.join(*_KAGGLE)):
+        above.append(above[1].removesuffix(os.path.join(*_KAGGLE)))
+    return next((file for one in above if os.path.isfile(file := os.path.join(one, SOLUTION))), None)
+
+
+def flat_files(folder: str, table: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(class, file) of each image that lies in the folder itself, in the order that an ImageFolder of them has.
+
+    Raises:
+        ValueError: the table does not name them all.
+    """
+    with os.scandir(folder) as entries:
+        files = [e.name for e in entries if e.name.lower().endswith(IMG_EXTENSIONS) and not e.name.startswith("._")]
+    missing = sorted(name for name in files if name.rpartition(".")[0] not in table)
+    if missing:
+        raise ValueError(
+            f"labels= says nothing of {len(missing)} of the {len(files)} images of {escaped(folder)} "
+            f"({listed(missing, 3)}); it must name every file"
+        )
+    return sorted((table[name.rpartition(".")[0]], name) for name in files)

@@ -24,14 +24,14 @@ from dali_imagenet.data import algebra, huggingface, parquet, tfrecord
 from dali_imagenet.data import labels as labelling
 from dali_imagenet.data.arrow import Arrow
 from dali_imagenet.data.detect import constructor_of
+from dali_imagenet.data.files import as_sizes, read_files, stat_files
 from dali_imagenet.data.folder import FileSource, list_tree
-from dali_imagenet.data.headers import Limits, read_headers
-from dali_imagenet.data.imagenet import read_labels
-from dali_imagenet.data.index_cache import Array, cache_file, load_cache, merge_cached, save_cache
-from dali_imagenet.data.layout import find_classes, folder_path, in_order, is_split, named, resolve_split
+from dali_imagenet.data.headers import Limits
+from dali_imagenet.data.imagenet import flat_files, read_labels, solution_of, within_kaggle
+from dali_imagenet.data.layout import find_classes, flat_part, folder_path, in_order, is_split, named, resolve_split
 from dali_imagenet.data.names import Names
 from dali_imagenet.data.places import expand, expand_split
-from dali_imagenet.data.rows import MAX_SIZE, NO_FILE, Rows, new_rows
+from dali_imagenet.data.rows import NO_FILE, Array, Rows, new_rows
 from dali_imagenet.data.scan import Kind, LocalStorage, Scanned, ScanOptions, scan_containers
 from dali_imagenet.data.shared import Made, key_of, shared
 from dali_imagenet.data.source import Source
@@ -256,7 +256,7 @@ class SampleIndex:
         if unknown := sorted(given.keys() - takes):
             listed_options = ", ".join(sorted(takes - {"data", "root", "options", "default_split"}))
             raise TypeError(f"SampleIndex.{name} has no option {unknown[0]!r}: it takes {listed_options}")
-        if name == "from_folder" and split is None and is_split(folder_path("data", data)):
+        if name == "from_folder" and split is None and is_split(within_kaggle(folder_path("data", data))):
             given["split"] = default_split
         elif "default_split" in takes:
             given["default_split"] = default_split
@@ -271,6 +271,7 @@ class SampleIndex:
         *,
         split: str | None = None,
         classes: Classes = "sorted",
+        labels: Labels = None,
         num_threads: int | None = None,
         progress: bool = True,
         cache: bool = True,
@@ -284,7 +285,8 @@ class SampleIndex:
         and the like) are neither classes nor images, unless `classes` names them.
 
         Args:
-            root: the folder; `~` and `file://` URLs are taken. Links are followed; one that leads back to a folder it
+            root: the folder, or the top of ImageNet as Kaggle gives it (that holds `ILSVRC/`); `~` and `file://` URLs
+                are taken. Links are followed; one that leads back to a folder it
                 lies in is left out.
             split: "train" descends into `train/` (or `training/`), "val" into `val/` (`validation/`, `valid/`,
                 `eval/`, or `test/` where there is none of them), another name into the subfolder of that name. Where
@@ -295,6 +297,11 @@ class SampleIndex:
                 a line (and perhaps words about it, as ImageNet's `LOC_synset_mapping.txt`): other folders are refused,
                 and classes without images keep their number. Where `split` reads an evaluation folder beside a
                 training folder, rules are those of the training folder's classes.
+            labels: the classes of images that lie in no folder of a class, as ImageNet's validation images are
+                downloaded: the devkit (the tar or its folder; needs scipy, `pip install dali-imagenet[imagenet]`),
+                Kaggle's `LOC_val_solution.csv`, or {name of a file without its extension: class}. None: that table,
+                where it lies in the folder, beside it, or where Kaggle has it. Class folders need none. The index is
+                that of the same images sorted into folders, fingerprint included; `classes` are all that are named.
             num_threads: threads that list and read; None for four a core, 32 at most.
             progress: show a progress bar on standard error where that is a terminal.
             cache: remember what was read. A cache that cannot be read or written costs time, never the run.
@@ -318,31 +325,46 @@ class SampleIndex:
             max_pixels=max_pixels,
             max_bytes=max_bytes,
         )
-        folder, train = resolve_split(folder_path("root", root), split)
+        top, table = within_kaggle(folder_path("root", root)), read_labels(labels)
+        if os.path.isdir(top) and (flat := flat_part(top, split)) is not None:
+            if table is None and (beside := solution_of(flat[0])) is not None:
+                logger.info("%s: labels are those of %s", escaped(flat[0]), escaped(beside))
+                table = read_labels(beside)
+            if table is not None:
+                return cls._from_flat(*flat, table, labelling.classes_of(classes), options)
+        folder, train = resolve_split(top, split)
         ordered = find_classes(folder, labelling.classes_of(classes), train, split)
 
         def make() -> tuple[Rows, tuple[str, ...], int]:
             found = list_tree(folder, ordered, options.num_threads, progress)
-            cached = cache_file(folder, options.limits, cache_dir) if cache else None
-            old = load_cache(cached, max_pixels) if cached else None
-            table, todo = merge_cached(found, old)
-            if len(todo):
-                try:
-                    read_headers(folder, table, todo, options.num_threads, progress, options.limits)
-                finally:  # also when interrupted: what was read is kept, the rest is marked as unread
-                    if cached:
-                        save_cache(cached, table, old)
-            elif cached and old is not None and old.paths != table.paths:
-                save_cache(cached, table, old)
-            array = new_rows(len(found.labels))
-            array["label"] = found.labels
-            array["size"] = _sizes(found.file_size)
-            for name in ("height", "width", "components", "format", "broken"):
-                array[name] = table.columns[name]
-            return Rows(array, Names(table.paths), table.reasons), ordered.names, len(todo)
+            rows, read = read_files(folder, found, options)
+            return rows, ordered.names, read
 
         key = ["folder", os.fsencode(folder).hex(), ordered.names]
         return cls._made(key, folder, make, options, lambda rows: FileSource(folder, rows), True)
+
+    @classmethod
+    def _from_flat(
+        cls, folder: str, train: str | None, table: Mapping[str, str], order: Any, options: ScanOptions
+    ) -> SampleIndex:
+        """An index of a folder of images whose classes a table says."""
+        files = flat_files(folder, table)
+        every = sorted({*table.values()})
+        names = named(order, every) or (find_classes(train, order, None, None).names if train else None)
+        names = tuple(names or in_order(every, str(order)))
+        number = {name: i for i, name in enumerate(names)}
+        if unknown := sorted({name for name, _ in files if name not in number}):
+            where = f"which {train!r} does not have" if train else "which classes= does not name"
+            raise ValueError(f"labels= gives images of {folder!r} {len(unknown)} class(es) ({listed(unknown)}) {where}")
+
+        def make() -> tuple[Rows, tuple[str, ...], int]:
+            labels = np.array([number[name] for name, _ in files], np.int64)
+            rows, read = read_files(folder, stat_files(folder, [file for _, file in files], labels, options), options)
+            called = Names.of(f"{name}/{file}" for name, file in files)
+            return Rows(rows.array, called, rows.reasons), names, read
+
+        key = ["flat", os.fsencode(folder).hex(), names, [name for name, _ in files]]
+        return cls._made(key, folder, make, options, lambda rows: FileSource(folder, rows, flat=True), True)
 
     @classmethod
     def from_tar(
@@ -755,7 +777,7 @@ class SampleIndex:
         array["label"], array["height"], array["width"], array["broken"] = labels, height, width, broken
         array["components"] = np.where(broken, 0, column(3 if components is None else components, np.uint8))
         array["format"] = np.where(broken, 0, column(1 if format is None else format, np.uint8))
-        array["size"] = _sizes(column(0 if file_size is None else file_size, np.int64))
+        array["size"] = as_sizes(column(0 if file_size is None else file_size, np.int64))
         rows = Rows(array, Names(blob), reasons)
         folder = os.path.abspath(root)
         return cls(folder, names, Scan(n, 0, 0, 0.0), FileSource(folder, rows), rows)
@@ -1021,11 +1043,6 @@ def _names_of(labels: npt.NDArray[np.int64], classes: Any) -> list[str]:
 def _read_only(array: Array) -> Array:
     array.setflags(write=False)
     return array
-
-
-def _sizes(given: npt.NDArray[np.int64]) -> Array:
-    """As `rows` counts them."""
-    return np.where(given < 0, NO_FILE, np.minimum(given, MAX_SIZE))
 
 
 def _fingerprint(rows: Rows, classes: Sequence[str]) -> str:

@@ -82,8 +82,14 @@ def merge_cached(found: Found, old: Table | None) -> tuple[Table, npt.NDArray[np
     return Table(found.paths, columns, reasons, found.stamp), np.flatnonzero(~known)
 
 
-def cache_file(root: str, limits: Sequence[int | None], cache_dir: str | os.PathLike[str] | None) -> str | None:
-    """The file that remembers what was read of the images below `root`; None where there is no folder for it."""
+def cache_file(
+    root: str, limits: Sequence[int | None], cache_dir: str | os.PathLike[str] | None, of: str = ""
+) -> str | None:
+    """The file that remembers what was read of the images below `root`; None where there is no folder for it.
+
+    Args:
+        of: which of the images; "": all of them.
+    """
     from PIL import ImageFile
 
     folder = cache_folder(cache_dir)
@@ -92,6 +98,7 @@ def cache_file(root: str, limits: Sequence[int | None], cache_dir: str | os.Path
         return None
     # Everything that decides what counts as broken is part of the name.
     key = [os.fsencode(os.path.realpath(root)).hex(), *limits, bool(ImageFile.LOAD_TRUNCATED_IMAGES)]
+    key += [of] if of else []
     digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
     return os.fspath(folder / f"index-{digest}.bin")
 

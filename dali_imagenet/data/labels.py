@@ -99,12 +99,12 @@ def by_folder(
     if not names:
         raise FileNotFoundError(f"no image in {escaped(what)}")
     folders = [name.partition("/")[0] for name in names]
-    found = sorted({*folders})
+    found = sorted({*folders} if labels is None else {*folders, *labels.values()})
     numbers = named(classes, found) or in_order(found, str(classes))
     number = {name: i for i, name in enumerate(numbers)}
-    if unknown := [name for name in found if name not in number]:
+    if unknown := [name for name in sorted({*folders}) if name not in number]:
         raise _unknown(what, unknown)
-    _say_lost(what, numbers, found)
+    _say_lost(what, numbers, sorted({*folders}))
 
     def key(i: int) -> tuple[str, str, str]:
         folder, _, base = names[i].rpartition("/")

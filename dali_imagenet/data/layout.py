@@ -175,6 +175,18 @@ def is_split(root: str) -> bool:
     return len(parts) > 1 or not any(_has_images(os.path.join(root, name)) for name in names if not split_of(name))
 
 
+def flat_part(root: str, split: str | None) -> tuple[str, str | None] | None:
+    """The folder whose images lie in no folder of a class, and the one whose classes count; None for class folders."""
+    names = _look(root)[0] if split not in (None, ".") else []
+    parts = sorted((n for n in names if split in (n, split_of(n))), key=lambda name: name != split)
+    folder = os.path.join(root, parts[0]) if parts else root
+    inner, images = _look(folder)
+    if not images or any(_has_images(os.path.join(folder, name)) for name in inner):
+        return None
+    train = next((path for n in names if split_of(n) == "train" and _look(path := os.path.join(root, n))[0]), None)
+    return folder, train
+
+
 def resolve_split(root: str, split: str | None) -> tuple[str, str | None]:
     """The folder whose subfolders are the classes, and the one whose classes count where that is another."""
     if split is not None and (not isinstance(split, str) or (not _is_name(split) and split != ".")):
@@ -220,7 +232,8 @@ def _choose(root: str, split: str, names: Sequence[str], filled: Sequence[str]) 
         others = " or ".join(f"split={n!r}" for n in filled)
         raise ValueError(
             f"split={split!r}: {os.path.join(root, name)!r} holds no class folders; sort its images into "
-            f"{escaped(name)}/<class>/, or say {others} to read that one instead"
+            f"{escaped(name)}/<class>/, give labels= (ImageNet's devkit, Kaggle's LOC_val_solution.csv), or say "
+            f"{others} to read that one instead"
         )
     if spare:
         logger.warning("%s: no val/ here, so evaluation reads %s/", escaped(root), escaped(name))
@@ -254,7 +267,8 @@ def find_classes(
     folders = [name for name in every if not is_junk(name) or name in known]
     if not folders:
         raise FileNotFoundError(
-            f"no class folders in {folder!r}; images must lie in one folder a class: {escaped(folder)}/<class>/"
+            f"no class folders in {folder!r}; images must lie in one folder a class: {escaped(folder)}/<class>/, or "
+            "labels= must say the class of each (ImageNet's devkit, Kaggle's LOC_val_solution.csv)"
         )
     doubt = None if known >= {*folders} else _doubt(folder, folders, split is None)
     if doubt and split != ".":
