@@ -6,16 +6,19 @@ Executes the same `BatchPlan` as DALI does. Every engine uses it for the rows th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from dali_imagenet.data.index import SampleIndex
+from dali_imagenet.data.source import ReadsAhead
 from dali_imagenet.decode.decode import Box, Pixels, decode
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.escape import escaped, printable
 from dali_imagenet.plan.batch_plan import BatchPlan
+from dali_imagenet.plan.plan import Plan
 from dali_imagenet.storage import patiently, storage_error
 from dali_imagenet.transforms.pixel_ops import Workspace
 from dali_imagenet.transforms.resize import required_region, resize_crop_flip
@@ -65,6 +68,26 @@ def read_sample(index: SampleIndex, sample: int) -> bytes:
         return data
     except (OSError, ValueError) as error:  # as `Source` says
         raise _bad(index, sample, error) from error
+
+
+def announce(plan: Plan, batch: BatchPlan, every: int = 1, order: Callable[[int], Iterable[int]] = range) -> None:
+    """Tell the source what this process reads next: a batch, and what it will probably be asked for after that.
+
+    Args:
+        every: it gets each step of this distance.
+        order: in which the rows of a batch of that size are read.
+    """
+    index, real = plan.index, ~batch.is_padding
+    samples = [int(batch.source_index[row]) for row in order(len(batch)) if real[row]]
+    if isinstance(index.source, ReadsAhead):
+        enough = len(samples) + index.source.ahead
+        for epoch, step in itertools.islice(plan.schedule(batch.epoch, batch.step), every, None, every):
+            if len(samples) >= enough:
+                break
+            coming = plan.samples(epoch, step)
+            coming[(coming >= 0) & index.broken[coming]] = -1
+            samples += [int(coming[row]) for row in order(len(coming)) if coming[row] >= 0]
+    index.source.will_read(samples)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -48,6 +49,17 @@ def reals(name: str, value: Any, count: int, low: float, high: float) -> tuple[f
     if items is None or len(items) != count or not all(_is_number(v) and low <= v <= high for v in items):
         raise wrong(name, value, f"{count} numbers {_within(low, high)}")
     return tuple(float(v) for v in items)
+
+
+def number_of_bytes(name: str, value: Any) -> int:
+    """A whole number of bytes, at least 1, or a text such as "200GB": decimal units, binary ones with an i ("1GiB")."""
+    if not isinstance(value, str):
+        return whole(name, value, 1)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(?:([kMGT])(i?))?B?", value.strip(), re.IGNORECASE)
+    unit = 1 if not found or not found[2] else (1024 if found[3] else 1000) ** ("KMGT".index(found[2].upper()) + 1)
+    if not found or float(found[1]) * unit < 1:
+        raise wrong(name, value, 'a number of bytes, or a text such as "200GB"')
+    return int(float(found[1]) * unit)
 
 
 def pair(name: str, value: Any, low: float, high: float) -> tuple[float, float]:

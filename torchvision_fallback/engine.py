@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import multiprocessing
 from collections.abc import Generator
 
 import torch
@@ -21,11 +22,12 @@ log = logging.getLogger("dali_imagenet")
 def _context(source: Source, options: EngineOptions) -> str | None:
     """How workers start: forked ones cannot go on with every source."""
     asked = options.multiprocessing_context
-    if source.fork_safe or not options.num_workers:
+    if asked is not None or source.fork_safe or not options.num_workers:
         return asked
-    if asked is None:
-        log.info("workers are spawned: forked ones cannot go on with %s", type(source).__name__)
-    return asked or "spawn"
+    # Forked from a process that has read nothing, they share what it has imported.
+    chosen = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    log.info("workers start by %s: forked ones cannot go on with %s", chosen, type(source).__name__)
+    return chosen
 
 
 class TorchvisionEngine:

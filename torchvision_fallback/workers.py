@@ -26,14 +26,15 @@ import signal
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageFile
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from dali_imagenet.image import decode_and_resize
+from dali_imagenet.data.source import share_among
+from dali_imagenet.image import announce, decode_and_resize
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import Plan
 from dali_imagenet.transforms.pixel_ops import Workspace
@@ -68,13 +69,14 @@ _PARENTS: list[DataLoader[WorkerResult]] = []  # what a forked child must not en
 class _Batches(Dataset[WorkerResult]):
     """Executes tasks; lives in the workers."""
 
-    def __init__(self, plan: Plan, postprocess: Postprocess | None, ring: Sequence[Tensor]) -> None:
+    def __init__(self, plan: Plan, postprocess: Postprocess | None, ring: Sequence[Tensor], num_workers: int) -> None:
         self.plan, self.postprocess, self.ring = plan, postprocess, ring
+        self._every = max(1, num_workers)  # step is this worker's: the DataLoader deals them out in turn
         self._workspace = Workspace()
 
     def __getitem__(self, task: WorkerTask) -> WorkerResult:
         plan = self.plan.batch(task.epoch, task.step)
-        self.plan.index.source.will_read(plan.source_index[~plan.is_padding].tolist())
+        announce(self.plan, plan, self._every, _pairs if task.mix else range)
         shape = (len(plan), 3, *plan.size)
         if task.slot == _NO_SLOT:
             images = new_batch(shape, self.postprocess)
@@ -121,9 +123,11 @@ def _no_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _load_as(load_truncated: bool, max_pixels: int | None, worker: int) -> None:
+def _start_worker(load_truncated: bool, max_pixels: int | None, worker: int) -> None:
     """Pillow's settings of the process that made the loader, which a spawned worker does not inherit."""
     ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = load_truncated, max_pixels
+    info: Any = get_worker_info()
+    share_among(info.dataset.plan.index.source, info.num_workers)
 
 
 class _Tasks(Sampler[WorkerTask]):
@@ -183,7 +187,7 @@ class Workers:
         self._tasks = _Tasks(plan, len(self._ring))
         self._results: Iterator[WorkerResult] | None = None  # where they come from; None: from a new iteration
         self._loader: DataLoader[WorkerResult] | None = DataLoader(
-            _Batches(plan, postprocess, self._ring),
+            _Batches(plan, postprocess, self._ring, num_workers),
             batch_size=None,
             sampler=self._tasks,
             num_workers=num_workers,
@@ -192,7 +196,7 @@ class Workers:
             pin_memory=pin_memory,
             multiprocessing_context=multiprocessing_context if num_workers else None,
             timeout=(int(timeout) if timeout == int(timeout) else timeout) if num_workers else 0,
-            worker_init_fn=functools.partial(_load_as, ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS),
+            worker_init_fn=functools.partial(_start_worker, ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS),
             generator=torch.Generator("cpu"),  # else it draws a base seed from torch's global generator
         )
         self._owner = os.getpid()

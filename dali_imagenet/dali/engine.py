@@ -19,10 +19,10 @@ from torch import Tensor
 from dali_imagenet.dali.roi_probe import probe_roi_decode
 from dali_imagenet.dali.stage import DaliBatchError, DaliStage, one_torch_thread_each
 from dali_imagenet.engine import Batch, EngineOptions
-from dali_imagenet.errors import BadImageError
+from dali_imagenet.errors import BadImageError, StorageError
 from dali_imagenet.escape import escaped
 from dali_imagenet.formats import FORMATS
-from dali_imagenet.image import decode_and_resize
+from dali_imagenet.image import announce, decode_and_resize
 from dali_imagenet.jpeg_markers import find_marker_anomaly
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import Plan
@@ -123,7 +123,7 @@ class DaliEngine:
 
     def _submit(self, plan: BatchPlan) -> dict[int, Future[Tensor]]:
         """Starts DALI on the rows that are its own, and Pillow on the others, which are returned."""
-        self._plan.index.source.will_read(plan.source_index[~plan.is_padding].tolist())
+        announce(self._plan, plan)
         others = ~plan.is_padding & self._needs_cpu_decode[plan.source_index]
         mine = (~plan.is_padding & ~others).nonzero()[0]
         part = plan if len(mine) == len(plan) else plan.select_rows(mine)
@@ -137,7 +137,11 @@ class DaliEngine:
         if self._by_path:
             return [os.fsencode(str(source.local_path(sample))) for sample in samples]
         # What cannot be read is empty, so that DALI fails, and `_retry_per_sample` finds out why.
-        return [b"" if isinstance(file, Exception) else file for file in source.read_many(samples)]
+        files = source.read_many(samples)
+        for file in files:
+            if isinstance(file, StorageError):
+                raise file
+        return [b"" if isinstance(file, Exception) else file for file in files]
 
     def _merge_rows(self, images: Tensor, others: dict[int, Tensor], plan: BatchPlan) -> Tensor:
         """DALI's images and Pillow's at their rows."""

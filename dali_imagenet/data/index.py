@@ -30,16 +30,17 @@ from dali_imagenet.data.headers import Limits
 from dali_imagenet.data.imagenet import flat_files, read_labels, solution_of, within_kaggle
 from dali_imagenet.data.layout import find_classes, flat_part, folder_path, in_order, is_split, named, resolve_split
 from dali_imagenet.data.names import Names
-from dali_imagenet.data.places import expand, expand_split
+from dali_imagenet.data.places import expand, expand_split, public
+from dali_imagenet.data.remote import locate
 from dali_imagenet.data.rows import NO_FILE, Array, Rows, new_rows
-from dali_imagenet.data.scan import Kind, LocalStorage, Scanned, ScanOptions, scan_containers
+from dali_imagenet.data.scan import Kind, Scanned, ScanOptions, scan_containers, write_beside
 from dali_imagenet.data.shared import Made, key_of, shared
 from dali_imagenet.data.source import Source
 from dali_imagenet.data.tar import Tar
 from dali_imagenet.data.zip import Zip
 from dali_imagenet.escape import escaped, listed
 from dali_imagenet.formats import MAX_BYTES, MAX_PIXELS
-from dali_imagenet.validation import real, sequence, whole, wrong
+from dali_imagenet.validation import boolean, number_of_bytes, real, sequence, whole, wrong
 
 logger = logging.getLogger("dali_imagenet")
 
@@ -78,6 +79,13 @@ class IndexOptions(TypedDict, total=False):
         max_bytes: size above which a file counts as broken and is never read, besides 12 bytes for each pixel that its
             header claims; None for no limit. Default: 64 MiB. With `max_pixels` it bounds the memory that an image may
             take.
+        storage_options: for data in object storage or on a web server: the keyword arguments of obstore's store, as
+            `{"region": "eu-west-1", "skip_signature": True}`. What they leave out, obstore finds as the provider's
+            own tools do. See docs/remote.md.
+        local_cache: a folder on a local disk in which remote data are kept once they were read. None: nothing is.
+        local_cache_size: bytes that it may take, or "200GB". None: as much as the data are.
+        write_index: write what was found beside each container, as `<name>.dali-index`, where whoever opens it next
+            finds it. Default: False.
     """
 
     num_threads: int | None
@@ -86,6 +94,10 @@ class IndexOptions(TypedDict, total=False):
     cache_dir: str | os.PathLike[str] | None
     max_pixels: int | None
     max_bytes: int | None
+    storage_options: Mapping[str, Any] | None
+    local_cache: str | os.PathLike[str] | None
+    local_cache_size: int | str | None
+    write_index: bool
 
 
 def scan_options(
@@ -96,6 +108,10 @@ def scan_options(
     cache_dir: str | os.PathLike[str] | None = None,
     max_pixels: int | None = MAX_PIXELS,
     max_bytes: int | None = MAX_BYTES,
+    storage_options: Mapping[str, Any] | None = None,
+    local_cache: str | os.PathLike[str] | None = None,
+    local_cache_size: int | str | None = None,
+    write_index: bool = False,
 ) -> ScanOptions:
     """`IndexOptions`, checked and filled up.
 
@@ -109,7 +125,19 @@ def scan_options(
         max_pixels = whole("max_pixels", max_pixels, 1)
     if max_bytes is not None:
         max_bytes = whole("max_bytes", max_bytes, 1)
-    return ScanOptions(num_threads, progress, cache, cache_dir, Limits(max_pixels, max_bytes))
+    if storage_options is not None and not (
+        isinstance(storage_options, Mapping) and all(isinstance(name, str) for name in storage_options)
+    ):  # what it holds is not shown: it may be a password
+        raise ValueError(f"storage_options is a {type(storage_options).__name__}: must be a dict of obstore's options")
+    if local_cache_size is not None:
+        local_cache_size = number_of_bytes("local_cache_size", local_cache_size)
+        if local_cache is None:
+            raise wrong("local_cache_size", local_cache_size, "given with local_cache, a folder")
+    limits = Limits(max_pixels, max_bytes)
+    return ScanOptions(
+        num_threads, progress, cache, cache_dir, limits, storage_options, local_cache, local_cache_size,
+        boolean("write_index", write_index),
+    )  # fmt: skip
 
 
 class Samples(Sequence[tuple[str, int]]):
@@ -667,16 +695,19 @@ class SampleIndex:
             label: gives every image its class.
         """
         settings = scan_options(**options)
-        storage = LocalStorage()
-        containers = [storage.identify(place) for place in places]
+        storage, containers = locate(places, settings)
+        scans: list[Scanned] = []
 
         def make() -> tuple[Rows, tuple[str, ...], int]:
-            scans = scan_containers(containers, kind, storage, settings)
+            scans[:] = scan_containers(containers, kind, storage, settings)
             rows, names = label(scans)
             return rows, names, sum(len(scan.rows) for scan in scans if scan.fresh)
 
         full = [kind.name, containers, *key]
-        return cls._made(full, what, make, settings, lambda rows: storage.source(containers, rows), False)
+        index = cls._made(full, what, make, settings, lambda rows: storage.source(containers, rows), False)
+        if settings.write_index:
+            write_beside(scans or scan_containers(containers, kind, storage, settings), kind, storage)
+        return index
 
     @classmethod
     def _made(
@@ -1072,7 +1103,8 @@ def _said(classes: Any) -> Any:
 
 
 def _called(places: Sequence[str]) -> str:
-    """Several containers, in a few words."""
+    """Several containers, in a few words that tell no secrets."""
+    places = [public(place) for place in places]
     if len(places) == 1:
         return places[0]
     folder = os.path.dirname(places[0])

@@ -23,6 +23,18 @@ def is_url(place: str) -> bool:
     return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", place)) and not place.lower().startswith("file://")
 
 
+def public(place: str) -> str:
+    """A path, or an address without what may be secret in it: user and password, query and fragment."""
+    if not is_url(place):
+        return place
+    scheme, _, rest = place.partition("://")
+    rest = rest.partition("?")[0]
+    if scheme.lower() in ("http", "https"):  # elsewhere a key may hold one
+        rest = rest.partition("#")[0]
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 def expand_braces(text: str) -> list[str]:
     """`a{000..002}b` and `a{x,y}b`, as a shell and WebDataset read them.
 
@@ -36,13 +48,15 @@ def expand_braces(text: str) -> list[str]:
     if span:
         first, last = int(span[1]), int(span[2])
         if last < first or last - first >= 10_000_000:
-            raise ValueError(f"{text!r}: {{{body}}} must count up, as {{000000..000127}}")
+            raise ValueError(f"{public(text)!r}: {{{body}}} must count up, as {{000000..000127}}")
         width = len(span[1]) if span[1].startswith("0") or len(span[1]) == len(span[2]) else 0
         parts = [f"{i:0{width}d}" for i in range(first, last + 1)]
     elif "," in body:
         parts = body.split(",")
     else:
-        raise ValueError(f"{text!r}: {{{body}}} must be a range such as {{000000..000127}}, or a list such as {{a,b}}")
+        raise ValueError(
+            f"{public(text)!r}: {{{body}}} must be a range such as {{000000..000127}}, or a list such as {{a,b}}"
+        )
     return [whole for part in parts for whole in expand_braces(text[: found.start()] + part + text[found.end() :])]
 
 
@@ -61,7 +75,8 @@ def expand(data: Any, suffixes: tuple[str, ...]) -> list[str]:
     if isinstance(data, str | os.PathLike):
         text = os.fspath(data)
         if isinstance(text, str) and is_url(text):
-            return expand_braces(text)
+            place, mark, query = text.partition("?")
+            return [one + mark + query for one in expand_braces(place)]
         path = folder_path("data", data)
         if os.path.isdir(path):
             names = sorted(n for n in os.listdir(path) if n.lower().endswith(suffixes) and not is_junk(n))
@@ -79,9 +94,10 @@ def expand(data: Any, suffixes: tuple[str, ...]) -> list[str]:
     found = [place for one in data for place in expand(one, suffixes)]
     if not found:
         raise wrong("data", data, "at least one file")
-    if len({*found}) < len(found):
-        twice = next(place for place in found if found.count(place) > 1)
-        raise ValueError(f"{escaped(twice)} is given more than once")
+    names = [public(place) for place in found]
+    if len({*names}) < len(names):
+        twice, seen = next(name for name in names if names.count(name) > 1), len({*found}) == len(found)
+        raise ValueError(f"{escaped(twice)} is given more than once" + (", with other queries" if seen else ""))
     return found
 
 

@@ -133,6 +133,12 @@ def content_digest(rows: Rows, info: Mapping[str, Any]) -> str:
     return digest_of(_parts(rows, info)).hex()
 
 
+def dump_rows(rows: Rows, info: Mapping[str, Any]) -> bytes:
+    """What `save_rows` writes."""
+    parts = _parts(rows, info)
+    return b"".join([_MAGIC, digest_of(parts), *parts])
+
+
 def save_rows(file: str | os.PathLike[str], rows: Rows, info: Mapping[str, Any]) -> None:
     """Write beside the file and rename over it, so that readers and other writers see a whole one or none.
 

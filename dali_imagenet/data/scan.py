@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -48,6 +48,10 @@ class Storage(Protocol):
         """What somebody has written beside the container about its images, None for nothing."""
         ...
 
+    def write_beside(self, container: Container, rows: Rows, info: Mapping[str, Any]) -> None:
+        """Write what `beside` finds, whole or not at all."""
+        ...
+
 
 class LocalStorage:
     """`Storage` of files."""
@@ -68,6 +72,9 @@ class LocalStorage:
                 return file.read()
         except OSError:
             return None
+
+    def write_beside(self, container: Container, rows: Rows, info: Mapping[str, Any]) -> None:
+        save_rows(container.name + INDEX_SUFFIX, rows, info)
 
 
 INDEX_SUFFIX = ".dali-index"
@@ -179,6 +186,10 @@ class ScanOptions(NamedTuple):
     cache: bool
     cache_dir: str | os.PathLike[str] | None
     limits: Limits
+    storage_options: Mapping[str, Any] | None = None
+    local_cache: str | os.PathLike[str] | None = None
+    local_cache_size: int | None = None
+    write_index: bool = False
 
 
 def cache_name(kind: Kind, container: Container, limits: Limits) -> str:
@@ -262,6 +273,23 @@ def _ends(reader: Reader) -> str:
     digest = hashlib.blake2b(reader.read(0, _END), digest_size=16)
     digest.update(reader.read(max(0, reader.container.size - _END), _END))
     return digest.hexdigest()
+
+
+def write_beside(scans: Sequence[Scanned], kind: Kind, storage: Storage) -> None:
+    """Write what was found in each container beside it, for whoever opens it next.
+
+    Raises:
+        OSError: it cannot be written.
+        StorageError: the storage fails, or refuses to.
+    """
+    for scan in scans:
+        reader = storage.open(scan.container)
+        try:
+            info = info_beside(scan, kind, reader)
+        finally:
+            reader.close()
+        storage.write_beside(scan.container, scan.rows, info)
+    logger.info("wrote %d index(es) beside %s", len(scans), escaped(scans[0].container.name))
 
 
 def _scan_all(

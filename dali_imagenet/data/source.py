@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+from dali_imagenet.cores import local_ranks
 
 
 class Source(Protocol):
@@ -43,7 +46,10 @@ class Source(Protocol):
         ...
 
     def will_read(self, samples: Sequence[int]) -> None:
-        """A hint that these are read next, in that order. May do nothing, must not wait, and changes no result."""
+        """A hint that these are read next, in that order, and that earlier hints no longer hold.
+
+        May do nothing, must not wait, and changes no result.
+        """
         ...
 
     def name(self, sample: int) -> str:
@@ -60,6 +66,26 @@ class Source(Protocol):
     def close(self) -> None:
         """Let go of whatever this process has open. The next read opens it again. Closing twice is fine."""
         ...
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """What a `Source` also has that keeps requests in flight for samples that are read later."""
+
+    @property
+    def ahead(self) -> int:
+        """Samples behind the batch at hand of which it makes use when `will_read` names them, too."""
+        ...
+
+    def share(self, processes: int) -> None:
+        """As many processes of this machine read from it at once, each through a copy of its own."""
+        ...
+
+
+def share_among(source: Source, workers: int) -> None:
+    """Say that each rank of this machine has as many workers."""
+    if isinstance(source, ReadsAhead):
+        source.share(max(1, workers) * (local_ranks(os.environ) or 1))
 
 
 def read_each(source: Source, samples: Sequence[int]) -> list[bytes | Exception]:
