@@ -128,7 +128,9 @@ def create_loader(
         max_broken: share of the data set above which "replace" and "skip" stop the run, too; so does the search for a
             healthy image in the place of one, which else would go through all data where they are gone.
         timeout: seconds without a batch from the fallback's workers after which iteration fails; 0 waits for ever.
-        multiprocessing_context: of the fallback's workers: "fork", "spawn" or "forkserver".
+        multiprocessing_context: of the fallback's workers: "fork", "spawn" or "forkserver". None: the platform's
+            default, and "forkserver" (where there is none, "spawn") for data in object storage, with which forked
+            processes cannot go on.
         roi_decode: whether DALI decodes only the region that is needed. None: yes on the CPU; on a GPU where a probe in
             a subprocess has shown that it works.
         hw_decoder_load: share of the JPEGs for the GPU's hardware decoder; None is DALI's default.

@@ -29,6 +29,7 @@ from dali_imagenet.data.shared import key_of
 from dali_imagenet.data.tar import Tar
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.escape import escaped
+from dali_imagenet.formats import MAX_BYTES, MAX_PIXELS
 from dali_imagenet.image import decode_and_resize, read_sample
 from dali_imagenet.pillow import open_image
 from dali_imagenet.plan.plan import Plan
@@ -38,6 +39,7 @@ from dali_imagenet.validation import whole, wrong
 log = logging.getLogger("dali_imagenet")
 
 _KIND = Tar()
+_USUAL = Limits(MAX_PIXELS, MAX_BYTES)  # of whoever opens the shards
 _NO_LIMITS = Limits(None, None)  # the index of the source has judged already
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _COMPARED = 64  # images that are compared with what became of them
@@ -241,7 +243,7 @@ class _Job:
         container = LocalStorage().identify(file)
         reader = LocalStorage().open(container)
         try:
-            info = info_beside(Scanned(container, scanned.rows, about, True), _KIND, reader)
+            info = info_beside(Scanned(container, scanned.rows, about, True), _KIND, _USUAL, reader)
         finally:
             reader.close()
         save_rows(file + INDEX_SUFFIX, scanned.rows, info)

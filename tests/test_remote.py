@@ -28,6 +28,7 @@ from dali_imagenet import EvalRecipe, SampleIndex, StorageError, TrainRecipe
 from dali_imagenet.data import copies, remote
 from dali_imagenet.data.copies import BLOCK, DURABLE, WRITTEN
 from dali_imagenet.data.remote import RemoteSource
+from dali_imagenet.data.rows import dump_rows, read_rows
 from tests.helpers import (
     BACKENDS,
     ENGINES,
@@ -440,6 +441,17 @@ def test_an_index_beside_the_shards(
         caplog.clear()
         assert index_of(server, shards, cache=False).fingerprint == first.fingerprint
         assert "a 1.tar.dali-index is ignored" in caplog.text
+    # One that is whole and claims too much: places behind the end, or fewer labels than images.
+    rows, about = read_rows(server.objects["/bucket/a 0.tar.dali-index"], None)
+    for forged in (dump_rows(rows.replace(size=1 << 31), about), dump_rows(rows, {**about, "labels": ["1"]})):
+        server.objects["/bucket/a 0.tar.dali-index"] = forged
+        caplog.clear()
+        assert index_of(server, shards, cache=False).fingerprint == first.fingerprint
+        assert "a 0.tar.dali-index is ignored" in caplog.text
+    # One that was made by other rules says nothing of these.
+    server.objects["/bucket/a 0.tar.dali-index"] = dump_rows(rows, about)
+    assert index_of(server, shards, cache=False, max_bytes=1 << 20).scan.read == 24
+    assert index_of(server, ["a 0.tar"], cache=False).scan.read == 0
     server.objects["/bucket/a 1.tar.dali-index"] = bytes(10_000_000)  # larger than the shard: not even read
     assert index_of(server, shards, cache=False).fingerprint == first.fingerprint
 

@@ -412,7 +412,8 @@ class SampleIndex:
         are never written to.
 
         Args:
-            data: an archive, a folder of them, names with numbers in braces (`{000..127}.tar`), or a list.
+            data: an archive, a folder of them, names with numbers in braces (`{000..127}.tar`), or a list; paths, or
+                addresses (`s3://`, `gs://`, `az://`, `https://`; docs/remote.md).
             split: which of train/, val/ and the like to read, where the archive has them; ".": none.
             classes: as `from_folder` takes it.
             labels: the classes of images that lie in no folder, as `ILSVRC2012_img_val.tar` has them: ImageNet's devkit
@@ -423,6 +424,7 @@ class SampleIndex:
 
         Raises:
             FileNotFoundError: no such archive, or no image in it.
+            StorageError: a server or the network fails, or refuses to let this process read.
             ValueError: no tar archives, compressed ones, or images without a class.
         """
         places = expand(data, (".tar",))
@@ -452,7 +454,8 @@ class SampleIndex:
         """Index WebDataset shards, in their order. Any image is read by itself: an epoch is a true permutation.
 
         Args:
-            data: shards: names with numbers in braces (`{000000..001281}.tar`), a folder of them, or a list.
+            data: shards: names with numbers in braces (`{000000..001281}.tar`), a folder of them, or a list; paths, or
+                addresses (`s3://`, `gs://`, `az://`, `https://`; docs/remote.md).
             classes: names in label order, where labels are numbers; else as `from_folder` takes it. Without names,
                 numbers are called by the folders of their images where these are one to one, else "0", "1", ...
             label_key: "cls", or a field of the `.json` member, with dots between levels. None: the `.cls` member, or
@@ -463,6 +466,7 @@ class SampleIndex:
 
         Raises:
             FileNotFoundError: no such shard, or no image in them.
+            StorageError: a server or the network fails, or refuses to let this process read.
             ValueError: no tar archives, compressed ones, keys with several images, or images without a label.
         """
         places = expand(data, (".tar",))
@@ -706,7 +710,7 @@ class SampleIndex:
         full = [kind.name, containers, *key]
         index = cls._made(full, what, make, settings, lambda rows: storage.source(containers, rows), False)
         if settings.write_index:
-            write_beside(scans or scan_containers(containers, kind, storage, settings), kind, storage)
+            write_beside(scans or scan_containers(containers, kind, storage, settings), kind, storage, settings.limits)
         return index
 
     @classmethod

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from dali_imagenet.cache import cache_folder
 from dali_imagenet.data.container import Container, ExtentSource, FileReader, Reader, stamp_of
 from dali_imagenet.data.headers import Broken, Image, Limits, probe
@@ -19,6 +21,7 @@ from dali_imagenet.data.progress import progress_bar
 from dali_imagenet.data.rows import MAX_SIZE, Rows, new_rows, read_rows, save_rows
 from dali_imagenet.data.source import Source
 from dali_imagenet.escape import escaped
+from dali_imagenet.formats import BYTES_A_PIXEL
 from dali_imagenet.storage import patiently
 
 logger = logging.getLogger("dali_imagenet")
@@ -242,10 +245,9 @@ def _remembered(
             if data is None:
                 continue
             rows, about = read_rows(data, options.limits.pixels)
-            if about.pop("kind", None) != kind.name or not _is_of(container, about, storage):
-                continue  # of another time
-            ends = rows.array["offset"] + rows.array["size"]
-            if bool((ends > container.size)[~rows.array["broken"]].any()):
+            if not _is_of(container, kind, options.limits, about, storage):
+                continue  # of another time, or made by other rules
+            if not _is_sound(rows, about, container, options.limits):
                 raise ValueError("its contents make no sense")
             return Scanned(container, rows, about, False)
         except (OSError, ValueError, MemoryError) as error:
@@ -253,11 +255,17 @@ def _remembered(
     return None
 
 
-def _is_of(container: Container, about: dict[str, Any], storage: Storage) -> bool:
-    """Whether what is remembered is of the container as it is now."""
-    size, stamp = about.pop("version", (None, None))
-    ends = about.pop("ends", None)
-    if size != container.size:
+def _rules(limits: Limits) -> list[Any]:
+    """What decides which images are broken."""
+    from PIL import ImageFile
+
+    return [*limits, bool(ImageFile.LOAD_TRUNCATED_IMAGES)]
+
+
+def _is_of(container: Container, kind: Kind, limits: Limits, about: dict[str, Any], storage: Storage) -> bool:
+    """Whether an index is of the container as it is now, and was made by these rules."""
+    made_by, (size, stamp), ends = about.pop("kind", None), about.pop("version", (None, None)), about.pop("ends", None)
+    if made_by != kind.name or size != container.size or about.pop("limits", None) != _rules(limits):
         return False
     if stamp is not None:
         return bool(stamp == container.stamp)
@@ -275,7 +283,19 @@ def _ends(reader: Reader) -> str:
     return digest.hexdigest()
 
 
-def write_beside(scans: Sequence[Scanned], kind: Kind, storage: Storage) -> None:
+def _is_sound(rows: Rows, about: Mapping[str, Any], container: Container, limits: Limits) -> bool:
+    """Whether nothing that `read_rows` cannot know of would do harm: places, sizes, and labels for every image."""
+    healthy = rows.array[~rows.array["broken"]]
+    sizes, labels = healthy["size"].astype(np.int64), about.get("labels")
+    most = BYTES_A_PIXEL * healthy["height"].astype(np.int64) * healthy["width"]
+    return (
+        not bool((healthy["offset"] > container.size - sizes).any())
+        and (limits.bytes is None or not bool((sizes - limits.bytes > most).any()))
+        and (labels is None or (isinstance(labels, list) and len(labels) == len(rows)))
+    )
+
+
+def write_beside(scans: Sequence[Scanned], kind: Kind, storage: Storage, limits: Limits) -> None:
     """Write what was found in each container beside it, for whoever opens it next.
 
     Raises:
@@ -285,7 +305,7 @@ def write_beside(scans: Sequence[Scanned], kind: Kind, storage: Storage) -> None
     for scan in scans:
         reader = storage.open(scan.container)
         try:
-            info = info_beside(scan, kind, reader)
+            info = info_beside(scan, kind, limits, reader)
         finally:
             reader.close()
         storage.write_beside(scan.container, scan.rows, info)
@@ -351,18 +371,22 @@ def _finish(
     scanned = Scanned(container, whole.rows, kind.join(abouts), True)
     if folder is not None:
         try:
-            save_rows(folder / cache_name(kind, container, options.limits), scanned.rows, saved_info(scanned, kind))
+            save_rows(
+                folder / cache_name(kind, container, options.limits),
+                scanned.rows,
+                saved_info(scanned, kind, options.limits),
+            )
         except OSError as error:
             logger.warning("%s cannot be written, the next start reads it all again: %s", escaped(str(folder)), error)
     return scanned
 
 
-def info_beside(scanned: Scanned, kind: Kind, reader: Reader) -> dict[str, Any]:
+def info_beside(scanned: Scanned, kind: Kind, limits: Limits, reader: Reader) -> dict[str, Any]:
     """What is written with the rows of a container into a file beside it, with which it may be copied."""
-    return {**saved_info(scanned, kind), "version": [scanned.container.size, None], "ends": _ends(reader)}
+    return {**saved_info(scanned, kind, limits), "version": [scanned.container.size, None], "ends": _ends(reader)}
 
 
-def saved_info(scanned: Scanned, kind: Kind) -> dict[str, Any]:
+def saved_info(scanned: Scanned, kind: Kind, limits: Limits) -> dict[str, Any]:
     """What is written with the rows of a container."""
-    container = scanned.container
-    return {**scanned.about, "kind": kind.name, "version": [container.size, container.stamp]}
+    version = [scanned.container.size, scanned.container.stamp]
+    return {**scanned.about, "kind": kind.name, "version": version, "limits": _rules(limits)}
