@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dali_imagenet.data.source import Source
     from dali_imagenet.errors import BadImageError, RankMismatchError, StorageError, UntranslatableError
     from dali_imagenet.failures import read_failures
+    from dali_imagenet.integrations.torch_dataloader import from_dataloader
     from dali_imagenet.loader import Loader, create_loader
     from dali_imagenet.metrics import Accuracy
     from dali_imagenet.ops import Op
@@ -39,6 +40,7 @@ __all__ = [
     "TrainRecipe",
     "UntranslatableError",
     "create_loader",
+    "from_dataloader",
     "pack",
     "read_failures",
     "save_preview",
@@ -60,6 +62,7 @@ _HOMES = {
     "TrainRecipe": "recipe",
     "UntranslatableError": "errors",
     "create_loader": "loader",
+    "from_dataloader": "integrations.torch_dataloader",
     "pack": "packing",
     "read_failures": "failures",
     "save_preview": "preview",

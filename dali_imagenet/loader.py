@@ -355,6 +355,7 @@ class Loader:
         device: where batches are handed over.
         num_classes: of the data, or of the recipe where that says more.
         mixup_enabled: False stops mixing from the next yielded batch on; targets stay float and smoothed.
+        translation: how `from_dataloader` read each part: rows (yours, ours, exact, note); else empty.
     """
 
     def __init__(
@@ -389,6 +390,8 @@ class Loader:
         self._warned = False
         self._peeked: _Peeked | None = None
         self._running: weakref.ref[_Iteration] | None = None
+        self.translation: tuple[Any, ...] = ()
+        self._followed: tuple[Any, int] | None = None  # a sampler, and its epoch when it was last looked at
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -463,6 +466,17 @@ class Loader:
         restored = self._restored is not None and self._restored[0] == epoch
         self._next = self._restored if restored else (epoch, 0)
 
+    def follow(self, sampler: Any) -> None:
+        """Take a sampler's `epoch` as if said to `set_epoch`, where it has changed when an iteration starts."""
+        self._followed = sampler, int(sampler.epoch)
+
+    def _look_at_the_followed(self) -> None:
+        if self._followed is not None:
+            sampler, before = self._followed
+            if sampler.epoch != before:
+                self.set_epoch(sampler.epoch)
+            self._followed = sampler, sampler.epoch
+
     @_uncompiled
     def peek(self) -> tuple[Tensor, Tensor]:
         """A copy of the batch that the next iteration yields first, the same bits, made once for both.
@@ -489,6 +503,7 @@ class Loader:
     @_uncompiled
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         engine = self._open_engine()
+        self._look_at_the_followed()
         self._warn_of_a_start_left()
         self._stop(_SUPERSEDED)
         # Lightning asks for iterators more than once, and says set_epoch after that: what never began does not count.

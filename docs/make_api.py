@@ -79,6 +79,29 @@ EXAMPLES = {
             for images, targets in loader:
                 assert images.shape == (4, 3, 224, 224) and targets.shape == (4,)
         """,
+    "from_dataloader": """
+        from torch.utils.data import DataLoader
+        from torchvision.datasets import ImageFolder
+        from torchvision.transforms import Compose, Normalize, RandomResizedCrop, ToTensor
+
+        from dali_imagenet import from_dataloader
+
+        steps = [RandomResizedCrop(64), ToTensor(), Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+        dataloader = DataLoader(ImageFolder("imagenet/train", Compose(steps)), batch_size=4, shuffle=True)
+        with from_dataloader(dataloader, device="cpu") as loader:
+            for images, targets in loader:
+                assert images.shape == (4, 3, 64, 64) and targets.shape == (4,)
+        """,
+    "UntranslatableError": """
+        import torchvision.transforms as T
+
+        from dali_imagenet import EvalRecipe, UntranslatableError
+
+        try:
+            EvalRecipe.from_transforms([T.Resize(256), T.TenCrop(224), T.ToTensor()])
+        except UntranslatableError as error:
+            assert error.what.startswith("TenCrop")
+        """,
     "Loader": """
         from dali_imagenet import TrainRecipe, create_loader
 

@@ -62,13 +62,7 @@ class Translation(NamedTuple):
     rows: tuple[Row, ...]
 
     def __str__(self) -> str:
-        head = ("yours", "ours", "exact", "note")
-        table = [head, *((r.yours, r.ours, "yes" if r.exact else "NO", r.note) for r in self.rows)]
-        widths = [max(len(line[i]) for line in table) for i in range(3)]
-        return "\n".join(
-            "  ".join((*(cell.ljust(w) for cell, w in zip(line[:3], widths, strict=True)), line[3])).rstrip()
-            for line in table
-        )
+        return table_of(self.rows)
 
 
 def translate(kind: type[TrainRecipe] | type[EvalRecipe], transform: Any, **changes: Any) -> Translation:
@@ -87,7 +81,7 @@ def translate(kind: type[TrainRecipe] | type[EvalRecipe], transform: Any, **chan
             that would have to change.
     """
     reader = _Reader(train=kind is TrainRecipe, given=changes)
-    for each in _flat(transform):
+    for each in flat(transform):
         reader.read(each)
     fields = reader.train_fields() if kind is TrainRecipe else reader.eval_fields()
     names = [name for name in fields if name not in changes]
@@ -95,41 +89,59 @@ def translate(kind: type[TrainRecipe] | type[EvalRecipe], transform: Any, **chan
         recipe: Recipe = kind(**{name: fields[name] for name in names})
     except ValueError as error:
         change = "pass another value for that field as an argument"
-        raise UntranslatableError(_show(transform), str(error), change) from error
+        raise UntranslatableError(show(transform), str(error), change) from error
     return Translation(recipe.replace(**changes), tuple(reader.rows))
 
 
 def recipe_from(kind: Any, transform: Any, report: bool, changes: Mapping[str, Any]) -> Any:
     """What `from_transforms` of a recipe does: translate, then tell what is not exact, or with `report` everything."""
     found = translate(kind, transform, **changes)
-    if report:
-        print(found)
-    for row in found.rows:
-        if not row.exact:
-            log.warning("not exactly as in your pipeline: %s is read as %s: %s", row.yours, row.ours, row.note)
+    tell(found.rows, report)
     return found.recipe
 
 
-def _show(transform: Any) -> str:
+def tell(rows: Sequence[Row], report: bool) -> None:
+    """Log what is not exact, as warnings, and with `report` print everything."""
+    if report:
+        print(table_of(rows))
+    for row in rows:
+        if not row.exact:
+            log.warning("not exactly as in your pipeline: %s is read as %s: %s", row.yours, row.ours, row.note)
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """The rows as text, a line each under a head."""
+    table = [Row._fields, *((r.yours, r.ours, "yes" if r.exact else "NO", r.note) for r in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(3)]
+    return "\n".join(
+        "  ".join((*(cell.ljust(w) for cell, w in zip(line[:3], widths, strict=True)), line[3])).rstrip()
+        for line in table
+    )
+
+
+def show(transform: Any) -> str:
     """A transform in one line."""
-    text = " ".join(repr(transform).split())
+    try:
+        text = " ".join(repr(transform).split())
+    except Exception:  # somebody else's code: what it cannot print must not hide why it is refused
+        text = f"<{type(transform).__name__}>"
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 4].rstrip()} ..."
 
 
-def _flat(transform: Any) -> Iterator[Any]:
+def flat(transform: Any) -> Iterator[Any]:
     """The transforms of a pipeline, one after the other."""
     if isinstance(transform, list | tuple):
         inner: Any = transform
-    elif _name(transform) in ("Compose", "Sequential"):
+    elif name_of(transform) in ("Compose", "Sequential"):
         inner = transform.transforms if hasattr(transform, "transforms") else transform
     else:
         yield transform
         return
     for each in inner:
-        yield from _flat(each)
+        yield from flat(each)
 
 
-def _name(transform: Any) -> str:
+def name_of(transform: Any) -> str:
     """The name of a class of torchvision's, timm's or torch's own; "" of any other."""
     kind = type(transform)
     return kind.__name__ if kind.__module__.split(".")[0] in ("torchvision", "timm", "torch") else ""
@@ -139,8 +151,9 @@ def _by_timm(transform: Any) -> bool:
     return type(transform).__module__.split(".")[0] == "timm"
 
 
-def _refuse(transform: Any, why: str, change: str) -> UntranslatableError:
-    return UntranslatableError(_show(transform), why, change)
+def refuse(transform: Any, why: str, change: str) -> UntranslatableError:
+    """The error of what cannot be translated: why, and how its line would have to change."""
+    return UntranslatableError(show(transform), why, change)
 
 
 def _filter(transform: Any) -> str:
@@ -150,12 +163,12 @@ def _filter(transform: Any) -> str:
         found = tuple(str(getattr(each, "value", each)) for each in given)
         if found == ("bilinear", "bicubic"):
             return "random"
-        raise _refuse(transform, f"it draws among {', '.join(found)}", "draw among bilinear and bicubic, or take one")
+        raise refuse(transform, f"it draws among {', '.join(found)}", "draw among bilinear and bicubic, or take one")
     name = str(getattr(given, "value", given))
     numbers = {str(number): name for name, number in FILTERS.items()}  # of Pillow, which v1 takes, too
     name = {"nearest-exact": "nearest", **numbers}.get(name, name)
     if name not in FILTERS:
-        raise _refuse(transform, f"no backend has the filter {name!r}", "take interpolation='bilinear' or 'bicubic'")
+        raise refuse(transform, f"no backend has the filter {name!r}", "take interpolation='bilinear' or 'bicubic'")
     return name
 
 
@@ -169,10 +182,10 @@ def _fill(transform: Any, given: Any) -> tuple[int, int, int]:
     if given is None:
         return (0, 0, 0)
     if isinstance(given, Mapping):
-        raise _refuse(transform, "it fills by type", "give it one colour as fill")
+        raise refuse(transform, "it fills by type", "give it one colour as fill")
     values = [float(v) for v in given] if isinstance(given, Sequence) else [float(given)]
     if len(values) not in (1, 3) or any(v != int(v) or not 0 <= v <= 255 for v in values):
-        raise _refuse(transform, f"fill={given!r} is no colour of three whole numbers in 0..255", "give it such a fill")
+        raise refuse(transform, f"fill={given!r} is no colour of three whole numbers in 0..255", "give it such a fill")
     r, g, b = ([int(v) for v in values] * 3)[:3]
     return r, g, b
 
@@ -205,38 +218,38 @@ class _Reader:
 
     def read(self, transform: Any) -> None:
         """Read one transform; raises UntranslatableError for what there is no place for."""
-        name = _name(transform)
+        name = name_of(transform)
         handler: Callable[[Any], tuple[str, bool, str]] | None = getattr(self, f"_read_{name}", None) if name else None
         if handler is None and name in _PARTS:
             handler = self._read_part
         if handler is None:
             what = "a function" if not name else "none that is read"
-            raise _refuse(
+            raise refuse(
                 transform,
                 f"it is {what}: what it does cannot be known" if not name else "there is no counterpart",
                 "take it out, or do it on the batches that the loader yields",
             )
         ours, exact, note = handler(transform)
-        self.rows.append(Row(_show(transform), ours, exact, note))
+        self.rows.append(Row(show(transform), ours, exact, note))
 
     def _random(self, transform: Any) -> None:
         if not self.train:
-            raise _refuse(transform, "it is random, and an EvalRecipe is not", "use TrainRecipe.from_transforms")
+            raise refuse(transform, "it is random, and an EvalRecipe is not", "use TrainRecipe.from_transforms")
 
     # ---- size
 
     def _before_crop(self, transform: Any) -> None:
         if self._parts or self._erased is not None or self._pixels == "normalized":
-            raise _refuse(transform, "it stands behind what changes pixels", "put it before colours and Normalize")
+            raise refuse(transform, "it stands behind what changes pixels", "put it before colours and Normalize")
         if self._crop is not None:
-            raise _refuse(transform, f"there is a crop already: {_show(self._crop)}", "leave one of them out")
+            raise refuse(transform, f"there is a crop already: {show(self._crop)}", "leave one of them out")
 
     def _resizes(self, transform: Any) -> str:
         """Checks how a transform resizes; what to say of it."""
         if not getattr(transform, "antialias", True) and self._pixels != "PIL":
-            raise _refuse(transform, "it resizes tensors without antialiasing", "give it antialias=True")
+            raise refuse(transform, "it resizes tensors without antialiasing", "give it antialias=True")
         if _filter(transform) == "nearest" and self._pixels != "PIL":
-            raise _refuse(transform, "nearest takes other pixels of tensors than of PIL images, and ours are PIL's",
+            raise refuse(transform, "nearest takes other pixels of tensors than of PIL images, and ours are PIL's",
                           "put ToImage, PILToTensor or ToTensor behind it")  # fmt: skip
         on_pil = self._pixels == "PIL" and _filter(transform) not in ("nearest", "lanczos")
         return _ROUNDING if on_pil else "on 8-bit pixels" if self._pixels == "float" else ""
@@ -246,8 +259,8 @@ class _Reader:
         self._before_crop(t)
         note, exact, before = self._resizes(t), True, self._resize
         if before is not None:
-            if len(_sides(before)) != 1 or _name(before) != "Resize":
-                raise _refuse(before, "it changes the shape before a RandomResizedCrop", "leave it out")
+            if len(_sides(before)) != 1 or name_of(before) != "Resize":
+                raise refuse(before, "it changes the shape before a RandomResizedCrop", "leave it out")
             note, exact = "resized once, from the stored image, where yours resizes twice", False
         size = _size(t.size)
         self._crop, self._resize = t, None
@@ -260,9 +273,9 @@ class _Reader:
     def _read_Resize(self, t: Any) -> tuple[str, bool, str]:
         self._before_crop(t)
         if self._resize is not None:
-            raise _refuse(t, f"it was resized before: {_show(self._resize)}", "leave one of them out")
+            raise refuse(t, f"it was resized before: {show(self._resize)}", "leave one of them out")
         if getattr(t, "max_size", None) is not None or t.size is None:
-            raise _refuse(t, "max_size depends on the image", "leave max_size out")
+            raise refuse(t, "max_size depends on the image", "leave max_size out")
         note = self._resizes(t)
         self._resize = t
         self._geometry["interpolation"] = _filter(t)
@@ -272,10 +285,10 @@ class _Reader:
         if t.random_scale_prob or t.random_aspect_prob:
             self._random(t)
             if not (t.random_scale_prob == t.random_aspect_prob == 0.5 and t.random_scale_area and t.longest == 0):
-                raise _refuse(t, "it draws with other probabilities than timm's create_transform gives it",
+                raise refuse(t, "it draws with other probabilities than timm's create_transform gives it",
                               "give both a probability of 0.5, random_scale_area=True and longest=0")  # fmt: skip
         elif t.longest not in (0, 1):
-            raise _refuse(t, "it is between covering and fitting", "give it longest=0 or longest=1")
+            raise refuse(t, "it is between covering and fitting", "give it longest=0 or longest=1")
         self._before_crop(t)
         note = self._resizes(t)
         self._resize = t
@@ -292,9 +305,9 @@ class _Reader:
         self._random(t)
         self._before_crop(t)
         if t.padding_mode not in ("constant", "reflect"):
-            raise _refuse(t, f"padding_mode={t.padding_mode!r} is not here", "take 'constant' or 'reflect'")
-        if self._resize is not None and _name(self._resize) != "Resize":
-            raise _refuse(self._resize, "it stands before a RandomCrop", "take Resize")
+            raise refuse(t, f"padding_mode={t.padding_mode!r} is not here", "take 'constant' or 'reflect'")
+        if self._resize is not None and name_of(self._resize) != "Resize":
+            raise refuse(self._resize, "it stands before a RandomCrop", "take Resize")
         self._crop = t
         padding = 0 if t.padding is None else t.padding
         padding = tuple(padding) if isinstance(padding, Sequence) else padding
@@ -328,7 +341,7 @@ class _Reader:
             return "nothing", True, ""
         self._random(t)
         if any(_leans(part) for part in self._parts):
-            raise _refuse(t, "what moves before it leans to one side, so that the order matters", "put it first")
+            raise refuse(t, "what moves before it leans to one side, so that the order matters", "put it first")
         self._fields[field] = before + p - 2 * before * p  # two flips undo each other
         late = "" if not self._parts else "flipped before, which comes to the same: nothing before it leans"
         return f"{field}={self._fields[field]:g}", True, late
@@ -343,7 +356,7 @@ class _Reader:
 
     def _read_ToTensor(self, t: Any) -> tuple[str, bool, str]:
         if _by_timm(t):
-            raise _refuse(t, "timm's ToTensor leaves values in 0..255", "take MaybeToTensor")
+            raise refuse(t, "timm's ToTensor leaves values in 0..255", "take MaybeToTensor")
         return self._to(t, "float")
 
     def _read_MaybeToTensor(self, t: Any) -> tuple[str, bool, str]:
@@ -368,12 +381,12 @@ class _Reader:
 
     def _read_ToDtype(self, t: Any) -> tuple[str, bool, str]:
         if isinstance(t.dtype, Mapping):
-            raise _refuse(t, "it converts by type", "give it one dtype")
+            raise refuse(t, "it converts by type", "give it one dtype")
         floating = t.dtype.is_floating_point
         if floating and self._pixels in ("PIL", "uint8") and not getattr(t, "scale", True):
-            raise _refuse(t, "without scale=True values stay in 0..255", "give it scale=True, and mean and std of 0..1")
+            raise refuse(t, "without scale=True values stay in 0..255", "give it scale=True, and mean and std of 0..1")
         if not floating and self._pixels in ("float", "normalized"):
-            raise _refuse(t, "it makes whole numbers of floats", "leave it out")
+            raise refuse(t, "it makes whole numbers of floats", "leave it out")
         if str(t.dtype) not in ("torch.float32", "torch.uint8"):
             self._to(t, "float")
             return f"create_loader(dtype={t.dtype})", False, "the dtype is the loader's; without it batches are float32"
@@ -383,9 +396,9 @@ class _Reader:
 
     def _read_Normalize(self, t: Any) -> tuple[str, bool, str]:
         if self._pixels == "normalized":
-            raise _refuse(t, "there is a Normalize already", "make one of the two")
+            raise refuse(t, "there is a Normalize already", "make one of the two")
         if self._pixels != "float":
-            raise _refuse(t, "it normalizes values of 0..255", "put ToTensor or ToDtype(float32, scale=True) before it")
+            raise refuse(t, "it normalizes values of 0..255", "put ToTensor or ToDtype(float32, scale=True) before it")
         self._pixels = "normalized"
         mean, std = (_constants(v) for v in (t.mean, t.std))
         if len(mean) == 1:
@@ -398,9 +411,9 @@ class _Reader:
     def _read_RandomErasing(self, t: Any) -> tuple[str, bool, str]:
         self._random(t)
         if self._erased is not None:
-            raise _refuse(t, "there is an erasing already", "leave one of them out")
+            raise refuse(t, "there is an erasing already", "leave one of them out")
         if self._pixels == "PIL":
-            raise _refuse(t, "it stands before the images are tensors", "put it behind ToTensor or ToImage")
+            raise refuse(t, "it stands before the images are tensors", "put it behind ToTensor or ToImage")
         self._erased = t
         fields = self._timms_erasing(t) if _by_timm(t) else self._torchvisions_erasing(t)
         self._fields |= fields
@@ -408,9 +421,9 @@ class _Reader:
 
     def _timms_erasing(self, t: Any) -> dict[str, Any]:
         if self._pixels != "normalized":
-            raise _refuse(t, "timm's is for normalized images", "put it behind Normalize")
+            raise refuse(t, "timm's is for normalized images", "put it behind Normalize")
         if t.num_splits > 1:
-            raise _refuse(t, "num_splits leaves a part of the batch alone", "give it num_splits=0")
+            raise refuse(t, "num_splits leaves a part of the batch alone", "give it num_splits=0")
         mode = "rand" if t.rand_color else "pixel" if t.per_pixel else "const"
         ratio = tuple(math.exp(v) for v in t.log_aspect_ratio)
         return {"re_prob": float(t.probability), "re_mode": mode, "re_count": (t.min_count, t.max_count),
@@ -420,7 +433,7 @@ class _Reader:
         fields: dict[str, Any] = {"re_prob": float(t.p), "re_scale": _numbers(t.scale), "re_ratio": _numbers(t.ratio)}
         if t.value is None or t.value == "random":
             if self._pixels != "normalized":
-                raise _refuse(t, "before Normalize its noise is not about the mean", "put it behind Normalize")
+                raise refuse(t, "before Normalize its noise is not about the mean", "put it behind Normalize")
             return {**fields, "re_mode": "pixel"}
         values = _numbers(t.value) if isinstance(t.value, Sequence) else (float(t.value),)
         values = values * 3 if len(values) == 1 else values
@@ -430,40 +443,40 @@ class _Reader:
         else:
             shown = tuple(v / (255 if self._pixels == "uint8" else 1) for v in values)
         if any(not 0 <= v <= 1 for v in shown):
-            raise _refuse(t, f"it erases to a colour beyond black or white: {_short(shown)}", "take one between")
+            raise refuse(t, f"it erases to a colour beyond black or white: {_short(shown)}", "take one between")
         return fields if self._pixels == "normalized" and not any(values) else {**fields, "re_value": shown}
 
     # ---- pixel operations
 
     def _read_part(self, t: Any) -> tuple[str, bool, str]:
         if not self.train:
-            raise _refuse(t, "it changes pixels, and an EvalRecipe does not", "use TrainRecipe.from_transforms")
+            raise refuse(t, "it changes pixels, and an EvalRecipe does not", "use TrainRecipe.from_transforms")
         if self._pixels == "normalized" or self._erased is not None:
-            raise _refuse(t, "it works on normalized or erased images, here on 8-bit pixels", "put it before them")
+            raise refuse(t, "it works on normalized or erased images, here on 8-bit pixels", "put it before them")
         sized = "input_size" in self._given if self._resize is None else len(_sides(self._resize)) == 2
         if self._crop is None and not sized:
-            raise _refuse(t, "it stands before the crop", "put it behind the crop")
+            raise refuse(t, "it stands before the crop", "put it behind the crop")
         try:
             part, exact, note = self._part(t)
         except UntranslatableError:
             raise
         except ValueError as error:
-            raise _refuse(t, str(error), "give it another value, or leave it out") from error
+            raise refuse(t, str(error), "give it another value, or leave it out") from error
         self._parts.append(part)
         if self._pixels == "float":
             exact, note = False, f"on 8-bit pixels, where yours are floats{'; ' if note else ''}{note}"
         return _say_part(part), exact, note
 
     def _part(self, t: Any) -> tuple[Any, bool, str]:
-        part, exact, note = _PARTS[_name(t)](self, t)
+        part, exact, note = _PARTS[name_of(t)](self, t)
         return step_of(part) if isinstance(part, Step) else part, exact, note
 
     def _group(self, t: Any) -> tuple[list[Any], bool, str]:
         """The parts of a transform that holds others."""
         parts, exact, notes = [], True, []
-        for each in _flat(list(t.transforms)):
-            if _name(each) not in _PARTS:
-                raise _refuse(t, f"{_show(each)} cannot be drawn within another", "take it out of there")
+        for each in flat(list(t.transforms)):
+            if name_of(each) not in _PARTS:
+                raise refuse(t, f"{show(each)} cannot be drawn within another", "take it out of there")
             part, same, note = self._part(each)
             parts.append(part)
             exact &= same
@@ -500,19 +513,19 @@ class _Reader:
 
     def _grayscale(self, t: Any) -> tuple[Any, bool, str]:
         if getattr(t, "num_output_channels", 3) != 3:
-            raise _refuse(t, "it leaves one channel", "give it num_output_channels=3")
+            raise refuse(t, "it leaves one channel", "give it num_output_channels=3")
         return self._step(t, "GRAYSCALE", float(getattr(t, "p", 1.0)))
 
     def _blur(self, t: Any) -> tuple[Any, bool, str]:
         width, height = _size(t.kernel_size)
         if width != height:
-            raise _refuse(t, "its kernel is not square", "give it one kernel_size")
+            raise refuse(t, "its kernel is not square", "give it one kernel_size")
         # torchvision blurs PIL images by way of tensors
         return Step(Op.GAUSSIAN_BLUR, 1.0, _numbers(t.sigma), False, width), True, ""  # type: ignore[arg-type]  # a pair
 
     def _rotation(self, t: Any) -> tuple[Any, bool, str]:
         if t.expand or t.center is not None:
-            raise _refuse(t, "it expands, or turns about another point than the middle", "leave expand and center out")
+            raise refuse(t, "it expands, or turns about another point than the middle", "leave expand and center out")
         return self._turned(t, _numbers(t.degrees))
 
     def _turned(self, t: Any, degrees: tuple[float, ...]) -> tuple[Any, bool, str]:
@@ -524,7 +537,7 @@ class _Reader:
 
     def _affine(self, t: Any) -> tuple[Any, bool, str]:
         if t.scale is not None or t.shear is not None or t.center is not None:
-            raise _refuse(t, "it scales, shears, or turns about another point than the middle",
+            raise refuse(t, "it scales, shears, or turns about another point than the middle",
                           "leave scale, shear and center out: RandomResizedCrop and RandAugment have them")  # fmt: skip
         low, high = _numbers(t.degrees)
         parts, notes = [], []
@@ -545,7 +558,7 @@ class _Reader:
             if len(parts) > 2 or (low, high) != (0, 0):
                 notes.append("turned, then moved: what the turn took out of sight stays out")
         if not parts:
-            raise _refuse(t, "it does nothing", "leave it out")
+            raise refuse(t, "it does nothing", "leave it out")
         whole = parts[0] if len(parts) == 1 else Apply(parts=tuple(parts), probability=1.0)
         return whole, not notes, "; ".join(notes)
 
@@ -594,10 +607,10 @@ class _Reader:
         return {**self._fields, **self._train_geometry(), **self._pixel_fields()}
 
     def _train_geometry(self) -> dict[str, Any]:
-        found, resize, name = dict(self._geometry), self._resize, _name(self._crop)
+        found, resize, name = dict(self._geometry), self._resize, name_of(self._crop)
         if "crop" in found:  # RandomResizedCrop, RandomCrop
             return found
-        if resize is not None and _name(resize) == "ResizeKeepRatio":
+        if resize is not None and name_of(resize) == "ResizeKeepRatio":
             return self._keep_ratio(found)
         if resize is None and self._crop is None:
             if "input_size" in self._given:
@@ -607,7 +620,7 @@ class _Reader:
                 "add CenterCrop(size), or pass input_size= where all images are of that size",
             )  # fmt: skip
         if name == "CenterCropOrPad" and self._crop.padding_mode != "constant":
-            raise _refuse(self._crop, "it reflects without timm's ResizeKeepRatio before it", "give it 'constant'")
+            raise refuse(self._crop, "it reflects without timm's ResizeKeepRatio before it", "give it 'constant'")
         if resize is not None:
             sides = _sides(resize)
             found["resize_size"] = sides[0] if len(sides) == 1 else sides
@@ -618,13 +631,13 @@ class _Reader:
         return {**found, "crop": "center"}
 
     def _keep_ratio(self, found: dict[str, Any]) -> dict[str, Any]:
-        resize, crop, name = self._resize, self._crop, _name(self._crop)
+        resize, crop, name = self._resize, self._crop, name_of(self._crop)
         drawn = resize.random_scale_prob > 0
         if not drawn or name not in ("CenterCropOrPad", "RandomCropOrPad") or crop.padding_mode != "reflect":
             change = "take train_crop_mode 'rrc', 'rkrc' or 'rkrr'"
-            raise _refuse(resize, "with what follows it is none of timm's train_crop_modes", change)
+            raise refuse(resize, "with what follows it is none of timm's train_crop_modes", change)
         if _size(resize.size) != _size(crop.size):
-            raise _refuse(crop, f"it is not of the size of {_show(resize)}", "give both one size")
+            raise refuse(crop, f"it is not of the size of {show(resize)}", "give both one size")
         mode = "rkrr" if name == "RandomCropOrPad" else "rkrc"
         ranges = {"scale": _numbers(resize.random_scale_range), "ratio": _numbers(resize.random_aspect_range)}
         return {**found, **ranges, "crop": mode}
@@ -652,13 +665,13 @@ class _Reader:
                 "the pipeline", "it does not resize, and an EvalRecipe always does", "add Resize before CenterCrop"
             )
         fields["interpolation"] = self._geometry["interpolation"]
-        if _name(resize) == "ResizeKeepRatio":
+        if name_of(resize) == "ResizeKeepRatio":
             return fields | self._eval_keep_ratio()
         sides = _sides(resize)
         if crop is None and len(sides) == 1:
             raise _one_side(resize)
-        if _name(crop) == "CenterCropOrPad":
-            raise _refuse(crop, "it stands behind Resize", "take CenterCrop")
+        if name_of(crop) == "CenterCropOrPad":
+            raise refuse(crop, "it stands behind Resize", "take CenterCrop")
         size = sides if crop is None else _size(crop.size)
         fields["input_size"] = size
         if len(sides) == 1:
@@ -671,9 +684,9 @@ class _Reader:
         return fields | {"crop_pct": _crop_pct(resize, size, sides)}
 
     def _eval_keep_ratio(self) -> dict[str, Any]:
-        resize, crop, name = self._resize, self._crop, _name(self._crop)
+        resize, crop, name = self._resize, self._crop, name_of(self._crop)
         if crop is None:
-            raise _refuse(resize, "it leaves one side to the image", "add CenterCrop or CenterCropOrPad")
+            raise refuse(resize, "it leaves one side to the image", "add CenterCrop or CenterCropOrPad")
         size, scale = _size(crop.size), _size(resize.size)
         found: dict[str, Any] = {"input_size": size, "crop_pct": _crop_pct(resize, size, scale)}
         if resize.longest == 0 and name == "CenterCrop":
@@ -681,19 +694,19 @@ class _Reader:
         mean = [round(255 * m) for m in self._given.get("mean", self._fields["mean"])]
         if resize.longest == 1 and name == "CenterCropOrPad" and list(_fill(crop, crop.fill)) == mean:
             return {**found, "crop_mode": "border"}
-        raise _refuse(crop, "with what stands before it, it is none of timm's crop_modes",
+        raise refuse(crop, "with what stands before it, it is none of timm's crop_modes",
                       "take 'center', 'squash' or 'border', which fills with the mean")  # fmt: skip
 
 
 def _one(reader: _Reader, group: Any, transform: Any) -> tuple[Any, bool, str]:
     """One member of a RandomChoice or RandomOrder, which may be a pipeline."""
-    if _name(transform) in ("Compose", "Sequential") or isinstance(transform, list | tuple):
-        parts, exact, note = reader._group(_Holder(list(_flat(transform))))
+    if name_of(transform) in ("Compose", "Sequential") or isinstance(transform, list | tuple):
+        parts, exact, note = reader._group(_Holder(list(flat(transform))))
         return Apply(parts=tuple(parts), probability=1.0), exact, note
-    if _name(transform) == "Identity":
+    if name_of(transform) == "Identity":
         return Step(Op.IDENTITY), True, ""
-    if _name(transform) not in _PARTS:
-        raise _refuse(group, f"{_show(transform)} cannot be drawn within another", "take it out of there")
+    if name_of(transform) not in _PARTS:
+        raise refuse(group, f"{show(transform)} cannot be drawn within another", "take it out of there")
     return reader._part(transform)
 
 
@@ -703,7 +716,7 @@ class _Holder(NamedTuple):
 
 def _sides(resize: Any) -> tuple[int, ...]:
     """The sides of a Resize: one, or height and width."""
-    if _name(resize) == "ResizeKeepRatio":
+    if name_of(resize) == "ResizeKeepRatio":
         return _size(resize.size)
     given = resize.size
     return tuple(int(v) for v in given) if isinstance(given, Sequence) else (int(given),)
@@ -711,7 +724,7 @@ def _sides(resize: Any) -> tuple[int, ...]:
 
 def _one_side(resize: Any) -> UntranslatableError:
     side = _sides(resize)[0]
-    return _refuse(resize, "it leaves one side to the image", f"add CenterCrop({side}), or resize to ({side}, {side})")
+    return refuse(resize, "it leaves one side to the image", f"add CenterCrop({side}), or resize to ({side}, {side})")
 
 
 def _crop_pct(transform: Any, size: tuple[int, ...], scale: tuple[int, ...]) -> float:
@@ -720,7 +733,7 @@ def _crop_pct(transform: Any, size: tuple[int, ...], scale: tuple[int, ...]) -> 
     for each in (share, math.nextafter(share, 0)):
         if all(math.floor(s / each) == t for s, t in zip(size, scale, strict=True)):
             return each
-    raise _refuse(transform, f"{scale} is no multiple of the output {size}", "resize both sides by one factor")
+    raise refuse(transform, f"{scale} is no multiple of the output {size}", "resize both sides by one factor")
 
 
 def _leans(part: Any) -> bool:
@@ -811,11 +824,11 @@ def _filled(part: Any, fill: tuple[int, int, int]) -> Any:
 def _common(transform: Any, ops: Sequence[Any], *shared: str) -> dict[str, Any]:
     """What timm's operations have in common: filter, fill, noise; ValueError-like refusal where they differ."""
     first = ops[0]
-    pct = 0.3 if _name(transform) == "AugMixAugment" else 0.45
+    pct = 0.3 if name_of(transform) == "AugMixAugment" else 0.45
     for op in ops:
         same = all(getattr(op, name) == getattr(first, name) for name in shared) and op.hparams == first.hparams
         if not same or op.hparams.get("translate_pct", 0.45) != pct:
-            raise _refuse(transform, "its operations differ in more than timm's strings can say", "make it of a string")
+            raise refuse(transform, "its operations differ in more than timm's strings can say", "make it of a string")
     resample = first.kwargs["resample"]
     names = {number: name for name, number in FILTERS.items()}
     interpolation = None if isinstance(resample, list | tuple) else names[int(resample)]
@@ -828,7 +841,7 @@ def _timms_randaugment(t: Any) -> TimmRandAugment:
     weights = None if t.choice_weights is None else [float(w) for w in t.choice_weights]
     found = rand_augment_named([op.name for op in t.ops], weights)
     if found is None:
-        raise _refuse(t, "its operations are none of timm's sets", "make it of a string, such as 'rand-m9-mstd0.5'")
+        raise refuse(t, "its operations are none of timm's sets", "make it of a string, such as 'rand-m9-mstd0.5'")
     transforms, increasing = found
     first = t.ops[0]
     return TimmRandAugment(magnitude=first.magnitude, num_layers=t.num_layers, prob=first.prob,
@@ -840,14 +853,14 @@ def _timms_autoaugment(t: Any) -> TimmAutoAugment:
     common = _common(t, [op for sub in t.policy for op in sub])
     name = auto_augment_named([[(op.name, op.prob, op.magnitude) for op in sub] for sub in t.policy])
     if name is None:
-        raise _refuse(t, "it is none of timm's policies", "make it of a string, such as 'original' or 'v0'")
+        raise refuse(t, "it is none of timm's policies", "make it of a string, such as 'original' or 'v0'")
     return TimmAutoAugment(policy=name, **common)
 
 
 def _timms_augmix(t: Any) -> TimmAugMix:
     common = _common(t, t.ops, "prob", "magnitude", "magnitude_max")
     if [op.name for op in t.ops] != list(TIMM_MIX) or t.ops[0].prob != 1.0:
-        raise _refuse(t, "its operations are not timm's", "make it of a string, such as 'augmix-m3-w3'")
+        raise refuse(t, "its operations are not timm's", "make it of a string, such as 'augmix-m3-w3'")
     first = t.ops[0]
     return TimmAugMix(magnitude=first.magnitude, width=t.width, depth=t.depth, alpha=t.alpha, blended=bool(t.blended),
                       **common)  # fmt: skip
