@@ -246,6 +246,7 @@ class _Job:
             info = info_beside(Scanned(container, scanned.rows, about, True), _KIND, _USUAL, reader)
         finally:
             reader.close()
+        info["version"] = [container.size, None]  # the same file every time, and wherever it is copied to
         save_rows(file + INDEX_SUFFIX, scanned.rows, info)
         return _Done(file, len(names), container.size, left_out)
 

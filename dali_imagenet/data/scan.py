@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -267,13 +269,12 @@ def _is_of(container: Container, kind: Kind, limits: Limits, about: dict[str, An
     made_by, (size, stamp), ends = about.pop("kind", None), about.pop("version", (None, None)), about.pop("ends", None)
     if made_by != kind.name or size != container.size or about.pop("limits", None) != _rules(limits):
         return False
-    if stamp is not None:
-        return bool(stamp == container.stamp)
-    reader = storage.open(container)
-    try:
+    if stamp == container.stamp:
+        return True
+    if ends is None:
+        return False
+    with closing(storage.open(container)) as reader:  # a copy, with another time
         return bool(ends == _ends(reader))
-    finally:
-        reader.close()
 
 
 def _ends(reader: Reader) -> str:
@@ -303,11 +304,8 @@ def write_beside(scans: Sequence[Scanned], kind: Kind, storage: Storage, limits:
         StorageError: the storage fails, or refuses to.
     """
     for scan in scans:
-        reader = storage.open(scan.container)
-        try:
+        with closing(storage.open(scan.container)) as reader:
             info = info_beside(scan, kind, limits, reader)
-        finally:
-            reader.close()
         storage.write_beside(scan.container, scan.rows, info)
     logger.info("wrote %d index(es) beside %s", len(scans), escaped(scans[0].container.name))
 
@@ -324,37 +322,29 @@ def _scan_all(
     def patient(reader: Reader) -> Callable[[int, int], bytes]:
         return lambda at, count: patiently(lambda: reader.read(at, count), lambda: reader.container.name)
 
-    readers: list[Reader] = []
-    try:
-        readers += pool.map(storage.open, todo)
-        parts = [
-            (reader, part) for reader, some in zip(readers, pool.map(kind.parts, readers), strict=True) for part in some
-        ]
+    def parts_of(container: Container) -> list[Any]:
+        with closing(storage.open(container)) as reader:
+            return kind.parts(reader)
 
-        def work(item: tuple[Reader, Any]) -> tuple[Reader, Found, dict[str, Any]]:
-            reader, part = item
+    def work(item: tuple[int, Any]) -> tuple[int, Found, dict[str, Any]]:
+        number, part = item
+        with closing(storage.open(todo[number])) as reader:  # not all at once: there may be thousands
             found = Found(patient(reader), reader.container.size, options.limits, stop)
-            return reader, found, kind.scan(reader, part, found)
+            return number, found, kind.scan(reader, part, found)
 
-        done: dict[int, tuple[list[Found], list[dict[str, Any]]]] = {id(reader): ([], []) for reader in readers}
-        left = {id(reader): 0 for reader in readers}
-        for reader, _ in parts:
-            left[id(reader)] += 1
-        result: dict[int, Scanned] = {}
-        with progress_bar(None, len(parts), "indexing", "part", options.progress) as bar:
-            for reader, found, about in pool.map(work, parts):
-                founds, abouts = done[id(reader)]
-                founds.append(found)
-                abouts.append(about)
-                left[id(reader)] -= 1
-                if not left[id(reader)]:
-                    result[id(reader)] = _finish(reader.container, kind, founds, abouts, options, folder)
-                bar.update(1)
-        return [result.get(id(r)) or _finish(r.container, kind, [], [], options, folder) for r in readers]
-    finally:
-        stop.set()
-        for reader in readers:
-            reader.close()
+    parts = [(number, part) for number, some in enumerate(pool.map(parts_of, todo)) for part in some]
+    left = Counter(number for number, _ in parts)
+    founds: dict[int, tuple[list[Found], list[dict[str, Any]]]] = {number: ([], []) for number in range(len(todo))}
+    result = {n: _finish(todo[n], kind, [], [], options, folder) for n in range(len(todo)) if not left[n]}
+    with progress_bar(None, len(parts), "indexing", "part", options.progress) as bar:
+        for number, found, about in pool.map(work, parts):
+            founds[number][0].append(found)
+            founds[number][1].append(about)
+            left[number] -= 1
+            if not left[number]:
+                result[number] = _finish(todo[number], kind, *founds.pop(number), options, folder)
+            bar.update(1)
+    return [result[number] for number in range(len(todo))]
 
 
 def _finish(
@@ -383,7 +373,7 @@ def _finish(
 
 def info_beside(scanned: Scanned, kind: Kind, limits: Limits, reader: Reader) -> dict[str, Any]:
     """What is written with the rows of a container into a file beside it, with which it may be copied."""
-    return {**saved_info(scanned, kind, limits), "version": [scanned.container.size, None], "ends": _ends(reader)}
+    return {**saved_info(scanned, kind, limits), "ends": _ends(reader)}
 
 
 def saved_info(scanned: Scanned, kind: Kind, limits: Limits) -> dict[str, Any]:
