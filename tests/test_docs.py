@@ -88,17 +88,22 @@ def test_python_in_the_docs_runs(page: str) -> None:
 
 @pytest.mark.usefixtures("imagenet")
 def test_the_source_of_the_contributing_page_reads() -> None:
-    [code] = [code for code in blocks(ROOT / "CONTRIBUTING.md") if "class ZipSource" in code]
+    lmdb = pytest.importorskip("lmdb")
+    [code] = [code for code in blocks(ROOT / "CONTRIBUTING.md") if "class LmdbSource" in code]
     names: dict[str, Any] = {"__name__": __name__}
-    shutil.make_archive("train", "zip", "imagenet/train")
     run(code, names)
     from dali_imagenet import SampleIndex
 
     plain = SampleIndex.from_folder("imagenet", split="train")
-    index = names["zipped"]("train.zip", plain)
+    with lmdb.open("train.lmdb", map_size=1 << 26) as env, env.begin(write=True) as write:
+        for i in range(len(plain)):
+            write.put(plain.relative_path(i).encode(), plain.source.read(i))
+    index = names["indexed"]("train.lmdb")
     assert index.fingerprint == plain.fingerprint
-    assert [index.source.read(i) for i in range(len(index))] == [plain.source.read(i) for i in range(len(plain))]
+    assert index.source.read_many(range(len(index))) == plain.source.read_many(range(len(plain)))
+    assert index.path(0) == f"train.lmdb:{plain.relative_path(0)}"
     index.source.close()
+    assert names["indexed"]("train.lmdb").scan.read == 0
 
 
 def test_links_of_the_docs_lead_somewhere() -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from dali_imagenet import rng
 from dali_imagenet.data.names import Names
 from dali_imagenet.data.rows import Rows
-from dali_imagenet.data.source import Source
+from dali_imagenet.data.source import ReadsAhead, Source
 from dali_imagenet.escape import listed
 from dali_imagenet.validation import sequence, wrong
 
@@ -90,6 +90,17 @@ class Picked:
         """Tells each source its own."""
         for source, _, inside in self._shares(samples):
             source.will_read(inside)
+
+    @property
+    def ahead(self) -> int:
+        """See `ReadsAhead.ahead`: as far as one of the sources does."""
+        return max((source.ahead for source in self._sources if isinstance(source, ReadsAhead)), default=0)
+
+    def share(self, processes: int) -> None:
+        """See `ReadsAhead.share`."""
+        for source in self._sources:
+            if isinstance(source, ReadsAhead):
+                source.share(processes)
 
     def name(self, sample: int) -> str:
         """What its source calls it."""

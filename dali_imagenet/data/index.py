@@ -11,6 +11,7 @@ import inspect
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypedDict, Unpack, overloa
 import numpy as np
 import numpy.typing as npt
 
-from dali_imagenet.data import algebra, huggingface, parquet, tfrecord
+from dali_imagenet.data import algebra, huggingface, lists, parquet, tfrecord
 from dali_imagenet.data import labels as labelling
 from dali_imagenet.data.arrow import Arrow
 from dali_imagenet.data.detect import constructor_of
@@ -31,9 +32,10 @@ from dali_imagenet.data.imagenet import flat_files, read_labels, solution_of, wi
 from dali_imagenet.data.layout import find_classes, flat_part, folder_path, in_order, is_split, named, resolve_split
 from dali_imagenet.data.names import Names
 from dali_imagenet.data.places import expand, expand_split, public
+from dali_imagenet.data.progress import progress_bar
 from dali_imagenet.data.remote import locate
 from dali_imagenet.data.rows import NO_FILE, Array, Rows, new_rows
-from dali_imagenet.data.scan import Kind, Scanned, ScanOptions, scan_containers, write_beside
+from dali_imagenet.data.scan import Found, Kind, LocalStorage, Scanned, ScanOptions, scan_containers, write_beside
 from dali_imagenet.data.shared import Made, key_of, shared
 from dali_imagenet.data.source import Source
 from dali_imagenet.data.tar import Tar
@@ -682,6 +684,250 @@ class SampleIndex:
         return cls._from_containers([_said(order)], what, places, kind, label, options)
 
     @classmethod
+    def from_samples(
+        cls,
+        samples: Any,
+        *,
+        classes: Classes | None = None,
+        root: str | os.PathLike[str] | None = None,
+        **options: Unpack[IndexOptions],
+    ) -> SampleIndex:
+        """Index files that are listed, in the order of the list.
+
+        Headers are read once and remembered, as `from_folder` does. Of a dataset its files and labels are taken, not
+        its transform: that is the recipe's.
+
+        Args:
+            samples: (path, label) pairs, whose labels are numbers counted from 0, or names of classes; torchvision's
+                ImageFolder, DatasetFolder or ImageNet; timm's ImageDataset with its readers of folders and tars; an
+                index; or a `torch.utils.data.Subset` of these, as `random_split` gives them.
+            classes: the order of the names, as `from_folder` takes it. None: that of the dataset; of a list sorted,
+                or "0", "1", ... where labels are numbers.
+            root: the folder that relative paths are relative to, and below which all lie. None: that of the dataset; of
+                a list the current folder, and the index is relative to the folder that holds all.
+            options: `IndexOptions`.
+
+        Raises:
+            TypeError: what lists no files.
+            ValueError: no sample, samples that are no (path, label), addresses, a `target_transform`, files outside
+                of root, or labels out of range.
+        """
+        inner, at = lists.unwrapped(samples)
+        if isinstance(inner, SampleIndex):
+            if classes is not None or root is not None:
+                raise ValueError("samples are of an index, which has classes and a root already: use relabel()")
+            return inner if at is None else inner.subset(at)
+        found = lists.listing(inner)
+        if isinstance(found, lists.Tarred):
+            index = cls._from_extents(found, classes, options)
+            return index if at is None else index.subset(at)
+        if root is not None:
+            found = found._replace(root=folder_path("root", root))
+        return cls._from_list(found if at is None else found.take(at.tolist()), classes, options, True)
+
+    @classmethod
+    def from_manifest(
+        cls,
+        file: str | os.PathLike[str],
+        *,
+        split: str | None = None,
+        classes: Classes | None = None,
+        default_split: str | None = None,
+        **options: Unpack[IndexOptions],
+    ) -> SampleIndex:
+        """Index the files that a table names, in its order.
+
+        Args:
+            file: CSV with a header, JSONL (an object a line) or Parquet (needs pyarrow), with the columns "path",
+                relative to the table's folder, "label", a number counted from 0 or the name of a class, and perhaps
+                "split". In CSV labels are numbers where all of them are digits.
+            split: the rows of that split: "train", "val" (or "validation" and the like), another value of that column,
+                or "." for all. None: all, where there is one.
+            classes: as `from_samples` takes it.
+            default_split: which split is read where `split` says nothing and there is more than one.
+            options: `IndexOptions`.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ImportError: Parquet without pyarrow.
+            ValueError: another kind of file, a column or a value is missing, addresses, or more than one split.
+        """
+        return cls._from_list(lists.read_manifest(file, split, default_split), classes, options, False)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        data: Any,
+        read: Callable[[Any], Any] | None = None,
+        labels: Any = None,
+        *,
+        classes: Classes | None = None,
+        version: str | None = None,
+        fork_safe: bool = False,
+        **options: Unpack[IndexOptions],
+    ) -> SampleIndex:
+        """Index any map-style dataset whose items give encoded images, or paths of images.
+
+        Every item is looked at once, one by one. Where they give paths, the index is that of `from_samples`. Else the
+        workers read `data[i]`, one item at a time each; what it raises stops the run.
+
+        Args:
+            data: with `data[i]` and `len(data)`. Where workers are spawned it is pickled.
+            read: a function of an item that gives its encoded bytes or its path. None: the item, or its first part.
+            labels: one label for each item, or a function of an item that gives it: numbers counted from 0, or names.
+                None: the item's second part.
+            classes: as `from_samples` takes it.
+            version: what changes whenever the data do: the index is remembered under it. None: every start looks at
+                every item.
+            fork_safe: whether a forked process may go on with the dataset, as it may where it opens its files itself
+                in each process. False: workers are spawned.
+            options: `IndexOptions`.
+
+        Raises:
+            TypeError: no map-style dataset, items that are decoded images, dicts without `read`, or without labels.
+            ValueError: no item, labels that are out of range or too few.
+        """
+        items = lists.Items(data, read, labels)
+        if not len(items):
+            raise wrong("data", data, "a dataset of at least one item")
+        if labels is not None and not callable(labels) and len(labels) != len(items):
+            raise ValueError(f"{len(labels)} labels for {len(items)} items: must be one for each")
+        if isinstance(items.image(data[0]), str):
+            pairs = [(str(items.image(item)), items.label(i, item)) for i in range(len(data)) for item in [data[i]]]
+            return cls.from_samples(pairs, classes=classes, **options)
+
+        def look(i: int) -> tuple[bytes, Any]:
+            item = data[i]
+            image = items.image(item)
+            if isinstance(image, str):
+                raise TypeError(f"item {i} gives a path, and item 0 encoded bytes: must all give the one or the other")
+            return image, items.label(i, item)
+
+        def source(rows: Rows) -> Source:
+            return lists.DatasetSource(items, rows, fork_safe)
+
+        return cls._from_reads(type(data).__name__, len(items), look, None, classes, version, options, source)
+
+    @classmethod
+    def from_source(
+        cls,
+        source: Source,
+        labels: Sequence[int] | Sequence[str] | npt.ArrayLike,
+        *,
+        names: Sequence[str] | None = None,
+        classes: Classes | None = None,
+        version: str | None = None,
+        **options: Unpack[IndexOptions],
+    ) -> SampleIndex:
+        """Index a source of your own: what it reads is looked at once.
+
+        Args:
+            source: of N samples.
+            labels: N numbers counted from 0, or names of classes.
+            names: what the samples are called in the fingerprint, as `n01440764/n01440764_10026.JPEG`: with the names
+                that the files of a folder have, the index has its fingerprint. None: their numbers.
+            classes: as `from_samples` takes it.
+            version: as `from_dataset` takes it.
+            options: `IndexOptions`.
+
+        Raises:
+            ValueError: labels or names that are not N, or out of range.
+        """
+        n = len(source)
+        given, _ = algebra.new_labels(labels, n)
+        found = list(labels) if given is not None else np.asarray(labels).tolist()  # type: ignore[arg-type]  # names are a sequence
+        if names is not None and (len(names) != n or any("\0" in name for name in names)):
+            raise ValueError(f"{len(names)} names for {n} samples: must be as many, and none may hold a NUL")
+        what = type(source).__name__
+        return cls._from_reads(
+            what, n, lambda i: (source.read(i), found[i]), names, classes, version, options, lambda rows: source
+        )
+
+    @classmethod
+    def _from_list(
+        cls, given: lists.Listed, classes: Classes | None, options: IndexOptions, strict: bool
+    ) -> SampleIndex:
+        settings = scan_options(**options)
+        root, names = lists.placed(given, strict)
+        labels, order = _labels_of(given.labels, given.classes, classes)
+        of = lists.digest_key(names, labels)
+
+        def make() -> tuple[Rows, tuple[str, ...], int]:
+            rows, read = read_files(root, stat_files(root, names, labels, settings), settings, of)
+            return rows, tuple(order), read
+
+        key = ["list", os.fsencode(root).hex(), of, order]
+        return cls._made(key, root, make, settings, lambda rows: FileSource(root, rows), True)
+
+    @classmethod
+    def _from_extents(cls, given: lists.Tarred, classes: Classes | None, options: IndexOptions) -> SampleIndex:
+        """Images at known places of local files."""
+        settings, storage = scan_options(**options), LocalStorage()
+        labels, order = _labels_of(given.labels, given.classes, classes)
+        number = {place: i for i, place in enumerate(dict.fromkeys(one.archive for one in given.extents))}
+        containers = [storage.identify(place) for place in number]
+        which = np.array([number[one.archive] for one in given.extents], np.int64)
+
+        def make() -> tuple[Rows, tuple[str, ...], int]:
+            rows, source = [], [one.name for one in given.extents]
+            for i, container in enumerate(containers):
+                reader = storage.open(container)
+                try:
+                    found = Found(reader.read, container.size, settings.limits, threading.Event())
+                    for at in np.flatnonzero(which == i).tolist():
+                        found.add(*given.extents[at][1:])
+                finally:
+                    reader.close()
+                rows.append(found.rows)
+            arrays = np.concatenate([one.array for one in rows])
+            back = np.argsort(np.argsort(which, kind="stable"), kind="stable")
+            reasons = [why for one in rows for i in range(len(one)) for why in [one.reasons.get(i, "")]]
+            array = arrays[back]
+            array["container"], array["label"] = which, labels
+            told = {i: reasons[int(k)] for i, k in enumerate(back) if reasons[int(k)]}
+            return Rows(array, Names.of(source), told), tuple(order), len(array)
+
+        places = [list(one[1:]) for one in given.extents]
+        key = ["extents", containers, key_of(places), lists.digest_key([], labels), order]
+        what = _called([*number])
+        return cls._made(key, what, make, settings, lambda rows: storage.source(containers, rows), False)
+
+    @classmethod
+    def _from_reads(
+        cls,
+        what: str,
+        n: int,
+        look: Callable[[int], tuple[bytes, Any]],
+        names: Sequence[str] | None,
+        classes: Classes | None,
+        version: str | None,
+        options: IndexOptions,
+        source: Callable[[Rows], Source],
+    ) -> SampleIndex:
+        """An index of n samples, each of which `look` gives with its label."""
+        settings = scan_options(**options)
+
+        def make() -> tuple[Rows, tuple[str, ...], int]:
+            labels: list[Any] = []
+            found = Found(_part_of(b""), 0, settings.limits, threading.Event())
+            with progress_bar(None, n, "indexing", "image", settings.progress) as bar:
+                for i in range(n):
+                    data, label = look(i)
+                    found.restart(_part_of(data), len(data))
+                    found.add(f"{i:010d}" if names is None else names[i], 0, len(data))
+                    labels.append(label)
+                    bar.update(1)
+            numbers, order = _labels_of(labels, None, classes)
+            rows = found.rows
+            return rows.replace(label=numbers), tuple(order), n
+
+        if version is None:
+            settings = settings._replace(cache=False)
+        said = "sorted" if classes is None else _said(labelling.classes_of(classes))
+        key = ["reads", what, n, version, None if names is None else key_of(list(names)), said]
+        return cls._made(key, what, make, settings, source, False)
+
+    @classmethod
     def _from_containers(
         cls,
         key: list[Any],
@@ -1053,6 +1299,33 @@ Labels: TypeAlias = str | os.PathLike[str] | Mapping[str, str] | None
 
 Classes: TypeAlias = Literal["sorted", "natural"] | Sequence[str] | os.PathLike[str] | SampleIndex | HasIndex
 """Which class has which number: see `SampleIndex.from_folder`."""
+
+
+def _part_of(data: bytes) -> Callable[[int, int], bytes]:
+    """What reads bytes as a container is read."""
+    return lambda at, count: data[at : at + count]
+
+
+def _labels_of(
+    labels: Any, known: Sequence[str] | None, classes: Classes | None
+) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Numbers, and the names of the classes, of labels as somebody lists them; `known` are the names of numbers."""
+    names, numbers = algebra.new_labels(labels, len(labels))
+    if names is None and known is not None:
+        top = int(numbers.max(initial=-1))
+        if top >= len(known):
+            raise ValueError(f"label {top}, but there are {len(known)} classes: labels count from 0")
+        names = list(known)
+    if names is not None:
+        order = (
+            list(known)
+            if known is not None and classes is None
+            else _order_of(names, "sorted" if classes is None else classes)
+        )
+        return algebra.renumbered(numbers, names, order), order
+    if classes is None:
+        return numbers, [str(i) for i in range(int(numbers.max(initial=-1)) + 1)]
+    return numbers, _names_of(numbers, classes)
 
 
 def _order_of(found: Sequence[str], classes: Any) -> list[str]:

@@ -303,6 +303,15 @@ class RemoteSource:
         return len(self._rows)
 
     @property
+    def place(self) -> object:
+        """See `algebra.ByRows`."""
+        return self._containers, self._places, self._options
+
+    def with_rows(self, rows: Rows) -> RemoteSource:
+        """See `algebra.ByRows`."""
+        return RemoteSource(self._containers, rows, self._places, self._options, self._copies)
+
+    @property
     def ahead(self) -> int:
         """See `ReadsAhead.ahead`: so many that requests stay in flight while a batch is waited for."""
         return 2 * self._requests

@@ -100,6 +100,10 @@ class Found:
         self.values: list[tuple[Any, ...]] = []
         self.reasons: dict[int, str] = {}
 
+    def restart(self, read: Callable[[int, int], bytes], size: int) -> None:
+        """Go on in another container."""
+        self.read, self._end = ahead(read), size
+
     def add(self, name: str, offset: int, size: int, reason: str = "") -> int:
         """An image, whose header and end are looked at now, unless a reason says that it is broken. Its position."""
         if self._stop.is_set():
