@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 
 from dali_imagenet import EvalRecipe, SampleIndex, StorageError, TrainRecipe
@@ -29,6 +30,7 @@ from dali_imagenet.data import copies, remote
 from dali_imagenet.data.copies import BLOCK, DURABLE, WRITTEN
 from dali_imagenet.data.remote import RemoteSource
 from dali_imagenet.data.rows import dump_rows, read_rows
+from dali_imagenet.data.source import ReadsAhead
 from tests.helpers import (
     BACKENDS,
     ENGINES,
@@ -242,6 +244,19 @@ def test_evaluation(server: Server, shards: list[str], folder: Path) -> None:
         load(SampleIndex.from_folder(folder, progress=False), recipe, batch_size=5) as here,
     ):
         assert same(copied(there), copied(here))
+
+
+def test_parts_and_mixtures_read_ahead_too(server: Server, shards: list[str], folder: Path) -> None:
+    there, here = index_of(server, shards), SampleIndex.from_folder(folder, progress=False)
+    order = np.random.default_rng(0).permutation(len(here))
+    part, mixed = there.subset(order), SampleIndex.concat([there[:4], here[4:]]).subset(order)
+    assert type(part.source) is type(there.source)
+    for index in (part, mixed):
+        assert isinstance(index.source, ReadsAhead)
+        assert isinstance(there.source, ReadsAhead)
+        assert index.source.ahead == there.source.ahead > 0
+        assert not index.source.fork_safe
+        assert same(run(index), run(here.subset(order)))
 
 
 # ---- faults
