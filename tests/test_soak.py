@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import mmap
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bench.__main__ import main
@@ -55,6 +57,22 @@ def test_rates() -> None:
     before = {"seconds": 10.0, "images": 100.0, "busy": 50.0, "cpu_seconds": 20.0}
     now = {"seconds": 12.0, "images": 300.0, "busy": 54.0, "cpu_seconds": 23.0}
     assert soak.rates(before, now) == {"images_per_second": 100.0, "cores": 1.5, "others": 0.5}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PSS is Linux's")
+def test_memory_is_counted_without_the_pages_of_files(tmp_path: Path) -> None:
+    """Libraries are divided among the programs that have them open: others that end make them look like growth."""
+    size = 32 << 20
+    (tmp_path / "library").write_bytes(bytes(size))
+    process = psutil.Process()
+    with (tmp_path / "library").open("rb") as file, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as mapped:
+        before, total = soak.proportional(process), process.memory_full_info().pss
+        assert not any(mapped[::4096])
+        assert process.memory_full_info().pss > total + 0.9 * size
+        assert soak.proportional(process) < before + 0.1 * size
+    held = b"1" * size
+    assert soak.proportional(process) > before + 0.9 * size
+    assert len(held) == size
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PSS is Linux's")
