@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import stats
-from timm.data.auto_augment import AugmentOp
+from timm.data.auto_augment import AugmentOp, AugMixAugment
+from timm.data.auto_augment import AutoAugment as TimmAuto
 from timm.data.auto_augment import RandAugment as TimmRand
 from timm.data.random_erasing import RandomErasing as TimmErasing
 from timm.data.transforms_factory import create_transform
@@ -384,6 +385,12 @@ def test_evaluation_is_the_original(name: str, engine: str) -> None:
 # ---- refusals
 
 
+def _of_two(size: int) -> Any:
+    crop: Any = timm_transforms.RandomResizedCropAndInterpolation(size)
+    crop.interpolation = (InterpolationMode.NEAREST, InterpolationMode.BILINEAR)
+    return crop
+
+
 class Own(v1.RandomHorizontalFlip):
     """Somebody's own."""
 
@@ -461,6 +468,25 @@ REFUSED: list[tuple[Any, str, str]] = [
         "ResizeKeepRatio",
         "none of timm's train_crop_modes",
     ),
+    (
+        [
+            timm_transforms.ResizeKeepRatio(9, random_scale_prob=0.5, random_aspect_prob=0.5, random_scale_area=True),
+            timm_transforms.RandomCropOrPad(8, padding_mode="reflect"),
+            *END,
+        ],
+        "RandomCropOrPad",
+        "give both one size",
+    ),
+    ([timm_transforms.ResizeKeepRatio(9), v1.RandomCrop(9), *END], "ResizeKeepRatio", "take Resize"),
+    (
+        [v1.Resize(9), timm_transforms.CenterCropOrPad(9, padding_mode="reflect"), *END],
+        "CenterCropOrPad",
+        "it reflects",
+    ),
+    ([_of_two(9), *END], "RandomResizedCropAndInterpolation", "it draws among nearest, bilinear"),
+    ([_RRC, v2.RandomRotation(9, fill={torch.Tensor: 3}), *END], "RandomRotation", "it fills by type"),
+    ([_RRC, TimmAuto([[AugmentOp("Invert", 0.5, 3)]]), *END], "AutoAugment", "none of timm's policies"),
+    ([_RRC, AugMixAugment([AugmentOp("Invert", 1.0, 3, {"translate_pct": 0.3})]), *END], "AugMix", "are not timm's"),
     ([timm_transforms.TrimBorder(2), _RRC, *END], "TrimBorder", "there is no counterpart"),
 ]
 
