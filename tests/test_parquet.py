@@ -91,6 +91,53 @@ def test_missing_cells_are_broken(tmp_path: Path, files: list[bytes], version: s
         assert index.reason(gaps[-1]) == "its cell holds no image"
 
 
+@pytest.mark.parametrize(
+    ("version", "codec", "dictionary", "kind"),
+    [
+        ("1.0", "none", False, "int32"),
+        ("2.0", "none", True, "string"),
+        ("1.0", "snappy", True, "int64"),
+        ("2.0", "snappy", False, "string"),
+        ("1.0", "zstd", True, "string"),
+        ("2.0", "zstd", True, "uint8"),
+        ("1.0", "gzip", False, "int64"),
+        ("2.0", "brotli", True, "int64"),
+        ("1.0", "lz4", False, "int64"),
+    ],
+)
+def test_labels_may_be_packed(
+    tmp_path: Path, files: list[bytes], version: str, codec: str, dictionary: bool, kind: str
+) -> None:
+    """As pyarrow reads them, over several pages and row groups."""
+    cells, numbers = [*files, *files], [k * k % 5 for k in range(48)]
+    columns = {"image": pa.array(cells), "label": pa.array(numbers).cast(kind), "unused": [[1, 2]] * 48}
+    more: dict[str, Any] = {"data_page_version": version, "data_page_size": 20, "write_batch_size": 7}
+    packs = {"image": "none", "label": codec, "unused.list.element": "snappy"}
+    pq.write_table(
+        pa.table(columns),
+        tmp_path / "a.parquet",
+        compression=packs,
+        use_dictionary=["label"] if dictionary else False,
+        row_group_size=30,
+        **more,
+    )
+    index = SampleIndex.from_parquet(tmp_path, **OPTIONS)
+    assert [index.classes[label] for label in index.labels.tolist()] == [str(number) for number in numbers]
+    assert read(index) == cells
+
+
+def test_labels_of_other_encodings_are_refused(tmp_path: Path, files: list[bytes]) -> None:
+    table = pa.table({"image": files, "label": [*range(24)]})
+    packs = {"label": "DELTA_BINARY_PACKED", "image": "PLAIN"}
+    pq.write_table(table, tmp_path / "a.parquet", **PLAIN, column_encoding=packs)
+    with pytest.raises(ValueError, match=r"labels or names have encoding 5, .* Write the files again, plain: python"):
+        SampleIndex.from_parquet(tmp_path, **OPTIONS)
+    table = pa.table({"image": files, "label": [None, *range(23)]})
+    pq.write_table(table, tmp_path / "a.parquet", **PLAIN)
+    with pytest.raises(ValueError, match=r"1 of 24 images have no label \(00000000\)"):
+        SampleIndex.from_parquet(tmp_path, **OPTIONS)
+
+
 def test_what_datasets_writes_is_read(tmp_path: Path, folder: Path, files: list[bytes]) -> None:
     pytest.importorskip("datasets", reason="datasets is not installed")
     hf_dataset(folder).to_parquet(tmp_path / "train.parquet")
@@ -147,9 +194,12 @@ class TestDamaged:
         with pytest.raises(ValueError, match=r"a\.parquet is no Parquet file: it starts with b'hello"):
             SampleIndex.from_parquet(tmp_path, **OPTIONS)
 
-    def test_labels_of_other_types_are_refused(self, tmp_path: Path, files: list[bytes]) -> None:
-        pq.write_table(pa.table({"image": files, "label": [[1]] * 24}), tmp_path / "a.parquet", **PLAIN)
-        with pytest.raises(ValueError, match=r"column 'label' holds \[1\]: labels must be integers or text"):
+    @pytest.mark.parametrize("label", [[1], 0.5, True, b"x" * 3])
+    def test_labels_of_other_types_are_refused(self, tmp_path: Path, files: list[bytes], label: Any) -> None:
+        kind = pa.binary(3) if isinstance(label, bytes) else None
+        table = pa.table({"image": files, "label": pa.array([label] * 24, kind)})
+        pq.write_table(table, tmp_path / "a.parquet", **PLAIN)
+        with pytest.raises(ValueError, match=r"must hold an integer or a text|labels or names have values of type"):
             SampleIndex.from_parquet(tmp_path, **OPTIONS)
 
     @pytest.mark.parametrize("version", ["1.0", "2.0"])

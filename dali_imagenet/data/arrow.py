@@ -23,8 +23,9 @@ from dali_imagenet.data.tables import (
     Cells,
     arrow,
     cell_name,
+    cells_in,
     columns_of,
-    features_of,
+    features_in,
     label_texts,
     no_image,
 )
@@ -279,7 +280,9 @@ class Arrow:
                     if message.kind != _SCHEMA:
                         raise Damaged("a message that is no schema")
                     schema = _schema(message, name)
-                    columns = columns_of(schema, features_of(schema), name, self._image, self._label)
+                    columns = columns_of(
+                        schema.names, cells_in(schema), features_in(schema), name, self._image, self._label
+                    )
                     places = _checked(places_of(schema), columns.image, columns.label)
                 elif message.kind == _BATCH:
                     parts.append((message, columns, places, row))

@@ -27,8 +27,8 @@ from dali_imagenet.data.tables import (
     Cells,
     Columns,
     cell_name,
+    cells_in,
     columns_of,
-    features_of,
     label_texts,
     no_image,
 )
@@ -148,7 +148,7 @@ def table_of(dataset: Any, image_key: str | None, label_key: str | None) -> Tabl
         )
     features = {name: one for name, one in dataset.features.to_dict().items() if isinstance(one, dict)}
     inner = dataset.data.table
-    columns = columns_of(inner.schema, features or features_of(inner.schema), "the Dataset", image_key, label_key)
+    columns = columns_of(inner.schema.names, cells_in(inner.schema), features, "the Dataset", image_key, label_key)
     files: dict[str, int] = {}
     parts, paths = [], list[str | None]()
     for block in _blocks(dataset.data, columns.image):

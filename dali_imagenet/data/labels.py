@@ -20,6 +20,7 @@ from dali_imagenet.validation import sequence, wrong
 logger = logging.getLogger("dali_imagenet")
 
 _KEYED = re.compile(r"(.+)_\d+")  # n01440764_10026: the class and a number
+_MOST_CLASSES = 1_000_000  # that are called by their numbers
 CLASSES_KEY = "class_names"
 """Where a container that names its classes in label order remembers them."""
 
@@ -333,6 +334,11 @@ def _numbered(
     top = max((label for label in labels if label is not None), default=0)
     if known is not None and top >= len(known):
         raise ValueError(f"{escaped(what)} holds label {top}, but names for {len(known)} classes only")
+    if known is None and top >= _MOST_CLASSES and named(classes, []) is None:
+        raise ValueError(
+            f"{escaped(what)} holds label {top}: that many classes are numbers of something else; give label_key=, or "
+            "classes= with their names"
+        )
     # Names of classes that a container gives need be no names of folders.
     chosen = known if known is not None and sequence(classes) == tuple(known) else named(classes, known or [])
     if chosen is not None and known is not None:  # another order of the same names

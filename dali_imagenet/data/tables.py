@@ -44,30 +44,42 @@ def arrow(what: str) -> Any:
         raise ImportError(f"{escaped(what)} is read with pyarrow: pip install pyarrow") from error
 
 
-def features_of(schema: Any) -> dict[str, dict[str, Any]]:
-    """What Hugging Face's `datasets` says of the columns in a schema's metadata: {column: its feature}."""
+def features_of(text: bytes | str | None) -> dict[str, dict[str, Any]]:
+    """{column: its feature} of what Hugging Face's `datasets` writes into a table's metadata under "huggingface"."""
     try:
-        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        found = json.loads(text or "{}")["info"]["features"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     return {name: one for name, one in found.items() if isinstance(one, dict)} if isinstance(found, dict) else {}
 
 
 def columns_of(
-    schema: Any, features: dict[str, dict[str, Any]], what: str, image_key: str | None, label_key: str | None
+    every: Sequence[str],
+    cells: Sequence[str],
+    features: dict[str, dict[str, Any]],
+    what: str,
+    image_key: str | None,
+    label_key: str | None,
 ) -> Columns:
-    """Which columns of a pyarrow.Schema count.
+    """Which columns count.
+
+    Args:
+        every: the names of all columns.
+        cells: of those that may hold encoded images.
+        features: see `features_of`.
+        what: the table, for messages.
+        image_key: as it was asked for.
+        label_key: as it was asked for.
 
     Raises:
         ValueError: none or several that could be meant, or a key that is no such column.
     """
-    kinds = {name: features.get(name, {}).get("_type") for name in schema.names}
-    cells = [field.name for field in schema if _holds_bytes(field.type)]
+    kinds = {name: features.get(name, {}).get("_type") for name in every}
     images = [name for name in cells if kinds[name] == "Image"] or cells
-    labels = [name for name in schema.names if kinds[name] == "ClassLabel"]
-    labels = [name for name in labels if name in _LABELS] or labels or [n for n in _LABELS if n in schema.names]
-    image = _one("image_key", image_key, cells, images, schema.names, what, "of encoded images")
-    label = _one("label_key", label_key, schema.names, labels, schema.names, what, "of labels")
+    labels = [name for name in every if kinds[name] == "ClassLabel"]
+    labels = [name for name in labels if name in _LABELS] or labels or [n for n in _LABELS if n in every]
+    image = _one("image_key", image_key, cells, images, every, what, "of encoded images")
+    label = _one("label_key", label_key, every, labels, every, what, "of labels")
     names = features.get(label, {}).get("names")
     known = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return Columns(image, label, names if known else None)
@@ -89,6 +101,16 @@ def _one(
 def is_binary(kind: Any) -> bool:
     """Whether cells of this type are bytes, one behind the other."""
     return str(kind) in ("binary", "large_binary")
+
+
+def cells_in(schema: Any) -> list[str]:
+    """The columns of a pyarrow.Schema that may hold encoded images."""
+    return [field.name for field in schema if _holds_bytes(field.type)]
+
+
+def features_in(schema: Any) -> dict[str, dict[str, Any]]:
+    """As `features_of`, of a pyarrow.Schema."""
+    return features_of((schema.metadata or {}).get(b"huggingface"))
 
 
 def _holds_bytes(kind: Any) -> bool:
