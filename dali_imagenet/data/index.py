@@ -658,7 +658,9 @@ class SampleIndex:
         true permutation. Other files are refused with the line that writes them again.
 
         Args:
-            data: a folder of files, in folders of its own perhaps; one file, names with numbers in braces, or a list.
+            data: a folder of files, in folders of its own perhaps; one file, names with numbers in braces, a list, or
+                `hf://datasets/owner/name@revision/path`, found with huggingface_hub (HF_ENDPOINT and HF_HUB_OFFLINE
+                count).
             split: which files of a folder, by what their names say (`data/train-00000-of-00294.parquet`): as
                 `from_tfrecord` takes it.
             classes: as `from_huggingface` takes it.

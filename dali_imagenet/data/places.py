@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from dali_imagenet.data.hub import resolve_hf
 from dali_imagenet.data.layout import folder_path, is_junk, split_of
 from dali_imagenet.escape import either, escaped, listed
 from dali_imagenet.validation import wrong
@@ -107,7 +108,7 @@ def expand_split(
     """As `expand`, of shards whose names, or folders, say which part of a data set they are.
 
     Args:
-        data: as there; a folder is looked through with all that lies in it.
+        data: as there; a folder is looked through with all that lies in it, and so is `hf://datasets/owner/name`.
         pattern: found in the names of shards, and in no others of such a folder.
         what: they are called.
         split: which part: "train", "val" or what stands between dashes, dots or slashes (`test-00000-of-00028`). ".":
@@ -121,7 +122,12 @@ def expand_split(
     if split is not None and (not isinstance(split, str) or not split):
         raise wrong("split", split, "'train', 'val', another part of the files' names, '.' for all of them, or None")
     folder = os.path.isdir(path) if (path := _local(data)) else False
-    if path and folder:
+    if isinstance(data, str) and data.lower().startswith("hf://"):
+        path, folder = data, True
+        named = {one.place: one.path for one in resolve_hf(data) if pattern.search(one.path.rpartition("/")[2])}
+        if not named:
+            raise FileNotFoundError(f"no {what} in {escaped(data)}")
+    elif path and folder:
         named = {os.path.join(path, name): name for name in _below(path, pattern)}
         if not named:
             raise FileNotFoundError(f"no {what} in {escaped(path)}")
