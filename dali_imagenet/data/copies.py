@@ -1,7 +1,7 @@
 """Copies of remote containers on a local disk: sparse files that are filled as they are read, and never emptied.
 
-Beside the data of a container lies a map: a head (magic, the boot of this machine in which it was last opened, the
-bytes that may be kept), then a byte for each block of the container: 0 where it is not here, WRITTEN, or DURABLE.
+Behind the bytes of a container lies a head (magic, the boot of this machine in which it was last prepared, the bytes
+that may be kept), then a byte for each block of the container: 0 where it is not here, WRITTEN, or DURABLE.
 
 A block is written before it is marked, so that a process that is killed leaves nothing that is half there; all
 processes of a machine see both in that order. After a crash of the machine the disk may hold the mark and not the
@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import mmap
 import os
 import struct
 import sys
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from dali_imagenet.data.container import Container, pread
+from dali_imagenet.data.container import MAX_OPEN, Container, pread
 from dali_imagenet.escape import escaped, printable
 
 logger = logging.getLogger("dali_imagenet")
@@ -36,8 +35,7 @@ BLOCK = 4096
 """Bytes that are marked together."""
 WRITTEN, DURABLE = 1, 2
 _MAGIC = b"dali_imagenet copy 1\n"  # the number is the version of the layout
-_HEAD = struct.Struct("<24s40sq")
-_OPEN = 128  # copies that a process keeps open
+HEAD = struct.Struct("<24s40sq")
 _SYNCED_EVERY = 60  # seconds
 _WRITING = threading.Lock()
 
@@ -54,13 +52,23 @@ def _digest(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
 
 
-def _stem(container: Container) -> str:
-    """The name of its files: what it is called, and in which version."""
-    return f"{_digest(container.name)}-{_digest(container.size, container.stamp)}"
+def _file_name(container: Container) -> str:
+    """What it is called, and its version."""
+    return f"{_digest(container.name)}-{_digest(container.size, container.stamp)}.copy"
 
 
 def _blocks(container: Container) -> int:
     return -(-container.size // BLOCK)
+
+
+def _behind(blocks: int) -> int:
+    """What the head and the marks take on the disk, bytes."""
+    return -(-(HEAD.size + blocks) // BLOCK) * BLOCK
+
+
+def head_of(container: Container) -> int:
+    """Where the head lies in the file of a container; the marks follow it."""
+    return _blocks(container) * BLOCK
 
 
 def _pwrite(fd: int, data: memoryview, offset: int) -> None:
@@ -75,37 +83,46 @@ def _pwrite(fd: int, data: memoryview, offset: int) -> None:
 
 
 class _Copy:
-    """One container's files, open until the last reference is gone."""
+    """One container's file, open until the last reference is gone.
 
-    def __init__(self, folder: Path, container: Container) -> None:
-        flags = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        self.fd = -1
-        with open(folder / f"{_stem(container)}.map", "r+b") as file:
-            self.map = mmap.mmap(file.fileno(), 0)
-        self.fd = os.open(folder / f"{_stem(container)}.data", flags)
-        if len(self.map) != _HEAD.size + _blocks(container) or os.fstat(self.fd).st_size != container.size:
-            raise OSError("it was cut short")
-        self.limit: int = _HEAD.unpack_from(self.map)[2]
-        self.dirty = False
+    Raises:
+        OSError: it is not there, or not whole.
+    """
+
+    def __init__(self, file: Path, container: Container) -> None:
+        self._fd = os.open(file, os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        at = head_of(container)
+        self._marks, self._count, self.dirty = at + HEAD.size, _blocks(container), False
+        if os.fstat(self._fd).st_size != self._marks + self._count:
+            raise OSError(f"{file.name} was cut short")
+        self.limit: int = HEAD.unpack(pread(self._fd, HEAD.size, at))[2]
 
     def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
+        if hasattr(self, "_fd"):
+            os.close(self._fd)
 
     def has(self, start: int, stop: int) -> bool:
-        return self.map.find(b"\0", _HEAD.size + start // BLOCK, _HEAD.size + -(-stop // BLOCK)) < 0
+        first, last = start // BLOCK, -(-stop // BLOCK)
+        marks = pread(self._fd, last - first, self._marks + first)
+        return len(marks) == last - first and 0 not in marks
 
-    def mark(self, first: int, last: int) -> None:
-        at, end = _HEAD.size + first, _HEAD.size + last
-        self.map[at:end] = self.map[at:end].replace(b"\0", bytes([WRITTEN]))
+    def read(self, start: int, stop: int) -> bytes:
+        return pread(self._fd, stop - start, start)
+
+    def write(self, data: memoryview, first: int, last: int) -> None:
+        """Whole blocks; the last one of the container may be shorter."""
+        _pwrite(self._fd, data, first * BLOCK)
+        marks = pread(self._fd, last - first, self._marks + first)
+        _pwrite(self._fd, memoryview(marks.replace(b"\0", bytes([WRITTEN]))), self._marks + first)
         self.dirty = True
 
     def sync(self) -> None:
         self.dirty = False
-        marks = np.frombuffer(self.map, np.uint8, offset=_HEAD.size)
-        written = np.flatnonzero(marks == WRITTEN)
-        os.fsync(self.fd)
-        marks[written] = DURABLE
+        written = np.frombuffer(pread(self._fd, self._count, self._marks), np.uint8) == WRITTEN
+        os.fsync(self._fd)
+        edges = np.flatnonzero(np.diff(written, prepend=False, append=False))
+        for first, last in edges.reshape(-1, 2).tolist():
+            _pwrite(self._fd, memoryview(bytes([DURABLE]) * (last - first)), self._marks + first)
 
 
 class Copies:
@@ -145,24 +162,26 @@ class Copies:
         from filelock import FileLock
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        total, stems = sum(one.size for one in self._containers), {_stem(one) for one in self._containers}
+        total, files = sum(one.size for one in self._containers), {_file_name(one) for one in self._containers}
+        names = {file.partition("-")[0] for file in files}
         with FileLock(self._folder / "lock"):
             others = 0
-            names = {stem.partition("-")[0] for stem in stems}
-            for file in self._folder.glob("*.map"):
-                if file.stem in stems:
+            for file in self._folder.glob("*.copy"):
+                if file.name in files:
                     continue
-                if file.stem.partition("-")[0] in names:  # of another version of the same object: of no use any more
-                    for suffix in (".map", ".data"):
-                        with contextlib.suppress(OSError):
-                            file.with_suffix(suffix).unlink(missing_ok=True)
+                if file.name.partition("-")[0] in names:  # of another version of the same object: of no use any more
+                    with contextlib.suppress(OSError):
+                        file.unlink(missing_ok=True)
                 else:
                     others += _limit_of(file)
-            share = 1.0 if most is None or not total else max(0.0, min(1.0, (most - others) / total))
+            marks = sum(_behind(_blocks(one)) for one in self._containers)
+            share = 1.0 if most is None or not total else max(0.0, min(1.0, (most - others - marks) / total))
             boot = _boot()
             for container in self._containers:
                 limit = container.size if share == 1 else int(container.size * share) // BLOCK * BLOCK
-                _make(self._folder, container, boot, limit)
+                file = self._folder / _file_name(container)
+                if limit or file.exists():
+                    _make(file, container, boot, limit)
         logger.info(
             "%s keeps %.1f GB of %.1f GB (%.0f%%)%s",
             escaped(str(self._folder)),
@@ -181,7 +200,7 @@ class Copies:
         if copy is None or not copy.has(start, stop):
             return None
         try:
-            data = pread(copy.fd, stop - start, start)
+            data = copy.read(start, stop)
         except OSError as error:
             self._give_up(error)
             return None
@@ -205,8 +224,7 @@ class Copies:
         if first >= last or copy.has(first * BLOCK, min(last * BLOCK, size)):
             return
         try:
-            _pwrite(copy.fd, memoryview(data)[first * BLOCK - start : stop - start], first * BLOCK)
-            copy.mark(first, last)
+            copy.write(memoryview(data)[first * BLOCK - start : stop - start], first, last)
             if time.monotonic() - self._synced > _SYNCED_EVERY:
                 self.sync()
         except OSError as error:
@@ -240,14 +258,15 @@ class Copies:
             if which in self._missing:
                 return None
         try:
-            copy = _Copy(self._folder, self._containers[which])
-        except (OSError, ValueError) as error:
+            copy = _Copy(self._folder / _file_name(self._containers[which]), self._containers[which])
+        except OSError as error:
             self._missing.add(which)
-            self._give_up(error)
+            if not isinstance(error, FileNotFoundError):  # none of it is kept
+                self._give_up(error)
             return None
         with self._lock:
             self._open[which] = copy
-            old = self._open.popitem(last=False)[1] if len(self._open) > _OPEN else None
+            old = self._open.popitem(last=False)[1] if len(self._open) > MAX_OPEN else None
         if old is not None and old.dirty:
             with contextlib.suppress(OSError):
                 old.sync()
@@ -261,34 +280,41 @@ class Copies:
 
 
 def _limit_of(file: Path) -> int:
+    """What another data set may take by a file; its marks take a byte a block, from which its head is found."""
     try:
+        size = file.stat().st_size
+        blocks = (size - HEAD.size) // (BLOCK + 1)
         with open(file, "rb") as opened:
-            return max(0, int(_HEAD.unpack(opened.read(_HEAD.size))[2]))
+            opened.seek(blocks * BLOCK)
+            magic, _, limit = HEAD.unpack(opened.read(HEAD.size))
+        return max(0, int(limit)) + _behind(blocks) if magic.rstrip(b"\0") == _MAGIC else 0
     except (OSError, struct.error):
         return 0
 
 
-def _make(folder: Path, container: Container, boot: bytes, limit: int) -> None:
-    """The files of one container: those that are there, brought up to this boot, or new ones. Under the lock."""
-    data, marks = folder / f"{_stem(container)}.data", folder / f"{_stem(container)}.map"
-    try:
-        info = data.stat()
+def _make(file: Path, container: Container, boot: bytes, limit: int) -> None:
+    """The file of one container: the one that is there, brought up to this boot, or a new one. Under the lock."""
+    at, size = head_of(container), head_of(container) + HEAD.size + _blocks(container)
+    with contextlib.suppress(FileNotFoundError):
+        info = file.stat()
         if hasattr(os, "getuid") and info.st_uid != os.getuid():
-            raise PermissionError(f"{escaped(str(data))} is another user's: give local_cache= a folder of your own")
-        if info.st_size == container.size and marks.stat().st_size == _HEAD.size + _blocks(container):
-            with open(marks, "r+b") as file, mmap.mmap(file.fileno(), 0) as found:
-                magic, before, _ = _HEAD.unpack_from(found)
-                if magic.rstrip(b"\0") == _MAGIC:
-                    if not boot or before.rstrip(b"\0") != boot:
-                        found[_HEAD.size :] = found[_HEAD.size :].replace(bytes([WRITTEN]), b"\0")
-                    _HEAD.pack_into(found, 0, _MAGIC, boot, limit)
-                    return
-    except FileNotFoundError:
-        pass
-    marks.unlink(missing_ok=True)
-    data.unlink(missing_ok=True)
-    with open(os.open(data, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-        out.truncate(container.size)
-    with open(os.open(marks, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-        out.write(_HEAD.pack(_MAGIC, boot, limit))
-        out.truncate(_HEAD.size + _blocks(container))
+            raise PermissionError(f"{escaped(str(file))} is another user's: give local_cache= a folder of your own")
+        with open(file, "r+b") as found:
+            found.seek(at)
+            head = found.read(HEAD.size)
+            if info.st_size == size and head[: len(_MAGIC)] == _MAGIC:
+                if not boot or HEAD.unpack(head)[1].rstrip(b"\0") != boot:
+                    marks = found.read()
+                    found.seek(at + HEAD.size)
+                    found.write(marks.replace(bytes([WRITTEN]), b"\0"))
+                found.seek(at)
+                found.write(HEAD.pack(_MAGIC, boot, limit))
+                return
+        file.unlink()
+    new = file.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    with open(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+        out.truncate(size)
+        out.seek(at)
+        out.write(HEAD.pack(_MAGIC, boot, limit))
+    os.replace(new, file)

@@ -234,6 +234,8 @@ class _Objects:
         try:
             result = obstore.get(store, address.key, options=options)  # type: ignore[arg-type]  # a TypedDict
             data, meta, found = result.bytes().to_bytes(), result.meta, result.range
+        except MemoryError:
+            raise  # no fault of the storage's
         except Exception as error:
             problem = failure(container.name, error)
         else:
