@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from dali_imagenet import StorageError
+from dali_imagenet import SampleIndex, StorageError
 from dali_imagenet.data.hub import resolve_hf
 from dali_imagenet.data.parquet import FILES
 from dali_imagenet.data.places import expand_split
-from tests.helpers import script
+from tests.helpers import hf_dataset, script
 
 pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -28,7 +28,35 @@ PATHS = [
 
 
 class Hub(BaseHTTPRequestHandler):
+    """Answers as the Hub does: files are somewhere else, which is said by a redirect."""
+
+    protocol_version = "HTTP/1.1"
+    stored = b""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
+        if "/resolve/" in self.path:
+            found = self.path.endswith(".parquet")
+            self.send_response(302 if found else 404)
+            self.send_header("Location", "/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if self.path == "/elsewhere":
+            span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            begin, end = (int(span[1]), int(span[2] or len(self.stored) - 1)) if span else (0, len(self.stored) - 1)
+            data = self.stored[begin : end + 1]
+            self.send_response(206 if span else 200)
+            if span:
+                self.send_header("Content-Range", f"bytes {begin}-{begin + len(data) - 1}/{len(self.stored)}")
+            self.send_header("ETag", '"one"')
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data)
+            return
         known = re.fullmatch(r"/api/datasets/owner/name(/revision/(main|v1\.0|refs%2Fconvert%2Fparquet))?", self.path)
         body = {"id": "owner/name", "sha": SHA, "siblings": [{"rfilename": path} for path in reversed(PATHS)]}
         data = json.dumps(body if known else {"error": "Repository not found"}).encode()
@@ -69,6 +97,20 @@ def test_parts_are_told_apart(endpoint: str) -> None:
     assert len(expand_split(url, FILES, "Parquet files", "val", None)) == 1
     with pytest.raises(ValueError, match=r"hf://datasets/owner/name holds several parts .* or split='val'"):
         expand_split(url, FILES, "Parquet files", None, None)
+
+
+def test_images_are_read_from_where_they_are(
+    endpoint: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("obstore", reason="obstore is not installed")
+    pytest.importorskip("datasets", reason="datasets is not installed")
+    hf_dataset(folder).to_parquet(tmp_path / "a.parquet")
+    monkeypatch.setattr(Hub, "stored", (tmp_path / "a.parquet").read_bytes())
+    index = SampleIndex.open("hf://datasets/owner/name", split="val", progress=False, cache=False)
+    assert index.path(0).startswith(f"{endpoint}/datasets/owner/name/resolve/{SHA}/data/validation-00000")
+    files = [path.read_bytes() for path in sorted(folder.rglob("*.JPEG"))]
+    assert [index.source.read(i) for i in range(24)] == files
+    index.source.close()
 
 
 def test_what_is_not_there_is_named(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
