@@ -163,7 +163,7 @@ def peers(root: Path, options: argparse.Namespace, scratch: Path) -> dict[str, C
         if contestant is None or contestant.missing():
             print(f"left out: {name} ({contestant.missing() if contestant else 'unknown'})", file=sys.stderr)
             continue
-        cache = scratch / name
+        cache = scratch / f"peer-{name}"
         cache.mkdir()
         job = Job(name, options.recipe, str(root), options.batch_size, 0, cache=str(cache))
         loader = contestant.load()(job)
