@@ -609,6 +609,19 @@ def test_a_second_epoch_comes_from_the_copies(
     assert not ranges(server)
 
 
+def test_few_copies_are_open(
+    server: Server, shards: list[str], expected: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "MAX_OPEN", 1)
+    index_of(server, shards)
+    index = index_of(server, shards, local_cache=tmp_path)
+    assert same(run(index), expected)  # and closed, which syncs
+    assert all({*marks_of(file)} <= {0, DURABLE} and DURABLE in marks_of(file) for file in tmp_path.glob("*.copy"))
+    server.log.clear()
+    assert same(run(index), expected)
+    assert not ranges(server)
+
+
 def test_a_small_cache_keeps_its_share(
     server: Server, shards: list[str], expected: Batches, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

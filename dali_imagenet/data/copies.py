@@ -92,7 +92,7 @@ class _Copy:
     def __init__(self, file: Path, container: Container) -> None:
         self._fd = os.open(file, os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
         at = head_of(container)
-        self._marks, self._count, self.dirty = at + HEAD.size, _blocks(container), False
+        self._marks, self._count = at + HEAD.size, _blocks(container)
         if os.fstat(self._fd).st_size != self._marks + self._count:
             raise OSError(f"{file.name} was cut short")
         self.limit: int = HEAD.unpack(pread(self._fd, HEAD.size, at))[2]
@@ -114,10 +114,8 @@ class _Copy:
         _pwrite(self._fd, data, first * BLOCK)
         marks = pread(self._fd, last - first, self._marks + first)
         _pwrite(self._fd, memoryview(marks.replace(b"\0", bytes([WRITTEN]))), self._marks + first)
-        self.dirty = True
 
     def sync(self) -> None:
-        self.dirty = False
         written = np.frombuffer(pread(self._fd, self._count, self._marks), np.uint8) == WRITTEN
         os.fsync(self._fd)
         edges = np.flatnonzero(np.diff(written, prepend=False, append=False))
@@ -147,6 +145,7 @@ class Copies:
         self._pid, self._lock = os.getpid(), threading.Lock()
         self._open: OrderedDict[int, _Copy] = OrderedDict()
         self._missing = set[int]()  # what could not be opened
+        self._dirty = set[int]()  # written to and not synced
         self._full = False  # the disk is, or fails
         self._synced = time.monotonic()
 
@@ -225,6 +224,8 @@ class Copies:
             return
         try:
             copy.write(memoryview(data)[first * BLOCK - start : stop - start], first, last)
+            with self._lock:
+                self._dirty.add(which)
             if time.monotonic() - self._synced > _SYNCED_EVERY:
                 self.sync()
         except OSError as error:
@@ -234,9 +235,10 @@ class Copies:
         """What this process has written outlasts a crash of the machine from now on."""
         with self._lock:
             self._synced = time.monotonic()
-            dirty = [copy for copy in self._open.values() if copy.dirty]
-        for copy in dirty:
-            copy.sync()
+            dirty, self._dirty = self._dirty, set()
+        for which in dirty:
+            if (copy := self._copy(which)) is not None:
+                copy.sync()
 
     def close(self) -> None:
         """Close what this process has open."""
@@ -266,10 +268,8 @@ class Copies:
             return None
         with self._lock:
             self._open[which] = copy
-            old = self._open.popitem(last=False)[1] if len(self._open) > MAX_OPEN else None
-        if old is not None and old.dirty:
-            with contextlib.suppress(OSError):
-                old.sync()
+            if len(self._open) > MAX_OPEN:
+                self._open.popitem(last=False)
         return copy
 
     def _give_up(self, error: Exception) -> None:

@@ -291,6 +291,7 @@ class RemoteSource:
         self._lock = threading.Lock()
         self._objects: _Objects | None = None
         self._flight: _Flight | None = None
+        self._here = set[int]()  # of what was announced last, what is in a local copy
         self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -349,7 +350,9 @@ class RemoteSource:
     def will_read(self, samples: Sequence[int]) -> None:
         """Start to read what is not in a local copy."""
         if self._copies is not None:
-            samples = [sample for sample in samples if not self._is_here(sample)]
+            here, self._here = self._here, set()  # each is looked for once, though it is announced several times
+            self._here |= {sample for sample in {*samples} if sample in here or self._is_here(sample)}
+            samples = [sample for sample in samples if sample not in self._here]
         self._own().expect(samples)
 
     def name(self, sample: int) -> str:
