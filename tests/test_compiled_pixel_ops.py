@@ -16,10 +16,12 @@ from torch.nn.functional import conv2d
 from torchvision.transforms.v2.functional import adjust_contrast
 
 from dali_imagenet.ops import Op
+from dali_imagenet.plan.batch_plan import MixPlan
 from dali_imagenet.policy import AugMixPlan
-from dali_imagenet.transforms import pixel_ops
+from dali_imagenet.transforms import normalize_erase, pixel_ops, postprocess
+from dali_imagenet.transforms.normalize_erase import erase_image_, normalize, normalize_constants
 from dali_imagenet.transforms.pixel_ops import Workspace, apply_ops_image, pil_matrix
-from dali_imagenet.transforms.postprocess import run_image
+from dali_imagenet.transforms.postprocess import mix_, run_image
 from tests.helpers import FILL, auxes, every_case, per_image
 
 warp = pixel_ops._pixel_ops
@@ -376,6 +378,83 @@ def test_the_oracle_blurs_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pixel_ops, "ORACLE", True)
     monkeypatch.delattr("dali_imagenet.transforms._pixel_ops.blur")
     assert torch.equal(fast, per_image(*case))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_mixing_equals_torch(memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(10)
+    for trial in range(120):
+        rows, height, width = 5, int(rng.integers(1, 40)), int(rng.integers(1, 400))
+        top, left = rng.integers(0, height + 1, rows), rng.integers(0, width + 1, rows)
+        bottom, right = rng.integers(top, height + 1), rng.integers(left, width + 1)
+        mix = MixPlan(
+            lam=rng.choice([1.0, 0.0, 0.3, 0.7713], rows).astype(np.float32),
+            use_cutmix=rng.random(rows) < (0.5, 1, 0)[trial % 3],
+            box=np.stack([top, bottom, left, right], 1).astype(np.int32),
+        )
+        if trial % 2:  # one for the batch
+            mix.lam[:], mix.use_cutmix[:], mix.box[:] = mix.lam[0], mix.use_cutmix[0], mix.box[0]
+        images = torch.from_numpy(rng.normal(size=(rows, 3, height, width)).astype(np.float32))
+        made = images.clone(memory_format=memory_format)
+        mix_(made, mix)
+        with monkeypatch.context() as patch:
+            patch.setattr(postprocess, "ORACLE", True)
+            mix_(images, mix)
+        assert torch.equal(made, images), trial
+
+
+def test_noise_of_erased_boxes_equals_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(11)
+    for trial in range(60):
+        height, width = int(rng.integers(1, 70)), int(rng.integers(1, 300))
+        h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+        boxes = [[rng.integers(0, height - h + 1), rng.integers(0, width - w + 1), h, w], [0, 0, 0, 0], [0, 0, 1, 1]]
+        key = int(rng.integers(2**64, dtype=np.uint64)) if trial else 2**64 - 1
+        made, expected = torch.zeros(2, 3, height, width)
+        erase_image_(made, np.array(boxes, np.int32), key, "pixel")
+        with monkeypatch.context() as patch:
+            patch.setattr(normalize_erase, "ORACLE", True)
+            erase_image_(expected, np.array(boxes, np.int32), key, "pixel")
+        assert torch.equal(made, expected), trial
+        assert made.count_nonzero() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_normalize_equals_torch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(12)
+    for trial in range(80):
+        height, width = int(rng.integers(1, 40)), int(rng.integers(1, 600))
+        image = torch.from_numpy(noise(height, width, trial))
+        image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1) if trial % 2 else image
+        mean, std = rng.normal(size=3), 10 ** rng.uniform(-9, 9, 3)  # beyond what float16 holds, on both sides
+        constants = normalize_constants(*(([0.485] * 3, [0.229] * 3) if trial % 3 else (mean.tolist(), std.tolist())))
+        made, expected = torch.empty(image.shape, dtype=dtype), torch.empty(image.shape, dtype=dtype)
+        normalize(image, constants, made)
+        with monkeypatch.context() as patch:
+            patch.setattr(normalize_erase, "_image_kernels", None)
+            normalize(image, constants, expected)
+        assert torch.equal(made, expected), trial
+
+
+def test_mixing_and_noise_refuse_wrong_memory() -> None:
+    assert warp is not None
+    image, plain = np.zeros((3, 5, 7), np.float32), (0.5, False, (0, 0, 0, 0))
+    for wrong in (
+        (image, image[:2].copy(), (3, 5, 7, 1), plain, plain),
+        (image, image.copy(), (3, 5, 8, 1), plain, plain),
+        (image, image.copy(), (2**40, 2**40, 1, 1), plain, plain),
+        (image, image.copy(), (3, 5, 7, 1), plain, (1.0, True, (0, 5, -1, 7))),
+        (image, image.copy(), (3, 5, 7, 1), (1.0, True, (0, 5, 0, 8)), plain),
+    ):
+        with pytest.raises(ValueError, match="boxes inside"):
+            warp.mix_pair(*wrong)
+    for box in ((0, 0, 5, 8), (0, 0, -5, -7), (0, 0, 2**40, 2**40)):
+        with pytest.raises(ValueError, match="two float32"):
+            warp.hash_noise(1, 0, box, 7, image, image.copy())
+    kernels = normalize_erase._image_kernels
+    assert kernels is not None
+    with pytest.raises(ValueError, match="dtype"):
+        kernels.normalize(noise(5, 7), np.zeros(6, np.float32), np.zeros((3, 5, 7), np.int16), 3)
 
 
 def test_blur_refuses_wrong_memory() -> None:

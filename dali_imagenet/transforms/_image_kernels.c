@@ -82,6 +82,67 @@ EACH_CPU static void normalize_image(const struct image *image, const float *sca
         }
 }
 
+/* The same in float32, then rounded to bfloat16: to nearest, half to even. */
+EACH_CPU static void normalize_bfloat16(const struct image *image, const float *scale, const float *bias, uint16_t *out)
+{
+    Py_ssize_t size = image->height * image->width;
+    for (Py_ssize_t y = 0; y < image->height; y++)
+        for (Py_ssize_t x = 0; x < image->width; x += CHUNK) {
+            uint8_t rgb[3][CHUNK];
+            int count = image->width - x < CHUNK ? (int)(image->width - x) : CHUNK;
+            lines(image, image->pixels + y * image->row + x * image->column, count, rgb);
+            for (int c = 0; c < 3; c++) {
+                uint16_t *to = out + c * size + y * image->width + x;
+                float value[CHUNK];
+                uint32_t word[CHUNK];
+                for (int i = 0; i < count; i++)
+                    value[i] = rgb[c][i] * scale[c] + bias[c];
+                memcpy(word, value, (size_t)count * sizeof(float));
+                for (int i = 0; i < count; i++)
+                    to[i] = (uint16_t)((word[i] + 0x7fff + (word[i] >> 16 & 1)) >> 16);
+            }
+        }
+}
+
+#ifdef __x86_64__
+#include <immintrin.h>
+
+/* And to float16: an instruction's rounding, the same. */
+__attribute__((target("avx2,f16c"))) static void normalize_float16(const struct image *image, const float *scale,
+                                                                   const float *bias, uint16_t *out)
+{
+    Py_ssize_t size = image->height * image->width;
+    for (Py_ssize_t y = 0; y < image->height; y++)
+        for (Py_ssize_t x = 0; x < image->width; x += CHUNK) {
+            uint8_t rgb[3][CHUNK];
+            int count = image->width - x < CHUNK ? (int)(image->width - x) : CHUNK;
+            lines(image, image->pixels + y * image->row + x * image->column, count, rgb);
+            for (int c = 0; c < 3; c++) {
+                float value[CHUNK];
+                uint16_t half[CHUNK];
+                for (int i = 0; i < count; i++)
+                    value[i] = rgb[c][i] * scale[c] + bias[c];
+                for (int i = count; i < (count + 7) / 8 * 8; i++)
+                    value[i] = 0;
+                for (int i = 0; i < count; i += 8)
+                    _mm_storeu_si128((__m128i *)(half + i), _mm256_cvtps_ph(_mm256_loadu_ps(value + i), 0));
+                memcpy(out + c * size + y * image->width + x, half, (size_t)count * 2);
+            }
+        }
+}
+#endif
+
+enum { FLOAT32, BFLOAT16, FLOAT16 };
+
+static int has_float16(void)
+{
+#ifdef __x86_64__
+    return __builtin_cpu_supports("avx2"); /* no such processor is without F16C */
+#else
+    return 0;
+#endif
+}
+
 /* Whether the buffers are uint8 [3, H, W], `numbers` float32 and room for H * W pixels; else ValueError. */
 static int check(const Py_buffer *pixels, const Py_buffer *numbers, Py_ssize_t count, const Py_buffer *out,
                  Py_ssize_t item, struct image *image)
@@ -97,38 +158,60 @@ static int check(const Py_buffer *pixels, const Py_buffer *numbers, Py_ssize_t c
     return 0;
 }
 
-static PyObject *run(PyObject *args, const char *format, Py_ssize_t count, Py_ssize_t item)
+/* Recolours where it is no `dtype`, else normalizes to it. */
+static PyObject *run(PyObject *source, Py_buffer *numbers, Py_buffer *out, int dtype)
 {
-    PyObject *source;
-    Py_buffer pixels, numbers, out;
+    Py_buffer pixels;
     struct image image;
-    if (!PyArg_ParseTuple(args, format, &source, &numbers, &out))
-        return NULL;
-    if (PyObject_GetBuffer(source, &pixels, PyBUF_STRIDES) < 0) {
-        PyBuffer_Release(&numbers);
-        PyBuffer_Release(&out);
-        return NULL;
-    }
-    int failed = check(&pixels, &numbers, count, &out, item, &image);
+    int failed = PyObject_GetBuffer(source, &pixels, PyBUF_STRIDES);
     if (!failed) {
-        Py_BEGIN_ALLOW_THREADS
-        if (item == 1)
-            recolor_image(&image, numbers.buf, out.buf);
-        else
-            normalize_image(&image, numbers.buf, (const float *)numbers.buf + 3, out.buf);
-        Py_END_ALLOW_THREADS
+        const float *scale = numbers->buf, *bias = scale + 3;
+        failed = check(&pixels, numbers, dtype < 0 ? 12 : 6, out, dtype < 0 ? 1 : dtype == FLOAT32 ? 4 : 2, &image);
+        if (!failed && (dtype > FLOAT16 || (dtype == FLOAT16 && !has_float16()))) {
+            PyErr_SetString(PyExc_ValueError, "dtype: must be 0 for float32, 1 for bfloat16, or 2 for float16 with AVX2");
+            failed = -1;
+        }
+        if (!failed) {
+            Py_BEGIN_ALLOW_THREADS
+            if (dtype < 0)
+                recolor_image(&image, numbers->buf, out->buf);
+            else if (dtype == FLOAT32)
+                normalize_image(&image, scale, bias, out->buf);
+            else if (dtype == BFLOAT16)
+                normalize_bfloat16(&image, scale, bias, out->buf);
+#ifdef __x86_64__
+            else
+                normalize_float16(&image, scale, bias, out->buf);
+#endif
+            Py_END_ALLOW_THREADS
+        }
+        PyBuffer_Release(&pixels);
     }
-    PyBuffer_Release(&pixels);
-    PyBuffer_Release(&numbers);
-    PyBuffer_Release(&out);
+    PyBuffer_Release(numbers);
+    PyBuffer_Release(out);
     if (failed)
         return NULL;
     Py_RETURN_NONE;
 }
 
-static PyObject *recolor(PyObject *self, PyObject *args) { return run(args, "Oy*w*:recolor", 12, 1); }
+static PyObject *recolor(PyObject *self, PyObject *args)
+{
+    PyObject *source;
+    Py_buffer numbers, out;
+    if (!PyArg_ParseTuple(args, "Oy*w*:recolor", &source, &numbers, &out))
+        return NULL;
+    return run(source, &numbers, &out, -1);
+}
 
-static PyObject *normalize(PyObject *self, PyObject *args) { return run(args, "Oy*w*:normalize", 6, sizeof(float)); }
+static PyObject *normalize(PyObject *self, PyObject *args)
+{
+    PyObject *source;
+    Py_buffer numbers, out;
+    unsigned char dtype = FLOAT32;
+    if (!PyArg_ParseTuple(args, "Oy*w*|b:normalize", &source, &numbers, &out, &dtype))
+        return NULL;
+    return run(source, &numbers, &out, dtype);
+}
 
 /* ---- torch's antialiased resize of uint8 images, to the bit ----
 
@@ -139,7 +222,6 @@ static PyObject *normalize(PyObject *self, PyObject *args) { return run(args, "O
    multiplies two by two and adds. Elsewhere than on x86-64 torch's own form may be the faster one. */
 
 #ifdef __x86_64__
-#include <immintrin.h>
 #include <math.h>
 
 #define LIMIT ((Py_ssize_t)1 << 24) /* of sizes, scales and weights: their products stay far from overflow */
@@ -515,9 +597,9 @@ static PyMethodDef methods[] = {
      "out = round(clamp(matrix @ (r, g, b, 1))): pixels uint8 [3, H, W] with any strides, matrix float32 [3, 4],\n"
      "out uint8 [3, H, W], contiguous."},
     {"normalize", normalize, METH_VARARGS,
-     "normalize(pixels, numbers, out)\n\n"
+     "normalize(pixels, numbers, out, dtype=0)\n\n"
      "out = pixels * scale + bias: pixels uint8 [3, H, W] with any strides, numbers float32 [6] (three scales, three\n"
-     "biases), out float32 [3, H, W], contiguous."},
+     "biases), out [3, H, W], contiguous, of float32 (dtype 0), bfloat16 (1) or float16 (2, with AVX2 alone)."},
 #ifdef __x86_64__
     {"resize", resize, METH_VARARGS,
      "resize(pixels, size, factors, cubic, window, flips, out, plain=False)\n\n"

@@ -838,6 +838,75 @@ EACH_CPU static void mix(const u8 *image, const u8 *chains, long n, const float 
     }
 }
 
+/* ---- Mixup and CutMix of two normalized images ---- */
+
+struct mixing {
+    float lam, rest; /* own and the other's share; where it is no cut */
+    int cut;
+    ptrdiff_t top, bottom, left, right; /* of the other's pixels that are pasted */
+};
+
+EACH_CPU static void weigh(float *restrict out, const float *restrict own, const float *restrict other, ptrdiff_t n,
+                           float lam, float rest)
+{
+    const int fma = fused;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const float kept = own[i] * lam;
+        out[i] = PLUS(kept, rest, other[i]);
+    }
+}
+
+/* Values [x, x + n) of a row, in which a pixel has `depth`. */
+static void mix_values(float *out, const float *own, const float *other, ptrdiff_t x, ptrdiff_t n, ptrdiff_t depth,
+                       const struct mixing *m)
+{
+    if (!m->cut) {
+        if (m->lam != 1)
+            weigh(out, own, other, n, m->lam, m->rest);
+        return;
+    }
+    const ptrdiff_t first = m->left * depth > x ? m->left * depth - x : 0;
+    const ptrdiff_t end = m->right * depth - x < n ? m->right * depth - x : n;
+    if (first < end)
+        memcpy(out + first, other + first, sizeof(float) * (size_t)(end - first));
+}
+
+static int touches(const struct mixing *m, ptrdiff_t y) { return m->cut ? y >= m->top && y < m->bottom : m->lam != 1; }
+
+static void mix_pair(float *a, float *b, ptrdiff_t planes, ptrdiff_t height, ptrdiff_t width, ptrdiff_t depth,
+                     const struct mixing m[2])
+{
+    const ptrdiff_t line = width * depth;
+    for (ptrdiff_t row = 0; row < planes * height; row++, a += line, b += line) {
+        if (!touches(m, row % height) && !touches(m + 1, row % height))
+            continue;
+        for (ptrdiff_t x = 0; x < line; x += CHUNK) {
+            float old[2][CHUNK];
+            const ptrdiff_t n = line - x < CHUNK ? line - x : CHUNK;
+            memcpy(old[0], a + x, sizeof(float) * (size_t)n);
+            memcpy(old[1], b + x, sizeof(float) * (size_t)n);
+            if (touches(m, row % height))
+                mix_values(a + x, old[0], old[1], x, n, depth, m);
+            if (touches(m + 1, row % height))
+                mix_values(b + x, old[1], old[0], x, n, depth, m + 1);
+        }
+    }
+}
+
+/* ---- random erasing: the uniform numbers of normalize_erase.noise, before log and cos ---- */
+
+EACH_CPU static void hash_line(uint64_t key, uint64_t place, ptrdiff_t n, float *restrict radius, float *restrict angle)
+{
+    for (ptrdiff_t i = 0; i < n; i++) { /* splitmix64 */
+        uint64_t z = key + (place + (uint64_t)i + 1) * 0x9E3779B97F4A7C15u;
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+        z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+        z ^= z >> 31;
+        radius[i] = ((float)(uint32_t)(z >> 32) + 1.0f) * 0x1p-32f;
+        angle[i] = (float)(uint32_t)z * (float)(0x1p-32 * 2 * 3.141592653589793);
+    }
+}
+
 /* ---- Python ---- */
 
 static PyObject *bad(const char *what)
@@ -1078,6 +1147,59 @@ static PyObject *run_mix(PyObject *self, PyObject *args)
     return ok ? Py_NewRef(Py_None) : bad("a chain of the image's size for each float32 weight");
 }
 
+static PyObject *run_mix_pair(PyObject *self, PyObject *args)
+{
+    Py_buffer a, b;
+    ptrdiff_t planes, height, width, depth;
+    struct mixing m[2];
+    double lam[2];
+    if (!PyArg_ParseTuple(args, "w*w*(nnnn)(dp(nnnn))(dp(nnnn))", &a, &b, &planes, &height, &width, &depth, lam, &m[0].cut,
+                          &m[0].top, &m[0].bottom, &m[0].left, &m[0].right, lam + 1, &m[1].cut, &m[1].top, &m[1].bottom,
+                          &m[1].left, &m[1].right))
+        return NULL;
+    const ptrdiff_t limit = 1 << 24;
+    int ok = planes > 0 && planes < 16 && depth > 0 && depth < 16 && height > 0 && height < limit && width > 0 &&
+             width < limit && a.len == 4 * planes * height * width * depth && b.len == a.len &&
+             ((uintptr_t)a.buf | (uintptr_t)b.buf) % 4 == 0;
+    for (int i = 0; i < 2; i++) {
+        m[i].lam = (float)lam[i];
+        m[i].rest = (float)(1 - lam[i]);
+        ok = ok && m[i].left >= 0 && m[i].right <= width; /* rows beyond are never met */
+    }
+    if (ok) {
+        Py_BEGIN_ALLOW_THREADS
+        mix_pair(a.buf, b.buf, planes, height, width, depth, m);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&a);
+    PyBuffer_Release(&b);
+    return ok ? Py_NewRef(Py_None) : bad("two float32 [planes, height, width, depth], and boxes inside");
+}
+
+static PyObject *run_hash_noise(PyObject *self, PyObject *args)
+{
+    unsigned long long key, stream;
+    ptrdiff_t top, left, height, width, stride;
+    Py_buffer radius, angle;
+    if (!PyArg_ParseTuple(args, "KK(nnnn)nw*w*", &key, &stream, &top, &left, &height, &width, &stride, &radius, &angle))
+        return NULL;
+    const ptrdiff_t limit = 1 << 24;
+    const int ok = height > 0 && height < limit && width > 0 && width < limit && radius.len == 12 * height * width &&
+                   angle.len == radius.len && ((uintptr_t)radius.buf | (uintptr_t)angle.buf) % 4 == 0;
+    if (ok) {
+        Py_BEGIN_ALLOW_THREADS
+        for (ptrdiff_t row = 0; row < 3 * height; row++) {
+            uint64_t place = (uint64_t)(top + row % height) * (uint64_t)stride + (uint64_t)left;
+            place += ((uint64_t)stream + (uint64_t)(row / height)) << 32;
+            hash_line(key, place, width, (float *)radius.buf + row * width, (float *)angle.buf + row * width);
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&radius);
+    PyBuffer_Release(&angle);
+    return ok ? Py_NewRef(Py_None) : bad("two float32 [3, height, width]");
+}
+
 #define IMAGE_ARG "(in, out, room, height, width, arg): "
 static PyMethodDef methods[] = {
     {"affine", run_affine, METH_VARARGS, "(in, out, room, height, width, matrix, fill, cubic): bicubic or bilinear"},
@@ -1107,6 +1229,12 @@ static PyMethodDef methods[] = {
     {"lookup", run_lookup, METH_VARARGS, "(in, out, tables): one table of 256 bytes, or one for each plane"},
     {"gather", run_gather, METH_VARARGS, "(in, out, index, fill): one int32 index for each pixel; beyond is fill"},
     {"mix", run_mix, METH_VARARGS, "(image, chains, weights, scale, share, out): AugMix"},
+    {"mix_pair", run_mix_pair, METH_VARARGS,
+     "(a, b, (planes, height, width, depth), one, other): Mixup and CutMix of two float32 images in place; one and other:\n"
+     "(lam, cut, (top, bottom, left, right)) of each"},
+    {"hash_noise", run_hash_noise, METH_VARARGS,
+     "(key, stream, (top, left, height, width), stride, radius, angle): the uniform numbers of a box, float32 [3, height,\n"
+     "width], in an image `stride` pixels wide; the channels have the streams stream, stream + 1, stream + 2"},
     {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_pixel_ops", NULL, 0, methods, NULL, NULL, NULL, NULL};

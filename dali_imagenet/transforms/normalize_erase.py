@@ -13,12 +13,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dali_imagenet._compiled import compiled
+from dali_imagenet._compiled import ORACLE, compiled
 from dali_imagenet.plan.batch_plan import EraseMode
 from dali_imagenet.transforms.transfer import to_device
 from dali_imagenet.validation import wrong
 
 _image_kernels = compiled("dali_imagenet.transforms._image_kernels")
+_pixel_ops = compiled("dali_imagenet.transforms._pixel_ops")
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as `_image_kernels.normalize` numbers them
 
 # splitmix64 (Steele, Lea, Flood 2014): its increment and its finalizer's two multipliers, as signed 64-bit integers.
 _GOLDEN, _MIX1, _MIX2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -62,9 +65,17 @@ def normalize(images: Tensor, constants: Tensor, out: Tensor) -> Tensor:
         for image, target in zip(images, out, strict=True):
             normalize(image, constants, target)
         return out
-    if _image_kernels is not None and per_image(images) and out.dtype == torch.float32 and out.is_contiguous():
-        _image_kernels.normalize(images.numpy(), constants.numpy(), out.numpy())
-        return out
+    if _image_kernels is not None and per_image(images) and out.is_contiguous():
+        dtype = _DTYPES.get(out.dtype)
+        if dtype == 0:
+            _image_kernels.normalize(images.numpy(), constants.numpy(), out.numpy())
+            return out
+        if dtype is not None and not ORACLE:
+            try:
+                _image_kernels.normalize(images.numpy(), constants.numpy(), out.view(torch.int16).numpy(), dtype)
+                return out
+            except ValueError:  # float16 on a processor without AVX2
+                pass
     scale, bias = constants
     if per_image(images):
         if out.dtype == torch.float32 and out.is_contiguous():
@@ -84,8 +95,16 @@ def noise(key: Tensor, stream: Tensor | int, pixel: Tensor) -> Tensor:
     z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _MIX1
     z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _MIX2
     z = z ^ ((z >> 31) & ((1 << 33) - 1))
-    radius = ((z >> 32) & 0xFFFFFFFF).float().add_(1.0).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
-    return (z & 0xFFFFFFFF).float().mul_(2.0**-32 * 2 * torch.pi).cos_().mul_(radius)
+    radius = ((z >> 32) & 0xFFFFFFFF).float().add_(1.0).mul_(2.0**-32)
+    return _normal(radius, (z & 0xFFFFFFFF).float().mul_(2.0**-32 * 2 * torch.pi))
+
+
+def _normal(radius: Tensor, angle: Tensor) -> Tensor:
+    """Box-Muller: normal numbers of uniform ones in (0, 1] and [0, 2 pi], whose memory it takes.
+
+    By torch on the CPU, too, whose log and cos round as no others.
+    """
+    return angle.cos_().mul_(radius.log_().mul_(-2.0).sqrt_())
 
 
 def erase_image_(
@@ -115,6 +134,10 @@ def erase_image_(
             target.copy_(_value(value)[0].expand_as(target))
         elif mode == "rand":
             target.copy_(noise(signed, stream, torch.zeros(1, dtype=torch.int64, device="cpu")).expand_as(target))
+        elif _pixel_ops is not None and not ORACLE:
+            radius, angle = torch.empty(2, 3, h, w, dtype=torch.float32, device="cpu")
+            _pixel_ops.hash_noise(key, 3 * number, (top, left, h, w), width, radius.numpy(), angle.numpy())
+            target.copy_(_normal(radius, angle))
         else:
             y = torch.arange(top, top + h, device="cpu")[:, None]
             x = torch.arange(left, left + w, device="cpu")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dali_imagenet._compiled import ORACLE
 from dali_imagenet.plan.batch_plan import PADDING, BatchPlan, MixPlan
 from dali_imagenet.policy import AugMixPlan, OpPlan
 from dali_imagenet.transforms import normalize_erase, pixel_ops
@@ -229,6 +230,15 @@ def mix_(images: Tensor, mix: MixPlan, pool: Executor | None = None) -> None:
 def mix_pair_(images: Tensor, mix: MixPlan, i: int) -> None:
     """`mix_` for rows i and B-1-i alone, on the CPU: while they are in the cache."""
     j = len(images) - 1 - i
+    if pixel_ops._pixel_ops is not None and not ORACLE and images.dtype == torch.float32:
+        planar = images.is_contiguous()
+        memory = images if planar else images.permute(0, 2, 3, 1)
+        if memory.is_contiguous():
+            height, width = images.shape[2:]
+            shape = (3, height, width, 1) if planar else (1, height, width, 3)
+            pair = memory[i].numpy(), memory[j].numpy()
+            pixel_ops._pixel_ops.mix_pair(*pair, shape, _mixing(mix, i), _mixing(mix, j))
+            return
     a, b = images[i], images[j]
     old_a, old_b = a, b
     if not (mix.use_cutmix[i] and mix.use_cutmix[j]) or (mix.box[i] != mix.box[j]).any():
@@ -245,6 +255,11 @@ def mix_pair_(images: Tensor, mix: MixPlan, i: int) -> None:
             image[:, top:bottom, left:right] = other[:, top:bottom, left:right]
         elif lam != 1:
             image.mul_(lam).add_(other, alpha=1 - lam)
+
+
+def _mixing(mix: MixPlan, row: int) -> tuple[float, bool, list[int]]:
+    """What `_pixel_ops.mix_pair` has to know of a row."""
+    return float(mix.lam[row]), bool(mix.use_cutmix[row]), mix.box[row].tolist()
 
 
 def soft_targets(

@@ -64,13 +64,28 @@ def once(ops: Any, kernels: Any, rng: random.Random) -> str:
         count = rng.randint(0, 4)
         weights = struct.pack(f"{count}f", *(number(rng) for _ in range(count)))
         ops.mix(pixels, drawn(rng, count * size), weights, number(rng), number(rng), out)
+    elif name == "mix_pair":
+        shape = (3, height, width, 1) if rng.random() < 0.5 else (1, height, width, 3)
+        mixing = []
+        for _ in range(2):
+            left = rng.randint(0, width)
+            box = (rng.randint(-9, 99), rng.randint(-9, 99), left, rng.randint(left, width))
+            mixing.append((number(rng), rng.random() < 0.5, box))
+        ops.mix_pair(drawn(rng, 4 * size), drawn(rng, 4 * size), shape, *mixing)
+    elif name == "hash_noise":
+        box = (rng.randint(0, 999), rng.randint(0, 999), height, width)
+        ops.hash_noise(rng.getrandbits(64), rng.randrange(9), box, 999, bytearray(4 * size), bytearray(4 * size))
     elif name == "markers":
         kernels.markers(bytes(rng.choice((0, 1, 255)) for _ in range(rng.randint(0, 99))), rng.randint(-5, 120))
     elif name in ("recolor", "normalize"):
         planes = memoryview(pixels).cast("B", (3, height, width))
         count = 12 if name == "recolor" else 6
         numbers = struct.pack(f"{count}f", *[number(rng) for _ in range(count)])
-        getattr(kernels, name)(planes, numbers, out if name == "recolor" else bytearray(4 * size))
+        if name == "recolor":
+            kernels.recolor(planes, numbers, out)
+        else:
+            dtype = rng.randrange(3)
+            kernels.normalize(planes, numbers, bytearray((4, 2, 2)[dtype] * size), dtype)
     elif name == "resize":
         lines = memoryview(pixels).cast("B", (height, width, 3))
         tall, broad = extent(rng), extent(rng)
