@@ -24,6 +24,8 @@ from tests.helpers import photo
 built = pytest.mark.skipif(decoding._jpeg is None, reason="dali_imagenet.decode._jpeg was not built")
 encode = functools.partial(helpers.encode, quality=90)
 jpeg: Any = decoding._jpeg
+WAYS = [(simd, pairs) for simd in (True, False) for pairs in (0, 1, 2)]
+"""Arguments of `decode_region`: vector instructions; tables of two coefficients never, where they pay, always."""
 
 FORMS: list[dict[str, Any]] = [
     {"subsampling": 0},
@@ -173,14 +175,14 @@ def test_every_code_and_every_edge(quality: int, subsampling: int, restarts: dic
         for box in boxes(rng, height, width, 12):
             top, left, h, w = box
             expected = whole[top : top + h, left : left + w]
-            for simd in (True, False):
+            for way in WAYS:
                 out = np.zeros((h, w, 3), np.uint8)
                 if subsampling and width < 5:
                     with pytest.raises(ValueError, match="too narrow"):
-                        region(data, (height, width), box, out, simd)
+                        region(data, (height, width), box, out, *way)
                     continue
-                region(data, (height, width), box, out, simd)
-                assert np.array_equal(out, expected), (height, width, box, simd)
+                region(data, (height, width), box, out, *way)
+                assert np.array_equal(out, expected), (height, width, box, way)
 
 
 def gray_of(blocks: str, quant: int = 1, codes: bytes = b"\x00\x02\x01" + bytes(13) + b"\xf0\x00\x01") -> bytes:
@@ -208,10 +210,54 @@ def test_coefficients_that_overflow(quant: int) -> None:
                    [dc + end, dc + zrl + end, dc + one + "1" + end, "0" + "1" * 11 + zrl + end]):  # fmt: skip
         data = gray_of(" ".join(blocks), quant)
         expected = pil(data)
-        for simd in (True, False):
+        for way in WAYS:
             out = np.zeros(expected.shape, np.uint8)
-            jpeg.decode_region(data, expected.shape[:2], (0, 0, *expected.shape[:2]), out, simd)
-            assert np.array_equal(out, expected), blocks
+            jpeg.decode_region(data, expected.shape[:2], (0, 0, *expected.shape[:2]), out, *way)
+            assert np.array_equal(out, expected), (blocks, way)
+
+
+@built
+@pytest.mark.parametrize(
+    "options", [{"quality": 60}, {"quality": 98, "optimize": True, "restart_marker_rows": 1}], ids=str
+)
+def test_every_way_delivers_and_refuses_the_same(options: dict[str, Any]) -> None:
+    """Of damaged data, too: one code at a time without vector instructions is the reference."""
+    rng = np.random.default_rng(8)
+    data = encode(photo(rng, 90, 130), **options)
+    start, refused = segment(data, 0xDA)[0] + 14, 0
+    for _ in range(300):
+        broken, box = bytearray(data), boxes(rng, 90, 130, 1)[-1]
+        broken[rng.integers(start, len(data))] ^= 1 << int(rng.integers(8))
+        results = []
+        for way in WAYS:
+            out = np.zeros((box[2], box[3], 3), np.uint8)
+            try:
+                jpeg.decode_region(broken, (90, 130), box, out, *way)
+                results.append(out.tobytes())
+            except ValueError as error:
+                results.append(str(error).encode())
+                refused += 1
+        assert len(set(results)) == 1
+    assert 0 < refused < 300 * len(WAYS)
+    with pytest.raises(ValueError, match="pairs: must be 0, 1 or 2"):
+        jpeg.decode_region(data, (90, 130), box, out, True, 3)
+
+
+@built
+def test_tables_of_one_image_are_not_taken_for_anothers() -> None:
+    rng = np.random.default_rng(9)
+    kinds: list[dict[str, Any]] = [{}, {"optimize": True}, {"quality": 95, "optimize": True}]
+    encoded = [encode(photo(rng, 40, 50), **kind) for kind in kinds]
+    short = encoded[1][: segment(encoded[1], 0xC4)[0] + 30]  # ends within a table
+    out = np.zeros((40, 50, 3), np.uint8)
+    for which in rng.integers(0, 4, 60):
+        pairs = int(rng.integers(0, 3))
+        if which == 3:
+            with pytest.raises(ValueError, match="broken"):
+                jpeg.decode_region(short, (40, 50), (0, 0, 40, 50), out, True, pairs)
+            continue
+        jpeg.decode_region(encoded[which], (40, 50), (0, 0, 40, 50), out, True, pairs)
+        assert np.array_equal(out, pil(encoded[which]))
 
 
 @built

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dali_imagenet._compiled import compiled
+from dali_imagenet._compiled import ORACLE, compiled
 from dali_imagenet.jpeg_markers import find_marker_anomaly, lower_height
 from dali_imagenet.pillow import open_image
 
@@ -81,7 +81,7 @@ def _region(data: bytes, size: Size, box: Box, buffer: Pixels | None) -> Pixels 
     _, _, height, width = box
     made: Pixels = np.empty(height * width * 3, np.uint8) if buffer is None else buffer[: height * width * 3]
     try:
-        _jpeg.decode_region(data, size, box, made)
+        _jpeg.decode_region(data, size, box, made, True, 0 if ORACLE else 1)
     except ValueError:  # progressive, of a rarer kind, or damaged
         return None
     return made.reshape(height, width, 3)

@@ -10,6 +10,7 @@
 
 #include <immintrin.h>
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -34,7 +35,7 @@ typedef uint8_t u8;
 /* Bytes of scratch memory that everything here makes do with, aligned to 4. */
 #define ROOM(height, width) (9 * BORDERED(height, width))
 
-static long clip(long i, long size) { return i < 0 ? 0 : i < size ? i : size - 1; }
+static ptrdiff_t clip(ptrdiff_t i, ptrdiff_t size) { return i < 0 ? 0 : i < size ? i : size - 1; }
 
 /* Exchange the upper part of one word with the lower of another, by parts of `shift` bits. */
 static inline void swap(uint64_t *a, uint64_t *b, int shift, uint64_t low)
@@ -45,13 +46,13 @@ static inline void swap(uint64_t *a, uint64_t *b, int shift, uint64_t low)
 }
 
 /* [height, width] -> [width, height], in blocks of 8 x 8 that are words of 8 bytes. */
-static void transpose(const u8 *in, long height, long width, u8 *out)
+static void transpose(const u8 *in, ptrdiff_t height, ptrdiff_t width, u8 *out)
 {
-    for (long y = 0; y < height; y += 8)
-        for (long x = 0; x < width; x += 8) {
+    for (ptrdiff_t y = 0; y < height; y += 8)
+        for (ptrdiff_t x = 0; x < width; x += 8) {
             if (y + 8 > height || x + 8 > width) {
-                for (long i = y; i < height && i < y + 8; i++)
-                    for (long j = x; j < width && j < x + 8; j++)
+                for (ptrdiff_t i = y; i < height && i < y + 8; i++)
+                    for (ptrdiff_t j = x; j < width && j < x + 8; j++)
                         out[j * height + i] = in[i * width + j];
                 continue;
             }
@@ -74,7 +75,7 @@ static void transpose(const u8 *in, long height, long width, u8 *out)
 struct warp {
     const u8 *in;
     u8 *out, *room;
-    long height, width;
+    ptrdiff_t height, width;
     double matrix[6]; /* output pixel to input pixel */
     u8 fill[3];       /* outside of the image */
     int cubic;
@@ -85,10 +86,10 @@ struct warp {
     ((b) + (d) * ((-(a) + (c)) + (d) * ((2 * ((a) - (b)) + (c) - (e)) + (d) * (-(a) + (b) - (c) + (e)))))
 
 /* The source (u, v) of n pixels of row y from x on. */
-EACH_CPU static void sources(const double *m, long x, long y, long n, double *restrict u, double *restrict v)
+EACH_CPU static void sources(const double *m, ptrdiff_t x, ptrdiff_t y, ptrdiff_t n, double *restrict u, double *restrict v)
 {
     const double yin = (double)y + 0.5;
-    for (long i = 0; i < n; i++) {
+    for (ptrdiff_t i = 0; i < n; i++) {
         double xin = (double)(int)(x + i) + 0.5;
         u[i] = m[0] * xin + m[1] * yin + m[2];
         v[i] = m[3] * xin + m[4] * yin + m[5];
@@ -97,10 +98,10 @@ EACH_CPU static void sources(const double *m, long x, long y, long n, double *re
 
 /* For n sources inside of the image: `at` is the place of the first of the 4 x 4 pixels around each, in a copy with a
    border; u and v become the fractions. Returns whether the places follow one another. */
-EACH_CPU static int places(long stride, long n, double *restrict u, double *restrict v, int *restrict at)
+EACH_CPU static int places(ptrdiff_t stride, ptrdiff_t n, double *restrict u, double *restrict v, int *restrict at)
 {
     int apart = 0;
-    for (long i = 0; i < n; i++) {
+    for (ptrdiff_t i = 0; i < n; i++) {
         double column = (double)(int)(u[i] -= 0.5), row = (double)(int)(v[i] -= 0.5);
         column -= u[i] < column ? 1.0 : 0.0; /* -0.5 at least: floor */
         row -= v[i] < row ? 1.0 : 0.0;
@@ -108,7 +109,7 @@ EACH_CPU static int places(long stride, long n, double *restrict u, double *rest
         v[i] -= row;
         at[i] = ((int)row + BORDER - 1) * (int)stride + (int)column + BORDER - 1;
     }
-    for (long i = 0; i < n; i++)
+    for (ptrdiff_t i = 0; i < n; i++)
         apart |= at[i] - at[0] - (int)i;
     return !apart;
 }
@@ -136,10 +137,10 @@ static inline double across_two(const u8 *p, double d)
     return LINEAR(b, c, d);
 }
 
-EACH_CPU static void cubic(const u8 *restrict p, long stride, const int *restrict at, const double *restrict dx,
-                           const double *restrict dy, long n, u8 *restrict out)
+EACH_CPU static void cubic(const u8 *restrict p, ptrdiff_t stride, const int *restrict at, const double *restrict dx,
+                           const double *restrict dy, ptrdiff_t n, u8 *restrict out)
 {
-    for (long i = 0; i < n; i++) {
+    for (ptrdiff_t i = 0; i < n; i++) {
         const u8 *q = p + at[i];
         double a = across(q, dx[i]), b = across(q + stride, dx[i]);
         double c = across(q + 2 * stride, dx[i]), e = across(q + 3 * stride, dx[i]);
@@ -147,10 +148,10 @@ EACH_CPU static void cubic(const u8 *restrict p, long stride, const int *restric
     }
 }
 
-EACH_CPU static void linear(const u8 *restrict p, long stride, const int *restrict at, const double *restrict dx,
-                            const double *restrict dy, long n, u8 *restrict out)
+EACH_CPU static void linear(const u8 *restrict p, ptrdiff_t stride, const int *restrict at, const double *restrict dx,
+                            const double *restrict dy, ptrdiff_t n, u8 *restrict out)
 {
-    for (long i = 0; i < n; i++) {
+    for (ptrdiff_t i = 0; i < n; i++) {
         const u8 *q = p + at[i] + stride;
         double a = across_two(q, dx[i]), b = across_two(q + stride, dx[i]);
         out[i] = cut(LINEAR(a, b, dy[i]));
@@ -158,25 +159,25 @@ EACH_CPU static void linear(const u8 *restrict p, long stride, const int *restri
 }
 
 /* The same where dy is 0 and the places follow one another, from p on. */
-EACH_CPU static void cubic_along(const u8 *restrict p, const double *restrict dx, long n, u8 *restrict out)
+EACH_CPU static void cubic_along(const u8 *restrict p, const double *restrict dx, ptrdiff_t n, u8 *restrict out)
 {
-    for (long i = 0; i < n; i++) {
+    for (ptrdiff_t i = 0; i < n; i++) {
         int a = p[i], b = p[i + 1], c = p[i + 2], e = p[i + 3];
         out[i] = cut(CUBIC(a, b, c, e, dx[i]));
     }
 }
 
-EACH_CPU static void linear_along(const u8 *restrict p, const double *restrict dx, long n, u8 *restrict out)
+EACH_CPU static void linear_along(const u8 *restrict p, const double *restrict dx, ptrdiff_t n, u8 *restrict out)
 {
-    for (long i = 0; i < n; i++) {
+    for (ptrdiff_t i = 0; i < n; i++) {
         int b = p[i + 1], c = p[i + 2];
         out[i] = cut(LINEAR(b, c, dx[i]));
     }
 }
 
-static void copy_with_border(const u8 *in, long height, long width, u8 *copy)
+static void copy_with_border(const u8 *in, ptrdiff_t height, ptrdiff_t width, u8 *copy)
 {
-    for (long y = -BORDER; y < height + BORDER; y++, copy += width + 2 * BORDER) {
+    for (ptrdiff_t y = -BORDER; y < height + BORDER; y++, copy += width + 2 * BORDER) {
         const u8 *row = in + clip(y, height) * width;
         memset(copy, row[0], BORDER);
         memcpy(copy + BORDER, row, (size_t)width);
@@ -189,16 +190,16 @@ static void copy_with_border(const u8 *in, long height, long width, u8 *copy)
 
 static void warp_rows(const struct warp *w)
 {
-    const long height = w->height, width = w->width, plane = height * width, stride = width + 2 * BORDER;
+    const ptrdiff_t height = w->height, width = w->width, plane = height * width, stride = width + 2 * BORDER;
     const double *m = w->matrix;
     const int along = m[3] == 0.0 && m[4] == 1.0 && m[5] == 0.0; /* v is the row itself */
     for (int c = 0; c < 3; c++)
         copy_with_border(w->in + c * plane, height, width, w->room + c * BORDERED(height, width));
-    for (long y = 0; y < height; y++)
-        for (long x = 0; x < width; x += CHUNK) {
+    for (ptrdiff_t y = 0; y < height; y++)
+        for (ptrdiff_t x = 0; x < width; x += CHUNK) {
             double u[CHUNK], v[CHUNK];
             int at[CHUNK];
-            long n = width - x < CHUNK ? width - x : CHUNK, first = 0, end = n;
+            ptrdiff_t n = width - x < CHUNK ? width - x : CHUNK, first = 0, end = n;
             sources(m, x, y, n, u, v);
             /* u and v are monotone, so that what lies inside is one run. */
             while (first < end && !INSIDE(first))
@@ -224,7 +225,7 @@ static void warp_rows(const struct warp *w)
 
 static void warp(const struct warp *w)
 {
-    const long height = w->height, width = w->width, plane = height * width;
+    const ptrdiff_t height = w->height, width = w->width, plane = height * width;
     const double *m = w->matrix;
     if (!(m[0] == 1.0 && m[1] == 0.0 && m[2] == 0.0)) {
         warp_rows(w);
@@ -246,21 +247,21 @@ static void warp(const struct warp *w)
 /* ---- Gaussian blur: three box blurs along each axis ---- */
 
 /* One box blur down the columns. Pixels within `radius` weigh `whole`, the next on both sides `part`, of 1 << 24. */
-EACH_CPU static void box_blur(const u8 *in, long height, long width, float size, uint32_t *restrict sum,
+EACH_CPU static void box_blur(const u8 *in, ptrdiff_t height, ptrdiff_t width, float size, uint32_t *restrict sum,
                               u8 *restrict out)
 {
-    const long radius = (long)size;
+    const ptrdiff_t radius = (ptrdiff_t)size;
     const uint32_t whole = (uint32_t)((float)(1 << 24) / (size * 2 + 1));
     const uint32_t part = ((1 << 24) - (uint32_t)(radius * 2 + 1) * whole) / 2;
-    for (long x = 0; x < width; x++)
+    for (ptrdiff_t x = 0; x < width; x++)
         sum[x] = in[x] * (uint32_t)(radius + 1);
-    for (long y = 0; y < radius; y++)
-        for (long x = 0; x < width; x++)
+    for (ptrdiff_t y = 0; y < radius; y++)
+        for (ptrdiff_t x = 0; x < width; x++)
             sum[x] += in[clip(y, height) * width + x];
-    for (long y = 0; y < height; y++, out += width) {
+    for (ptrdiff_t y = 0; y < height; y++, out += width) {
         const u8 *before = in + clip(y - radius - 1, height) * width;
         const u8 *last = in + clip(y + radius, height) * width, *after = in + clip(y + radius + 1, height) * width;
-        for (long x = 0; x < width; x++) {
+        for (ptrdiff_t x = 0; x < width; x++) {
             sum[x] += (uint32_t)last[x] - before[x];
             out[x] = (u8)((sum[x] * whole + (uint32_t)(before[x] + after[x]) * part + (1 << 23)) >> 24);
         }
@@ -276,9 +277,9 @@ static float box_size(float radius)
     return l + a;
 }
 
-static void gaussian_blur(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
+static void gaussian_blur(const u8 *restrict in, u8 *restrict out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
 {
-    const long plane = height * width;
+    const ptrdiff_t plane = height * width;
     const float size = box_size((float)arg);
     u8 *a = room, *b = a + plane;
     uint32_t *sum = (uint32_t *)room + (2 * plane + 3) / 4;
@@ -301,10 +302,10 @@ static void gaussian_blur(const u8 *restrict in, u8 *restrict out, u8 *room, lon
 #define WIDEST 63 /* kernel */
 
 /* `kernel` has HIGH - 1 rows of zeros above and below: they change no sum. */
-__attribute__((target("avx2,fma"))) static void convolve_rows(const float *restrict in, long stride, long width,
+__attribute__((target("avx2,fma"))) static void convolve_rows(const float *restrict in, ptrdiff_t stride, ptrdiff_t width,
                                                               const float *kernel, int size, float *restrict out)
 {
-    for (long x = 0; x < width; x += WIDE) {
+    for (ptrdiff_t x = 0; x < width; x += WIDE) {
         if (x > width - WIDE)
             x = width - WIDE; /* the last ones once more */
         __m256 sum[HIGH][2];
@@ -327,14 +328,14 @@ __attribute__((target("avx2,fma"))) static void convolve_rows(const float *restr
     }
 }
 
-static void convolve(const float *in, const float *kernel, float *out, long height, long width, int size)
+static void convolve(const float *in, const float *kernel, float *out, ptrdiff_t height, ptrdiff_t width, int size)
 {
     float padded[(WIDEST + 2 * (HIGH - 1)) * WIDEST];
-    const long stride = width + size - 1, margin = (HIGH - 1) * size;
+    const ptrdiff_t stride = width + size - 1, margin = (HIGH - 1) * size;
     memset(padded, 0, sizeof padded);
     memcpy(padded + margin, kernel, sizeof(float) * (size_t)(size * size));
     for (int c = 0; c < 3; c++, in += stride * (height + size - 1), out += height * width)
-        for (long y = 0; y < height; y += HIGH) {
+        for (ptrdiff_t y = 0; y < height; y += HIGH) {
             if (y > height - HIGH)
                 y = height - HIGH;
             convolve_rows(in + y * stride, stride, width, padded, size, out + y * width);
@@ -435,13 +436,13 @@ struct blur {
     float *plane; /* the first pixel, in rows with a margin of `margin` to the left and right */
     u8 *out;
     float near[BINADES]; /* from here on a distance from the next whole number is too near to a half */
-    long height, width, stride, waiting, again;
+    ptrdiff_t height, width, stride, waiting, again;
     int size, from, to;              /* of `line` only [from, to) is not tiny */
-    long y[BLOCKS], x[BLOCKS];       /* runs of 8 pixels that wait to be summed again */
+    ptrdiff_t y[BLOCKS], x[BLOCKS];       /* runs of 8 pixels that wait to be summed again */
 };
 
 /* Where the row or column i of n is, for i in (-n, 2 * n - 1): borders are mirrored. */
-static inline long mirrored(long i, long n) { return i < 0 ? -i : i < n ? i : 2 * n - 2 - i; }
+static inline ptrdiff_t mirrored(ptrdiff_t i, ptrdiff_t n) { return i < 0 ? -i : i < n ? i : 2 * n - 2 - i; }
 
 /* What waits, in the reference's order. Independent sums, so that none has to wait for its own last addition. */
 FLOAT2 static void sum_again(struct blur *b)
@@ -476,7 +477,7 @@ FLOAT2 static void sum_again(struct blur *b)
 }
 
 /* STRIP pixels of row y from x on, as the two passes have them; and where they are too near to a half. */
-FLOAT2 static inline void store_strip(struct blur *b, long y, long x, const __m256 sum[4])
+FLOAT2 static inline void store_strip(struct blur *b, ptrdiff_t y, ptrdiff_t x, const __m256 sum[4])
 {
     const __m256 near = _mm256_loadu_ps(b->near), sign = _mm256_set1_ps(-0.0f);
     const __m256i one = _mm256_set1_epi32(127), order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
@@ -512,14 +513,14 @@ FLOAT2 static inline void store_strip(struct blur *b, long y, long x, const __m2
 }
 
 /* Rows y and y + 1 together: so many independent sums hide how long one addition takes. */
-FLOAT2 static void blur_rows(struct blur *b, long y, float *lines[2])
+FLOAT2 static void blur_rows(struct blur *b, ptrdiff_t y, float *lines[2])
 {
-    const long radius = b->size / 2, width = b->width;
+    const ptrdiff_t radius = b->size / 2, width = b->width;
     const float *rows[WIDEST + 1], *weight = b->line;
     const int from = b->from, to = b->to;
     for (int i = from; i <= to; i++)
         rows[i] = b->plane + mirrored(y + i - radius, b->height) * b->stride;
-    for (long x = 0; x < width; x += STRIP) { /* down */
+    for (ptrdiff_t x = 0; x < width; x += STRIP) { /* down */
         __m256 sum[2][4];
         for (int k = 0; k < 4; k++)
             sum[0][k] = sum[1][k] = _mm256_setzero_ps();
@@ -537,11 +538,11 @@ FLOAT2 static void blur_rows(struct blur *b, long y, float *lines[2])
         }
     }
     for (int n = 0; n < 2; n++)
-        for (long i = 1; i <= radius; i++) {
+        for (ptrdiff_t i = 1; i <= radius; i++) {
             lines[n][-i] = lines[n][i];
             lines[n][width - 1 + i] = lines[n][width - 1 - i];
         }
-    for (long x = 0; x < width; x += STRIP) { /* across */
+    for (ptrdiff_t x = 0; x < width; x += STRIP) { /* across */
         __m256 sum[2][4];
         for (int k = 0; k < 4; k++)
             sum[0][k] = sum[1][k] = _mm256_setzero_ps();
@@ -560,28 +561,28 @@ FLOAT2 static void blur_rows(struct blur *b, long y, float *lines[2])
 
 FLOAT2 static void blur_plane(struct blur *b, const u8 *in, float *lines[2])
 {
-    const long radius = b->size / 2, rest = STRIPS(b->width) - b->width;
-    for (long y = 0; y < b->height; y++, in += b->width) {
+    const ptrdiff_t radius = b->size / 2, rest = STRIPS(b->width) - b->width;
+    for (ptrdiff_t y = 0; y < b->height; y++, in += b->width) {
         float *row = b->plane + y * b->stride;
-        for (long x = 0; x < b->width; x++)
+        for (ptrdiff_t x = 0; x < b->width; x++)
             row[x] = in[x];
         memset(row + b->width, 0, sizeof(float) * (size_t)rest); /* is computed with, and lost */
-        for (long i = 1; i <= radius; i++) {
+        for (ptrdiff_t i = 1; i <= radius; i++) {
             row[-i] = row[i];
             row[b->width - 1 + i] = row[b->width - 1 - i];
         }
     }
-    for (long y = 0; y < b->height; y += 2)
+    for (ptrdiff_t y = 0; y < b->height; y += 2)
         blur_rows(b, y < b->height - 1 ? y : y - 1, lines); /* the last ones perhaps once more */
     if (b->waiting)
         sum_again(b);
 }
 
 /* Returns how many runs of 8 pixels were summed again. `slack` scales the bounds: 1, but to see what they are for. */
-static long blur(const u8 *in, const float *line, const float *kernel, int size, long height, long width, float slack,
+static ptrdiff_t blur(const u8 *in, const float *line, const float *kernel, int size, ptrdiff_t height, ptrdiff_t width, float slack,
                  float *room, u8 *out)
 {
-    const long radius = size / 2, margin = EIGHTS(radius);
+    const ptrdiff_t radius = size / 2, margin = EIGHTS(radius);
     float scaled[WIDEST * WIDEST];
     for (int i = 0; i < size * size; i++)
         scaled[i] = SCALE * kernel[i];
@@ -634,11 +635,11 @@ static inline int smooth(const u8 *above, const u8 *p, const u8 *below)
     return (int)((sum + 6) * 5042 >> 16); /* sum / 13, rounded */
 }
 
-EACH_CPU static void color(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
+EACH_CPU static void color(const u8 *restrict in, u8 *restrict out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
 {
-    const long n = height * width;
+    const ptrdiff_t n = height * width;
     const float factor = (float)arg;
-    for (long i = 0; i < n; i++) {
+    for (ptrdiff_t i = 0; i < n; i++) {
         int gray = luma(in[i], in[n + i], in[2 * n + i]);
         out[i] = blend(gray, in[i], factor);
         out[n + i] = blend(gray, in[n + i], factor);
@@ -646,50 +647,50 @@ EACH_CPU static void color(const u8 *restrict in, u8 *restrict out, u8 *room, lo
     }
 }
 
-EACH_CPU static void contrast(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
+EACH_CPU static void contrast(const u8 *restrict in, u8 *restrict out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
 {
-    const long n = height * width;
+    const ptrdiff_t n = height * width;
     const float factor = (float)arg;
     uint64_t sum = 0;
-    for (long i = 0; i < n; i++)
+    for (ptrdiff_t i = 0; i < n; i++)
         sum += (uint32_t)luma(in[i], in[n + i], in[2 * n + i]);
     const int mean = (int)((double)sum / n + 0.5);
-    for (long i = 0; i < 3 * n; i++)
+    for (ptrdiff_t i = 0; i < 3 * n; i++)
         out[i] = blend(mean, in[i], factor);
 }
 
-EACH_CPU static void brightness(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
+EACH_CPU static void brightness(const u8 *restrict in, u8 *restrict out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
 {
-    const long n = height * width;
+    const ptrdiff_t n = height * width;
     const float factor = (float)arg;
-    for (long i = 0; i < 3 * n; i++)
+    for (ptrdiff_t i = 0; i < 3 * n; i++)
         out[i] = blend(0, in[i], factor);
 }
 
-EACH_CPU static void grayscale(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
+EACH_CPU static void grayscale(const u8 *restrict in, u8 *restrict out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
 {
-    const long n = height * width;
-    for (long i = 0; i < n; i++)
+    const ptrdiff_t n = height * width;
+    for (ptrdiff_t i = 0; i < n; i++)
         out[i] = out[n + i] = out[2 * n + i] = (u8)luma(in[i], in[n + i], in[2 * n + i]);
 }
 
 /* The outermost pixels as they were. */
-static void keep_edges(const u8 *in, long height, long width, u8 *out)
+static void keep_edges(const u8 *in, ptrdiff_t height, ptrdiff_t width, u8 *out)
 {
     memcpy(out, in, (size_t)width);
     memcpy(out + (height - 1) * width, in + (height - 1) * width, (size_t)width);
-    for (long y = 0; y < height; y++) {
+    for (ptrdiff_t y = 0; y < height; y++) {
         out[y * width] = in[y * width];
         out[y * width + width - 1] = in[y * width + width - 1];
     }
 }
 
-EACH_CPU static void sharpness(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
+EACH_CPU static void sharpness(const u8 *restrict in, u8 *restrict out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
 {
-    const long n = height * width;
+    const ptrdiff_t n = height * width;
     const float factor = (float)arg;
     for (int c = 0; c < 3; c++, in += n, out += n) {
-        for (long i = width + 1; i < n - width - 1; i++) /* in one go; what was made across the edges is lost */
+        for (ptrdiff_t i = width + 1; i < n - width - 1; i++) /* in one go; what was made across the edges is lost */
             out[i] = blend(smooth(in + i - width, in + i, in + i + width), in[i], factor);
         keep_edges(in, height, width, out);
     }
@@ -703,55 +704,55 @@ static int fused; /* whether torch adds a product in one step on this CPU; Pytho
 /* rgb_to_grayscale, not rounded. */
 #define GRAY(i) PLUS(PLUS(in[i] * 0.2989f, 0.587f, (float)in[n + (i)]), 0.114f, (float)in[2 * n + (i)])
 
-EACH_CPU static void torch_color(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width,
+EACH_CPU static void torch_color(const u8 *restrict in, u8 *restrict out, u8 *room, ptrdiff_t height, ptrdiff_t width,
                                  double arg)
 {
-    const long n = height * width;
+    const ptrdiff_t n = height * width;
     const int fma = fused;
     const float factor = (float)arg, rest = (float)(1.0 - arg);
-    for (long start = 0; start < n; start += CHUNK) {
+    for (ptrdiff_t start = 0; start < n; start += CHUNK) {
         float gray[CHUNK];
-        const long size = n - start < CHUNK ? n - start : CHUNK;
-        for (long i = 0; i < size; i++)
+        const ptrdiff_t size = n - start < CHUNK ? n - start : CHUNK;
+        for (ptrdiff_t i = 0; i < size; i++)
             gray[i] = (float)(int)GRAY(start + i);
-        for (long at = start; at < 3 * n; at += n)
-            for (long i = 0; i < size; i++)
+        for (ptrdiff_t at = start; at < 3 * n; at += n)
+            for (ptrdiff_t i = 0; i < size; i++)
                 out[at + i] = cut_float(PLUS(factor * in[at + i], rest, gray[i]));
     }
 }
 
 /* For at most 65793 pixels: then torch's float32 sum of whole numbers is exact in any order. */
-EACH_CPU static void torch_contrast(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width,
+EACH_CPU static void torch_contrast(const u8 *restrict in, u8 *restrict out, u8 *room, ptrdiff_t height, ptrdiff_t width,
                                     double arg)
 {
-    const long n = height * width;
+    const ptrdiff_t n = height * width;
     const int fma = fused;
     const float factor = (float)arg, rest = (float)(1.0 - arg);
-    long sum = 0;
-    for (long i = 0; i < n; i++)
+    ptrdiff_t sum = 0;
+    for (ptrdiff_t i = 0; i < n; i++)
         sum += (int)GRAY(i);
     const float mean = (float)sum / (float)n;
-    for (long i = 0; i < 3 * n; i++)
+    for (ptrdiff_t i = 0; i < 3 * n; i++)
         out[i] = cut_float(PLUS(factor * in[i], rest, mean));
 }
 
-EACH_CPU static void torch_grayscale(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width,
+EACH_CPU static void torch_grayscale(const u8 *restrict in, u8 *restrict out, u8 *room, ptrdiff_t height, ptrdiff_t width,
                                      double arg)
 {
-    const long n = height * width;
+    const ptrdiff_t n = height * width;
     const int fma = fused;
-    for (long i = 0; i < n; i++)
+    for (ptrdiff_t i = 0; i < n; i++)
         out[i] = out[n + i] = out[2 * n + i] = (u8)(int)GRAY(i);
 }
 
-EACH_CPU static void torch_sharpness(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width,
+EACH_CPU static void torch_sharpness(const u8 *restrict in, u8 *restrict out, u8 *room, ptrdiff_t height, ptrdiff_t width,
                                      double arg)
 {
-    const long n = height * width;
+    const ptrdiff_t n = height * width;
     const int fma = fused;
     const float rest = (float)(1.0 - arg);
     for (int c = 0; c < 3; c++, in += n, out += n) {
-        for (long i = width + 1; i < n - width - 1; i++) {
+        for (ptrdiff_t i = width + 1; i < n - width - 1; i++) {
             int difference = smooth(in + i - width, in + i, in + i + width) - in[i];
             out[i] = cut_float(PLUS((float)in[i], rest, (float)difference));
         }
@@ -760,11 +761,11 @@ EACH_CPU static void torch_sharpness(const u8 *restrict in, u8 *restrict out, u8
 }
 
 /* adjust_hue: to HSV and back, `arg` turns on. */
-EACH_CPU static void hue(const u8 *restrict in, u8 *restrict out, u8 *room, long height, long width, double arg)
+EACH_CPU static void hue(const u8 *restrict in, u8 *restrict out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
 {
-    const long n = height * width;
+    const ptrdiff_t n = height * width;
     const float turns = (float)arg, unit = (float)(1.0 / 255), scale = (float)(255 + 1.0 - 1e-3);
-    for (long i = 0; i < n; i++) {
+    for (ptrdiff_t i = 0; i < n; i++) {
         float r = in[i] * unit, g = in[n + i] * unit, b = in[2 * n + i] * unit;
         float rg = r > g ? r : g, low = r < g ? r : g, v = rg > b ? rg : b;
         float span = v - (low < b ? low : b);
@@ -799,22 +800,22 @@ EACH_CPU static void hue(const u8 *restrict in, u8 *restrict out, u8 *room, long
 
 /* ---- tables ---- */
 
-static void count(const u8 *in, long n, int64_t counts[256])
+static void count(const u8 *in, ptrdiff_t n, int64_t counts[256])
 {
     uint32_t parts[4][256] = {{0}}; /* neighbours are often equal: each waits less for the last */
-    for (long i = 0; i + 4 <= n; i += 4)
+    for (ptrdiff_t i = 0; i + 4 <= n; i += 4)
         for (int k = 0; k < 4; k++)
             parts[k][in[i + k]]++;
-    for (long i = n & ~3L; i < n; i++)
+    for (ptrdiff_t i = n & ~(ptrdiff_t)3; i < n; i++)
         parts[0][in[i]]++;
     for (int v = 0; v < 256; v++)
         counts[v] = (int64_t)parts[0][v] + parts[1][v] + parts[2][v] + parts[3][v];
 }
 
 /* out[i] = in[index[i]], or fill where the index is n or more. */
-EACH_CPU static void gather(const u8 *restrict in, long n, const uint32_t *restrict index, u8 fill, u8 *restrict out)
+EACH_CPU static void gather(const u8 *restrict in, ptrdiff_t n, const uint32_t *restrict index, u8 fill, u8 *restrict out)
 {
-    for (long i = 0; i < n; i++)
+    for (ptrdiff_t i = 0; i < n; i++)
         out[i] = index[i] < (uint32_t)n ? in[index[i]] : fill;
 }
 
@@ -822,18 +823,18 @@ EACH_CPU static void gather(const u8 *restrict in, long n, const uint32_t *restr
 
 /* out = image + share * (mixed - image), where mixed = scale * image + the sum of weight * chain; both are cut to
    0..255 and to whole numbers, as Pillow's blend does. */
-EACH_CPU static void mix(const u8 *image, const u8 *chains, long n, const float *weights, long count, float scale,
+EACH_CPU static void mix(const u8 *image, const u8 *chains, ptrdiff_t n, const float *weights, ptrdiff_t count, float scale,
                          float share, u8 *out) /* which may be the image */
 {
-    for (long start = 0; start < n; start += CHUNK) {
+    for (ptrdiff_t start = 0; start < n; start += CHUNK) {
         float sum[CHUNK];
-        const long size = n - start < CHUNK ? n - start : CHUNK;
-        for (long i = 0; i < size; i++)
+        const ptrdiff_t size = n - start < CHUNK ? n - start : CHUNK;
+        for (ptrdiff_t i = 0; i < size; i++)
             sum[i] = scale * (float)image[start + i];
-        for (long k = 0; k < count; k++)
-            for (long i = 0; i < size; i++)
+        for (ptrdiff_t k = 0; k < count; k++)
+            for (ptrdiff_t i = 0; i < size; i++)
                 sum[i] += weights[k] * (float)chains[k * n + start + i];
-        for (long i = 0; i < size; i++)
+        for (ptrdiff_t i = 0; i < size; i++)
             out[start + i] = blend(image[start + i], cut_float(sum[i]), share);
     }
 }
@@ -916,20 +917,20 @@ static PyObject *bad(const char *what)
 }
 
 /* Whether the buffers are those of such an image, whose 3 * height * width fits an int. */
-static int fits(long height, long width, const Py_buffer *in, const Py_buffer *out, const Py_buffer *room)
+static int fits(ptrdiff_t height, ptrdiff_t width, const Py_buffer *in, const Py_buffer *out, const Py_buffer *room)
 {
-    const long limit = INT32_MAX / 16;
+    const ptrdiff_t limit = INT32_MAX / 16;
     return height > 0 && width > 0 && height < limit && width < limit / height && in->len == 3 * height * width &&
            out->len == in->len && room->len >= ROOM(height, width) && (uintptr_t)room->buf % 4 == 0;
 }
 
 /* (in, out, room, height, width, arg) */
-static PyObject *run(PyObject *args, void (*job)(const u8 *, u8 *, u8 *, long, long, double))
+static PyObject *run(PyObject *args, void (*job)(const u8 *, u8 *, u8 *, ptrdiff_t, ptrdiff_t, double))
 {
     Py_buffer in, out, room;
-    long height, width;
+    ptrdiff_t height, width;
     double arg;
-    if (!PyArg_ParseTuple(args, "y*w*w*lld", &in, &out, &room, &height, &width, &arg))
+    if (!PyArg_ParseTuple(args, "y*w*w*nnd", &in, &out, &room, &height, &width, &arg))
         return NULL;
     const int ok = fits(height, width, &in, &out, &room) && arg >= -1e6 && arg <= 1e6; /* no endless loop, no NaN */
     if (ok) {
@@ -971,7 +972,7 @@ static PyObject *run_affine(PyObject *self, PyObject *args)
     struct warp w;
     Py_buffer in, out, room;
     double *m = w.matrix;
-    if (!PyArg_ParseTuple(args, "y*w*w*ll(dddddd)(bbb)p", &in, &out, &room, &w.height, &w.width, m, m + 1, m + 2,
+    if (!PyArg_ParseTuple(args, "y*w*w*nn(dddddd)(bbb)p", &in, &out, &room, &w.height, &w.width, m, m + 1, m + 2,
                            m + 3, m + 4, m + 5, w.fill, w.fill + 1, w.fill + 2, &w.cubic))
         return NULL;
     const int ok = fits(w.height, w.width, &in, &out, &room);
@@ -990,12 +991,12 @@ static PyObject *run_affine(PyObject *self, PyObject *args)
 static PyObject *run_convolve(PyObject *self, PyObject *args)
 {
     Py_buffer in, kernel, out;
-    long height, width;
+    ptrdiff_t height, width;
     int size;
-    if (!PyArg_ParseTuple(args, "y*y*w*lli", &in, &kernel, &out, &height, &width, &size))
+    if (!PyArg_ParseTuple(args, "y*y*w*nni", &in, &kernel, &out, &height, &width, &size))
         return NULL;
     const int sane = size > 0 && size <= WIDEST && height >= HIGH && height < 65536 && width >= WIDE && width < 65536;
-    const long stride = width + size - 1, rows = height + size - 1;
+    const ptrdiff_t stride = width + size - 1, rows = height + size - 1;
     const int ok = sane && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                    in.len == 12 * stride * rows && kernel.len == 4 * size * size && out.len == 12 * height * width &&
                    ((uintptr_t)in.buf | (uintptr_t)kernel.buf | (uintptr_t)out.buf) % 4 == 0;
@@ -1013,11 +1014,11 @@ static PyObject *run_convolve(PyObject *self, PyObject *args)
 static PyObject *run_blur(PyObject *self, PyObject *args)
 {
     Py_buffer in, line, kernel, out, room;
-    long height, width, again = 0;
+    ptrdiff_t height, width, again = 0;
     float slack = 1;
-    if (!PyArg_ParseTuple(args, "y*y*y*w*w*ll|f", &in, &line, &kernel, &out, &room, &height, &width, &slack))
+    if (!PyArg_ParseTuple(args, "y*y*y*w*w*nn|f", &in, &line, &kernel, &out, &room, &height, &width, &slack))
         return NULL;
-    const long size = (long)(line.len / 4);
+    const ptrdiff_t size = (ptrdiff_t)(line.len / 4);
     const int sane = size > 0 && size <= WIDEST && size % 2 == 1 && height >= HIGH && height < 65536 &&
                      width >= WIDE && width < 65536 && size / 2 < height && size / 2 < width;
     const int ok = sane && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -1034,7 +1035,7 @@ static PyObject *run_blur(PyObject *self, PyObject *args)
     PyBuffer_Release(&kernel);
     PyBuffer_Release(&out);
     PyBuffer_Release(&room);
-    return ok ? PyLong_FromLong(again) : bad("wants AVX2 and FMA, 4 x 16 pixels or more, and more than the odd kernel's "
+    return ok ? PyLong_FromSsize_t(again) : bad("wants AVX2 and FMA, 4 x 16 pixels or more, and more than the odd kernel's "
                                              "half, which is 63 at most, and memory of the sizes that follow");
 }
 
