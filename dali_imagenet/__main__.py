@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--labels", metavar="FILE", help="of images in no folder: the devkit, or Kaggle's .csv")
         command.add_argument("--label-key", metavar="NAME", help="field or column that holds the label")
         command.add_argument("--image-key", metavar="NAME", help="which image, where a sample has several")
+    index.add_argument("--write", action="store_true", help="write the index of shards beside them, for everyone")
     pack.add_argument("output", help="a folder; what is there from the same command is checked and left")
     pack.add_argument("--shuffle", type=int, metavar="SEED", help="write in a permuted order, for other readers")
     pack.add_argument("--shard-size", default="1GB", metavar="SIZE", help="of each tar (default: 1GB)")
@@ -89,7 +90,8 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 def _index(options: argparse.Namespace) -> int:
     from dali_imagenet import SampleIndex
 
-    found = SampleIndex.open(options.data, **_given(options))
+    written: dict[str, Any] = {"write_index": True} if options.write else {}
+    found = SampleIndex.open(options.data, **_given(options), **written)
     for i in found.broken.nonzero()[0]:
         print(f"{escaped(found.path(int(i)))}: {printable(str(found.reason(int(i))))}")
     scan = found.scan

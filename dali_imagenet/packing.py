@@ -6,7 +6,6 @@ import hashlib
 import io
 import logging
 import os
-import re
 import tarfile
 import threading
 import time
@@ -34,14 +33,13 @@ from dali_imagenet.image import decode_and_resize, read_sample
 from dali_imagenet.pillow import open_image
 from dali_imagenet.plan.plan import Plan
 from dali_imagenet.recipe import EvalRecipe
-from dali_imagenet.validation import whole, wrong
+from dali_imagenet.validation import number_of_bytes, whole, wrong
 
 log = logging.getLogger("dali_imagenet")
 
 _KIND = Tar()
 _USUAL = Limits(MAX_PIXELS, MAX_BYTES)  # of whoever opens the shards
 _NO_LIMITS = Limits(None, None)  # the index of the source has judged already
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _COMPARED = 64  # images that are compared with what became of them
 _OVERHEAD = 2048  # bytes a sample: two headers, a label, and what fills up blocks
 DEFAULT_QUALITY = 90
@@ -124,7 +122,7 @@ def pack(
         OSError: a shard cannot be written.
         ValueError: an argument out of range.
     """
-    size = _bytes(shard_size)
+    size = number_of_bytes("shard_size", shard_size)
     smaller = _smaller(max_side, quality)
     if not (isinstance(part, tuple) and len(part) == 2):
         raise wrong("part", part, "(i, n): the i-th of n parts")
@@ -164,17 +162,6 @@ def pack(
         log.warning("left out %s: %s", escaped(name), why)
     job.compare(result)
     return result
-
-
-def _bytes(given: int | str) -> int:
-    """Of "1GB" and the like."""
-    if isinstance(given, str):
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B?)\s*", given, re.IGNORECASE)
-        unit = _UNITS.get(found[2].upper()) if found else None
-        if found is None or unit is None:
-            raise wrong("shard_size", given, "bytes, or a number with KB, MB, GB, KiB, MiB or GiB")
-        given = int(float(found[1]) * unit)
-    return whole("shard_size", given, 1)
 
 
 def _smaller(max_side: int | None, quality: int | None) -> _Smaller | None:

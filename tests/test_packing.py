@@ -172,7 +172,7 @@ def test_made_smaller(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shard_size": "1XB"}, "shard_size='1XB': must be bytes, or a number with KB"),
+        ({"shard_size": "1XB"}, "shard_size='1XB': must be a number of bytes"),
         ({"shard_size": 0}, "shard_size=0"),
         ({"max_side": 3}, "max_side=3"),
         ({"quality": 80}, "quality=80: must be None where max_side is None"),
@@ -195,4 +195,4 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["pack", str(folder), out, "--part", "2"]) == 1
     assert "error: --part '2': must be I/N" in capsys.readouterr().err
     assert main(["pack", str(folder), out, "--shard-size", "x"]) == 1
-    assert "error: --shard-size 'x': must be bytes" in capsys.readouterr().err
+    assert "error: --shard-size 'x': must be a number of bytes" in capsys.readouterr().err

@@ -494,6 +494,13 @@ def test_what_is_what(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFix
         SampleIndex.from_tar([tmp_path / "all.tar", tmp_path / "all.tar"])
 
 
+@pytest.mark.parametrize("name", ["x.bin", "x.tar.gz", "{0-3}.tar", "x/"])
+def test_addresses_keep_their_secrets(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), pytest.raises(ValueError, match="127") as caught:
+        SampleIndex.open(f"https://user:SECRET@127.0.0.1:9/{name}?signature=SECRET")
+    assert "SECRET" not in str(caught.value) + caplog.text
+
+
 def test_unpacked_data_beside_its_tars(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "imagenet" / "train")
     tar(tmp_path / "imagenet" / "ILSVRC2012_img_train.tar", [])

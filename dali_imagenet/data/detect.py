@@ -10,7 +10,7 @@ from typing import Any
 from dali_imagenet.data.container import FileReader
 from dali_imagenet.data.labels import class_in_key
 from dali_imagenet.data.layout import folder_path, is_dir, is_junk, is_split
-from dali_imagenet.data.places import expand_braces, is_url
+from dali_imagenet.data.places import expand_braces, is_url, public
 from dali_imagenet.data.scan import ahead
 from dali_imagenet.data.tar import is_image, tar_members
 from dali_imagenet.data.tfrecord import SHARD
@@ -117,7 +117,7 @@ def _of_url(url: str) -> str:
     kind = _of_name(place)
     if kind is None:
         raise ValueError(
-            f"{escaped(place)}: what lies there cannot be listed; give the shards, as {{000..127}}.tar, or a manifest"
+            f"{escaped(public(place))}: what lies there cannot be listed; give the shards, as {{000..127}}.tar"
         )
     return "from_webdataset" if kind == "from_tar" and place != url.partition("?")[0] else kind
 
@@ -127,8 +127,8 @@ def _of_name(name: str) -> str | None:
     base = name.lower().rpartition("/")[2]
     if base.endswith(_PACKED):
         raise ValueError(
-            f"{escaped(name)} is compressed: no image in it can be read alone; unpack it once (gunzip and the like: "
-            "a .tar is read as it is)"
+            f"{escaped(public(name))} is compressed: no image in it can be read alone; unpack it once (gunzip and the "
+            "like: a .tar is read as it is)"
         )
     return _SUFFIXES.get(os.path.splitext(base)[1]) or ("from_tfrecord" if SHARD.search(base) else None)
 

@@ -290,7 +290,8 @@ class SampleIndex:
             given["split"] = default_split
         elif "default_split" in takes:
             given["default_split"] = default_split
-        logger.info("SampleIndex.%s reads %s", name, escaped(str(data)) if isinstance(data, str) else name[5:])
+        what = public(os.fspath(data)) if isinstance(data, str | os.PathLike) else f"a {type(data).__name__}"
+        logger.info("SampleIndex.%s reads %s", name, escaped(what))
         index: SampleIndex = make(data, **given)
         return index
 
