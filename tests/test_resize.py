@@ -171,6 +171,7 @@ def row(box: list[int], resized: Any, window: Any, size: tuple[int, int], interp
         "resize": resized,
         "window": window,
         "window_fill": (0, 0, 0),
+        "window_mode": "constant",
     }
     return SimpleNamespace(**geometry, interpolation=filters, **(nothing | drawn))
 
