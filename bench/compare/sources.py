@@ -59,8 +59,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    import torch
+
     from dali_imagenet import SampleIndex
 
+    torch.set_num_threads(1)  # as in workers; threads that wait for each other would count as work
     root = images.linked(options.data or images.default_data() / "train", options.images, 1)
     index = SampleIndex.from_folder(root, progress=False, cache=False)
     asked = [kind.strip() for kind in options.only.split(",") if kind.strip()] or list(containers.KINDS)
