@@ -282,7 +282,8 @@ class SampleIndex:
         make = getattr(cls, name)
         given = {"split": split, "classes": classes, "labels": labels, **options}
         given = {key: value for key, value in given.items() if value is not None}
-        takes = {*inspect.signature(make).parameters} | {*IndexOptions.__annotations__}
+        takes = {*inspect.signature(make).parameters}
+        takes |= {*IndexOptions.__annotations__} if "options" in takes else set()
         if unknown := sorted(given.keys() - takes):
             listed_options = ", ".join(sorted(takes - {"data", "root", "options", "default_split"}))
             raise TypeError(f"SampleIndex.{name} has no option {unknown[0]!r}: it takes {listed_options}")
