@@ -91,6 +91,8 @@ def test_every_decoder_delivers_it(tmp_path: Path, name: str, monkeypatch: pytes
     expected = pixels(Image.open(io.BytesIO(case.same)))
     assert np.array_equal(decode_module._pillow(data, SIZE, WHOLE), expected)
     for decoder in decode_module.DECODERS:
+        if not decoder.available():
+            continue
         if (found := decoder.decode(data, SIZE, WHOLE, None)) is not None:
             assert np.array_equal(found, expected)
     # in the index, too, where something else makes it ask Pillow
@@ -149,6 +151,8 @@ def long_headers() -> dict[str, bytes]:
 def test_a_long_header_is_refused_by_every_decoder_and_by_the_index(tmp_path: Path, name: str) -> None:
     data = long_headers()[name]
     for decoder in decode_module.DECODERS[:-1]:
+        if not decoder.available():
+            continue
         assert decoder.decode(data, SIZE, WHOLE, None) is None
     with pytest.raises(ValueError, match="a header of more than 4096 segments or 1048576 bytes"):
         decode_module._pillow(data, SIZE, WHOLE)
@@ -163,6 +167,8 @@ def test_as_many_segments_as_are_looked_at_are_fine() -> None:
     assert find_marker_anomaly(data) == ""
     expected = decode_module._pillow(JPEG, SIZE, WHOLE)
     for decoder in decode_module.DECODERS:
+        if not decoder.available():
+            continue
         if (found := decoder.decode(data, SIZE, WHOLE, None)) is not None:
             assert np.array_equal(found, expected)
     assert find_marker_anomaly(JPEG[:2] + b"\xff\xfe\0\2" + data[2:]) == LONG_HEADER
