@@ -7,6 +7,7 @@ programs it varies least. The batches' hash must be one for all. Other libraries
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core import PROGRAM, containers, images, machine
+from ..core.range_server import serving
 from ..core.stats import quantile
 
 if TYPE_CHECKING:
@@ -41,14 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--recipe", choices=("classic", "strong", "eval"), default="classic", help="(classic)")
     add("--backend", choices=("torchvision", "dali"), default="torchvision", help="(torchvision)")
     add("--batch-size", type=int, metavar="N", default=64, help="images a batch (64)")
+    add("--latency", type=float, metavar="MS", help="and shards from a web server here that answers so late")
     add("--peers", action="store_true", help="other libraries on the same shards and tables, too")
     add("--out", type=Path, metavar="FILE", help="a JSON file for the figures, and a page beside it")
 
 
 def run(options: argparse.Namespace) -> int:
     logging.getLogger("dali_imagenet").setLevel(logging.WARNING)
-    with tempfile.TemporaryDirectory(prefix="bench-sources-") as folder:
-        results = compare(options, Path(folder))
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-sources-")))
+        results = compare(options, folder, stack)
     text = markdown(results)
     print(text)
     if options.out:
@@ -58,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     return 0 if all(row["same"] for row in results["sources"]) else 1
 
 
-def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def compare(options: argparse.Namespace, scratch: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     import torch
 
     from dali_imagenet import SampleIndex
@@ -73,6 +77,8 @@ def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     for kind, place in places.items():
         _, built[kind] = spent(partial(SampleIndex.open, place, progress=False, cache=False, num_threads=1))
         indexes[kind] = SampleIndex.open(place, progress=False, cache=False)
+    if options.latency is not None:
+        indexes |= remote(index, options.latency, scratch, stack)
     _, built[FOLDER] = spent(lambda: SampleIndex.from_folder(root, progress=False, cache=False, num_threads=1))
     tars = places.get("tar of tars") or containers.tar_of_tars(index, scratch)
     _, tarfile_s = spent(partial(listed, tars))
@@ -153,6 +159,20 @@ def digest(epoch: Callable[[], Any]) -> str:
         found.update(images_of.numpy())
         found.update(targets.numpy())
     return found.hexdigest()
+
+
+def remote(index: SampleIndex, latency: float, scratch: Path, stack: contextlib.ExitStack) -> dict[str, SampleIndex]:
+    """Shards behind a web server, and the same with copies on this disk."""
+    from dali_imagenet import SampleIndex
+
+    shards = containers.webdataset(index, scratch / "served")
+    address = stack.enter_context(serving(shards, latency))
+    names = [f"{address}/{file.name}" for file in sorted(shards.glob("*.tar"))]
+    options: dict[str, Any] = {"progress": False, "cache": False, "storage_options": {}}
+    return {
+        f"http, {latency:g} ms": SampleIndex.open(names, **options),
+        "http, local copies": SampleIndex.open(names, **options, local_cache=scratch / "copies"),
+    }
 
 
 def peers(root: Path, options: argparse.Namespace, scratch: Path) -> dict[str, Callable[[], Any]]:
