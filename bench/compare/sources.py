@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dali_imagenet import SampleIndex
 
 NAME = "sources"
-HELP = "what do tars, shards, zips, Arrow and Parquet cost beside a folder?"
+HELP = "what do tars, shards, zips and tables cost?"
 FOLDER = "folder"
 
 
