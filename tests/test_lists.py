@@ -77,7 +77,10 @@ def test_what_is_not_there_or_broken_is_named(index: SampleIndex, folder: Path) 
         ([("a.jpg", -1)], "labels=-1"),
         ([("a.jpg", 0), ("b.jpg", "cat")], "labels='cat'"),
         ([("a.jpg", 0.5)], "labels=0.5"),
-        ([("https://host/a.jpg?key=1", 0)], r"https://host/a\.jpg: single images are not read from addresses"),
+        (
+            [("https://host/a.jpg?key=1", 0), ("b.jpg", 0)],
+            r"https://host/a\.jpg: an address among paths: give addresses alone",
+        ),
         ([("a\0.jpg", 0)], "must be the name of a file"),
     ],
 )
@@ -185,7 +188,7 @@ def test_manifests_that_lack_something_are_refused(tmp_path: Path) -> None:
         ("a.csv", "file,label\na.jpg,0\n", "has columns file, label: must have path and label"),
         ("b.csv", "path,label\n", "at least one row"),
         ("c.csv", "path,label\na.jpg,0\nb.jpg\n", r"image 2 has path='b\.jpg' and label=''"),
-        ("d.csv", "path,label\nhttps://host/a.jpg,0\n", "single images are not read from addresses"),
+        ("d.csv", "path,label\nhttps://host/a.jpg,0\nb.jpg,0\n", "an address among paths"),
         ("e.jsonl", '{"path": "a.jpg", "label": 0}\nnothing\n', "line 2 is no JSON"),
         ("f.jsonl", "[1]\n", "line 1 is no object"),
         ("g.jsonl", '{"path": "a.jpg", "label": 0}\n{"path": "b.jpg"}\n', "label=None"),

@@ -744,3 +744,36 @@ def test_killed_while_the_cache_fills(server: Server, shards: list[str], expecte
                 assert data[at * BLOCK : (at + 1) * BLOCK][: len(whole) - at * BLOCK] == whole[at * BLOCK :][:BLOCK]
     assert marked
     assert same(run(index_of(server, shards, local_cache=cache)), expected)
+
+
+@pytest.mark.parametrize("table", [False, True], ids=["list", "manifest"])
+def test_images_that_are_objects_of_their_own(
+    table: bool, server: Server, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DALI_IMAGENET_CACHE", str(tmp_path / "cache"))
+    index = SampleIndex.from_folder(folder, progress=False)
+    names = [index.relative_path(i) for i in range(len(index))]
+    for i, name in enumerate(names):
+        server.objects[f"/x/{name}"] = index.source.read(i)
+    pairs = [(f"{server.url}/x/{name}?key=SECRET", int(label)) for name, label in zip(names, index.labels, strict=True)]
+    options: dict[str, Any] = {"progress": False, "storage_options": {"retry_config": RETRIES}}
+
+    def make() -> SampleIndex:
+        if not table:
+            return SampleIndex.from_samples(pairs, classes=index.classes, **options)
+        rows = "".join(f"{place},{label}\n" for place, label in pairs)
+        file = write(tmp_path / "x.csv", f"path,label\n{rows}".encode())
+        return SampleIndex.open(file, classes=index.classes, **options)
+
+    found = make()
+    assert found.fingerprint == index.fingerprint
+    assert found.path(0) == f"{server.url}/x/{names[0]}"
+    assert not any(path == f"{name}.dali-index" for _, path, _, _ in server.log for name in names)
+    server.log.clear()
+    assert make().scan.read == 0
+    with load(found, RECIPE, num_workers=1) as loader, load(index, RECIPE) as local:
+        assert same(copied(loader), copied(local))
+    assert not any(b"SECRET" in file.read_bytes() for file in (tmp_path / "cache").rglob("*") if file.is_file())
+    server.objects[f"/x/{names[0]}"] = server.objects[f"/x/{names[1]}"]
+    with pytest.raises(StorageError, match="has changed since it was indexed"):
+        found.source.read(0)

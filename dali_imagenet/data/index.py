@@ -31,7 +31,7 @@ from dali_imagenet.data.headers import Limits
 from dali_imagenet.data.imagenet import flat_files, read_labels, solution_of, within_kaggle
 from dali_imagenet.data.layout import find_classes, flat_part, folder_path, in_order, is_split, named, resolve_split
 from dali_imagenet.data.names import Names
-from dali_imagenet.data.places import expand, expand_split, public
+from dali_imagenet.data.places import expand, expand_split, is_url, public
 from dali_imagenet.data.progress import progress_bar
 from dali_imagenet.data.remote import locate
 from dali_imagenet.data.rows import NO_FILE, Array, Rows, new_rows
@@ -702,7 +702,8 @@ class SampleIndex:
         its transform: that is the recipe's.
 
         Args:
-            samples: (path, label) pairs, whose labels are numbers counted from 0, or names of classes; torchvision's
+            samples: (path, label) pairs, or (address, label), whose labels are numbers counted from 0, or names of
+                classes; torchvision's
                 ImageFolder, DatasetFolder or ImageNet; timm's ImageDataset with its readers of folders and tars; an
                 index; or a `torch.utils.data.Subset` of these, as `random_split` gives them.
             classes: the order of the names, as `from_folder` takes it. None: that of the dataset; of a list sorted,
@@ -713,8 +714,8 @@ class SampleIndex:
 
         Raises:
             TypeError: what lists no files.
-            ValueError: no sample, samples that are no (path, label), addresses, a `target_transform`, files outside
-                of root, or labels out of range.
+            ValueError: no sample, samples that are no (path, label), a `target_transform`, addresses and paths, files
+                outside of root, or labels out of range.
         """
         inner, at = lists.unwrapped(samples)
         if isinstance(inner, SampleIndex):
@@ -754,7 +755,8 @@ class SampleIndex:
         Raises:
             FileNotFoundError: no such file.
             ImportError: Parquet without pyarrow.
-            ValueError: another kind of file, a column or a value is missing, addresses, or more than one split.
+            ValueError: another kind of file, a column or a value is missing, addresses and paths, or more than one
+                split.
         """
         return cls._from_list(lists.read_manifest(file, split, default_split), classes, options, False)
 
@@ -851,6 +853,8 @@ class SampleIndex:
     def _from_list(
         cls, given: lists.Listed, classes: Classes | None, options: IndexOptions, strict: bool
     ) -> SampleIndex:
+        if given.paths and all(map(is_url, given.paths)):
+            return cls._from_addresses(given, classes, options)
         settings = scan_options(**options)
         root, names = lists.placed(given, strict)
         labels, order = _labels_of(given.labels, given.classes, classes)
@@ -862,6 +866,24 @@ class SampleIndex:
 
         key = ["list", os.fsencode(root).hex(), of, order]
         return cls._made(key, root, make, settings, lambda rows: FileSource(root, rows), True)
+
+    @classmethod
+    def _from_addresses(cls, given: lists.Listed, classes: Classes | None, options: IndexOptions) -> SampleIndex:
+        """Images that are objects of their own."""
+        labels, order = _labels_of(given.labels, given.classes, classes)
+        places = list(dict.fromkeys(given.paths))
+        number = {place: i for i, place in enumerate(places)}
+        called = [public(place) for place in given.paths]
+        folders = [f"{place.rpartition('/')[0]}/" for place in called]
+        start = os.path.commonprefix(folders).rindex("/") + 1  # noqa: RUF071 - cut at a slash
+
+        def label(scans: Sequence[Scanned]) -> labelling.Labelled:
+            at = [number[place] for place in given.paths]
+            rows = labelling.ordered(labelling.joined(scans), at, [place[start:] for place in called], labels.tolist())
+            return labelling.Labelled(rows, tuple(order))
+
+        key = ["addresses", lists.digest_key(called, labels), order]
+        return cls._from_containers(key, _called(places), places, lists.Alone(), label, options)
 
     @classmethod
     def _from_extents(cls, given: lists.Tarred, classes: Classes | None, options: IndexOptions) -> SampleIndex:

@@ -14,14 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dali_imagenet.data.algebra import positions
+from dali_imagenet.data.container import Reader
 from dali_imagenet.data.layout import folder_path, split_of
-from dali_imagenet.data.places import is_url
+from dali_imagenet.data.places import is_url, public
 from dali_imagenet.data.rows import Rows
+from dali_imagenet.data.scan import Found
 from dali_imagenet.data.source import read_each
 from dali_imagenet.escape import either, escaped
 from dali_imagenet.validation import wrong
 
-_DOWNLOAD = "single images are not read from addresses; download them, or give shards of them"
+_MIXED = "an address among paths: give addresses alone, or paths alone, and put the indexes together with concat()"
 
 
 class Listed(NamedTuple):
@@ -157,7 +159,7 @@ def placed(given: Listed, strict: bool) -> tuple[str, list[str]]:
         if not path or "\0" in path:
             raise wrong("path", path, "the name of a file")
         if "://" in path and is_url(path):
-            raise ValueError(f"{escaped(path.partition('?')[0])}: {_DOWNLOAD}")
+            raise ValueError(f"{escaped(public(path))}: {_MIXED}")
     base = os.path.join(given.root if given.root is not None else os.getcwd(), "")
     paths = [path if _is_plain(path) else os.path.abspath(os.path.join(base, path)) for path in given.paths]
     root = base
@@ -256,6 +258,26 @@ _READERS: dict[str, Callable[[str], dict[str, list[Any]]]] = {
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }
+
+
+class Alone:
+    """A `Kind`: an object that is one image. Nobody writes an index beside it."""
+
+    name = "image 1"
+    beside = False
+
+    def parts(self, reader: Reader) -> list[Any]:
+        """See `Kind.parts`."""
+        return [None]
+
+    def scan(self, reader: Reader, part: Any, found: Found) -> dict[str, Any]:
+        """See `Kind.scan`."""
+        found.add(reader.container.name.rpartition("/")[2], 0, reader.container.size)
+        return {}
+
+    def join(self, abouts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """See `Kind.join`."""
+        return {}
 
 
 class Items:

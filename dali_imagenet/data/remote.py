@@ -356,8 +356,9 @@ class RemoteSource:
         self._own().expect(samples)
 
     def name(self, sample: int) -> str:
-        """The container, a colon and the name within it."""
-        return f"{self._containers[int(self._container[sample])].name}:{self._rows.names[sample]}"
+        """The container, a colon and the name within it; the address of what is one image."""
+        container, name = self._containers[int(self._container[sample])].name, self._rows.names[sample]
+        return container if container.endswith(f"/{name}") else f"{container}:{name}"
 
     def local_path(self, sample: int) -> None:
         """None: no file holds a sample alone."""

@@ -244,7 +244,8 @@ def _remembered(
     if folder is not None:
         file = folder / cache_name(kind, container, options.limits)
         sources.append((str(file), lambda: file.read_bytes() if file.is_file() else None))
-    sources.append((container.name + INDEX_SUFFIX, lambda: storage.beside(container)))
+    if getattr(kind, "beside", True):  # what is one image each has none
+        sources.append((container.name + INDEX_SUFFIX, lambda: storage.beside(container)))
     for name, load in sources:
         try:
             data = load()
