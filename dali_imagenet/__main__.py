@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         return {"index": _index, "pack": _pack, "preview": _preview}[options.command](options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, ImportError) as error:
         print(f"error: {_as_options(str(error))}", file=sys.stderr)
         return 1
 

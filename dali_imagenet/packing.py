@@ -20,10 +20,9 @@ from PIL import Image
 from dali_imagenet import rng
 from dali_imagenet.data.headers import Limits
 from dali_imagenet.data.index import SampleIndex
-from dali_imagenet.data.labels import CLASSES_KEY
 from dali_imagenet.data.progress import progress_bar
 from dali_imagenet.data.rows import read_rows, save_rows
-from dali_imagenet.data.scan import INDEX_SUFFIX, Found, LocalStorage, Scanned, info_beside
+from dali_imagenet.data.scan import CLASSES_KEY, INDEX_SUFFIX, Found, LocalStorage, Scanned, info_beside
 from dali_imagenet.data.shared import key_of
 from dali_imagenet.data.tar import Tar
 from dali_imagenet.errors import BadImageError
@@ -131,6 +130,8 @@ def pack(
     num_threads = whole("num_threads", num_threads or os.cpu_count() or 1, 1)
     index = SampleIndex.open(source, split=split, classes=classes, **options)
     folder = os.path.abspath(os.path.expanduser(os.fspath(out)))
+    if os.path.realpath(folder) in _folders_of(index):
+        raise ValueError(f"{escaped(folder)} holds the data themselves: give another folder to write to")
     os.makedirs(folder, exist_ok=True)
     order = np.arange(len(index))
     if shuffle is not None:
@@ -162,6 +163,15 @@ def pack(
         log.warning("left out %s: %s", escaped(name), why)
     job.compare(result)
     return result
+
+
+def _folders_of(index: SampleIndex) -> set[str]:
+    """The folders that it was made of, as far as its names tell."""
+    places = [
+        index.root,
+        *(index.path(i).partition(".tar:")[0] for i in range(0, len(index), max(1, len(index) // 64))),
+    ]
+    return {os.path.realpath(place) for place in [*places, *map(os.path.dirname, places)]}
 
 
 def _smaller(max_side: int | None, quality: int | None) -> _Smaller | None:
@@ -248,7 +258,9 @@ class _Job:
             return None
         except ValueError:
             info = {}
-        if info.get("made") != self.made or info["version"][0] != os.path.getsize(file):
+        if info.get("made") == self.made and info["version"][0] != os.path.getsize(file):
+            return None  # it was damaged
+        if info.get("made") != self.made:
             raise FileExistsError(
                 f"{escaped(file)} is of other data or options: give another folder, or remove what is in this one"
             )

@@ -75,9 +75,11 @@ def test_a_killed_worker_is_an_error_and_the_next_iteration_works(index: SampleI
         iteration = iter(ours)
         next(iteration)
         victim = kill_a_worker()
-        with pytest.raises(RuntimeError, match=rf"worker.*{victim}.*(killed|exited)"):
-            for _ in iteration:
-                pass
+        with pytest.raises(RuntimeError, match=rf"worker.*{victim}.*(killed|exited)"):  # noqa: PT012 - what it had
+            for _ in range(50):  # finished comes first, which may be the rest of the epoch
+                for _ in iteration:
+                    pass
+                iteration = iter(ours)
         ours.set_epoch(0)
         again = [images for images, _ in ours]
         assert all(map(torch.equal, expected, again))
@@ -203,7 +205,7 @@ def test_a_full_disk_costs_the_cache_only(new_folder: Callable[..., Path], tmp_p
     assert done.stdout.split() == [expected, "8", "8"], done.stderr[-2000:]
     assert "File too large" in done.stderr
     assert "cannot be written, the next start reads every header again" in done.stderr
-    assert list(cache.iterdir()) == []
+    assert {file.suffix for file in cache.iterdir()} <= {".lock"}
 
 
 def test_a_full_disk_leaves_the_older_cache(
@@ -211,7 +213,7 @@ def test_a_full_disk_leaves_the_older_cache(
 ) -> None:
     root, cache = new_folder(8), tmp_path / "cache"
     SampleIndex.from_folder(root, cache_dir=cache)
-    (old,) = cache.iterdir()
+    (old,) = cache.glob("index-*.bin")
     before = old.read_bytes()
     (root / "class_000" / "new.JPEG").write_bytes(next(root.rglob("*.JPEG")).read_bytes())
     real = open
@@ -226,7 +228,7 @@ def test_a_full_disk_leaves_the_older_cache(
     monkeypatch.setattr(index_cache, "open", full, raising=False)
     assert len(SampleIndex.from_folder(root, cache_dir=cache)) == 9
     assert "No space left on device" in caplog.text
-    assert [path.read_bytes() for path in cache.iterdir()] == [before]
+    assert [path.read_bytes() for path in cache.glob("index-*")] == [before]
 
 
 INDEXING = """
@@ -240,7 +242,8 @@ def test_ranks_that_index_at_once_agree(index: SampleIndex, tmp_path: Path) -> N
     ranks = [start("-c", INDEXING, index.root, str(tmp_path)) for _ in range(3)]
     found = {rank.communicate(timeout=300)[0].strip() for rank in ranks}
     assert found == {index.fingerprint}
-    assert len(list(tmp_path.iterdir())) == 1  # one cache, nothing temporary
+    kinds = sorted(file.suffix for file in tmp_path.iterdir())
+    assert kinds == [".bin", ".json", ".lock", ".rows"]  # one of each, nothing temporary
 
 
 ENDLESS = """

@@ -193,13 +193,10 @@ def test_manifests_that_lack_something_are_refused(tmp_path: Path) -> None:
         ("f.jsonl", "[1]\n", "line 1 is no object"),
         ("g.jsonl", '{"path": "a.jpg", "label": 0}\n{"path": "b.jpg"}\n', "label=None"),
         ("h.txt", "path label", r"a name that ends in \.csv, \.jsonl or \.parquet"),
-        ("i.csv", "path,label\na.jpg,0\nb.jpg,cat\n", "labels"),
+        ("i.csv", "path,label\na.jpg,0\nb.jpg,cat\n", "label 'cat' among labels that are numbers"),
     ):
         file = tmp_path / name
         file.write_text(text)
-        if name == "i.csv":  # names, one of which is "0"
-            assert SampleIndex.from_manifest(file, progress=False).classes == ("0", "cat")
-            continue
         with pytest.raises(ValueError, match=message):
             SampleIndex.from_manifest(file)
     with pytest.raises(FileNotFoundError, match="does not exist"):

@@ -119,6 +119,15 @@ def test_it_goes_on_where_it_was_interrupted(folder: Path, tmp_path: Path, monke
         packed(folder, out, shuffle=1)
 
 
+def test_the_data_are_not_written_into(folder: Path, tmp_path: Path) -> None:
+    packed(folder, tmp_path / "out")
+    for source in (tmp_path / "out", SampleIndex.open(tmp_path / "out")):
+        with pytest.raises(ValueError, match="holds the data themselves"):
+            packed(source, tmp_path / "out")
+    with pytest.raises(ValueError, match="holds the data themselves"):
+        packed(folder, folder)
+
+
 def test_permuted(folder: Path, tmp_path: Path) -> None:
     index = SampleIndex.from_folder(folder, progress=False)
     packed(folder, tmp_path / "out", shuffle=7)

@@ -176,7 +176,7 @@ def test_padding_has_no_target(lam: Any) -> None:
 def test_multi_label_targets_are_refused() -> None:
     with pytest.raises(ValueError, match="one class an image"):
         soft_targets(np.zeros((4, CLASSES), np.int64), None, CLASSES, 0.1)
-    with pytest.raises(ValueError, match="one dimension"):
+    with pytest.raises(ValueError, match="must be 28 integers, or one for all images"):
         SampleIndex.from_arrays(np.zeros((4, CLASSES), np.int64), 30, 30)
 
 

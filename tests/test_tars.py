@@ -120,6 +120,10 @@ def test_the_same_as_the_folder(layout: str, folder: Path, tmp_path: Path) -> No
     assert [found.source.read(i) for i in range(len(found))] == [expected.source.read(i) for i in range(len(found))]
     assert found.source.read_many([1, 0]) == [expected.source.read(1), expected.source.read(0)]
     assert ".tar:" in found.path(0)
+    if layout == "a tar each":  # class_000.tar could be a shard
+        with pytest.raises(ValueError, match=r"from_tar takes each tar for a class, .*from_webdataset needs"):
+            SampleIndex.open(tmp_path / "each")
+        return
     again = SampleIndex.open(tmp_path / GIVEN[layout])
     assert again.fingerprint == expected.fingerprint
     assert again.scan.read == 0
@@ -499,6 +503,91 @@ def test_addresses_keep_their_secrets(name: str, caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO), pytest.raises(ValueError, match="127") as caught:
         SampleIndex.open(f"https://user:SECRET@127.0.0.1:9/{name}?signature=SECRET")
     assert "SECRET" not in str(caught.value) + caplog.text
+
+
+def test_shards_are_no_classes(tmp_path: Path) -> None:
+    """Keys of one class each, or captions beside the images: never a class for each shard."""
+    names = ["n01", "n02", "n03"]
+    for i, name in enumerate(names):
+        tar(tmp_path / "keyed" / f"train-{i:06d}.tar", [(f"{name}_{k}.JPEG", encode_small()) for k in range(2)])
+        tar(tmp_path / "text" / f"train-{i:06d}.tar", [("x.jpg", encode_small()), ("x.txt", b"a caption")])
+    assert SampleIndex.open(tmp_path / "keyed").classes == ("n01", "n02", "n03")
+    assert SampleIndex.open(f"{tmp_path}/keyed/train-{{000000..000002}}.tar").labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(SampleIndex.from_webdataset(f"{tmp_path}/keyed/train-*.tar")) == 6
+    with pytest.raises(ValueError, match="say which"):
+        SampleIndex.open(tmp_path / "text")
+
+
+def test_archives_are_classes_only_where_all_images_lie_flat(tmp_path: Path) -> None:
+    for i in range(2):
+        members = [(f"{name}/{i}.jpg", encode_small()) for name in ("a", "b")]
+        tar(tmp_path / "p" / f"part{i}.tar", members + ([("thumbnail.jpg", encode_small())] if i else []))
+    with pytest.raises(ValueError, match="1 of 5 images lie in no folder"):
+        SampleIndex.open(tmp_path / "p")
+    for name in ("Dr.Smith", "Dr.Jones", "cat"):
+        tar(tmp_path / "dots" / f"{name}.tar", [("x.jpg", encode_small())])
+    assert SampleIndex.open(tmp_path / "dots").classes == ("Dr.Jones", "Dr.Smith", "cat")
+    shard = tar(tmp_path / "s" / "a.tar", [("x.jpg", encode_small()), ("x.cls", b"0")])
+    tar(tmp_path / "s" / "b.tar", [("x.jpg", encode_small()), ("x.cls", b"1")])
+    with pytest.raises(ValueError, match=r"read them with SampleIndex\.from_webdataset"):
+        SampleIndex.from_tar(shard.parent)
+
+
+def test_evaluation_has_the_numbers_of_training(tmp_path: Path) -> None:
+    names = ["train/a", "train/b", "train/c", "val/b", "val/c"]
+    file = tar(tmp_path / "x.tar", [(f"data/{name}/{i}.jpg", encode_small()) for i, name in enumerate(names)])
+    val = SampleIndex.from_tar(file, split="val")
+    assert (val.classes, val.labels.tolist()) == (("a", "b", "c"), [1, 2])
+
+
+def test_parts_in_files_of_their_own(tmp_path: Path) -> None:
+    for part, count in (("train", 3), ("val", 2)):
+        members = [m for i in range(count) for m in ((f"{i}.jpg", encode_small()), (f"{i}.cls", b"%d" % i))]
+        tar(tmp_path / "s" / f"{part}-000000.tar", members)
+    with pytest.raises(ValueError, match="holds several parts of a data set: say split='train' or split='val'"):
+        SampleIndex.open(tmp_path / "s")
+    assert len(SampleIndex.open(tmp_path / "s", split="train")) == 3
+    with load(tmp_path / "s", EvalRecipe(input_size=40), batch_size=2) as loader:
+        assert len(loader.dataset) == 2
+
+
+@pytest.mark.parametrize("odd", [b"-1", b"1.0", b"unknown"])
+def test_one_odd_number_is_no_name(odd: bytes, tmp_path: Path) -> None:
+    members = [m for i in range(12) for m in ((f"{i}.jpg", encode_small()), (f"{i}.cls", b"%d" % i))]
+    file = tar(tmp_path / "x.tar", [*members, ("x.jpg", encode_small()), ("x.cls", odd)])
+    with pytest.raises(ValueError, match=r"among labels that are numbers: must all be whole numbers from 0 on"):
+        SampleIndex.from_webdataset(file)
+
+
+def test_what_is_beside_a_shard_is_looked_at_with_care(tmp_path: Path) -> None:
+    file = tar(tmp_path / "x.tar", [("a/x.jpg", encode_small())])
+    beside = tmp_path / "x.tar.dali-index"
+    with beside.open("wb") as out:
+        out.truncate(3 << 30)
+    assert len(SampleIndex.from_tar(file, cache=False)) == 1
+    beside.unlink()
+    os.mkfifo(beside)
+    assert len(SampleIndex.from_tar(file, cache=False)) == 1
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(ValueError, match=r"pipe\.tar is no regular file"):
+        SampleIndex.from_tar(tmp_path / "pipe.tar")
+    with pytest.raises(ValueError, match="a name that leads out of it"):
+        SampleIndex.from_tar(tar(tmp_path / "y.tar", [("a/../../x.jpg", encode_small())]))
+
+
+def test_rows_that_were_damaged_or_exchanged(folder: Path, tmp_path: Path) -> None:
+    index = nested(folder, tmp_path)
+    sent, file = pickle.dumps(index), Path(str(index.rows.file))
+    file.unlink()  # the mapping lives on
+    shutil.copy(str(index_of(folder).rows.file), file)
+    with pytest.raises(ValueError, match="is another index than the one that was sent"):
+        pickle.loads(sent)
+    file.unlink()
+    file.write_bytes(b"")
+    assert SampleIndex.from_tar(tmp_path / "outer.tar").fingerprint == index.fingerprint
+    assert file.stat().st_size > 0
+    file.unlink()
+    assert pickle.loads(pickle.dumps(index)).fingerprint == index.fingerprint
 
 
 def test_unpacked_data_beside_its_tars(folder: Path, tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def index_cache(root: Path, backend: str) -> None:
     wrong = list[str]()
     cache = root / "cache"
     SampleIndex.from_folder(few, progress=False, cache_dir=cache)
-    (file,) = cache.iterdir()
+    (file,) = cache.glob("index-*.bin")
     whole = file.read_bytes()
     rng = np.random.default_rng(int(backend))
     for _ in range(CACHES):

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dali_imagenet.data.container import Reader
-from dali_imagenet.data.labels import CLASSES_KEY
-from dali_imagenet.data.scan import Found, ahead
+from dali_imagenet.data.scan import CLASSES_KEY, Found, ahead
 from dali_imagenet.data.tables import (
     BYTES,
     PATH,

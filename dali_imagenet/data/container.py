@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import sys
 import threading
 from collections import OrderedDict
@@ -70,8 +71,12 @@ class FileReader:
     """
 
     def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        # Not blocking: it may be a pipe.
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         info = os.fstat(self._fd)
+        if not stat.S_ISREG(info.st_mode):
+            os.close(self._fd)
+            raise ValueError(f"{escaped(path)} is no regular file")
         self.container = Container(path, info.st_size, stamp_of(info))
 
     def read(self, at: int, count: int) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 from dali_imagenet.data.container import FileReader
 from dali_imagenet.data.labels import class_in_key
 from dali_imagenet.data.layout import folder_path, is_dir, is_junk, is_split
-from dali_imagenet.data.places import expand_braces, is_url, public
+from dali_imagenet.data.places import expand, expand_braces, is_url, public
 from dali_imagenet.data.scan import ahead
 from dali_imagenet.data.tar import is_image, tar_members
 from dali_imagenet.data.tfrecord import SHARD
@@ -27,7 +27,7 @@ _SUFFIXES = {
     ".jsonl": "from_manifest",
 }
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_MEMBERS = 64  # of a tar that are looked at
+_MEMBERS = 1024  # of a tar that are looked at
 _WHAT = (
     "a folder of images, tars, zips, TFRecords or Parquet files, such a file or a list of them, a manifest "
     "(.csv, .jsonl), [(path, label), ...], a Dataset, or a SampleIndex"
@@ -64,9 +64,9 @@ def _of_list(data: Sequence[Any]) -> str:
     if not data:
         raise wrong("data", data, "at least one file")
     if all(isinstance(one, str | os.PathLike) for one in data):
-        kinds = {_of_place(one) for one in data[:1]} | {_of_name(os.fspath(one)) for one in data[1:]}
+        kinds = {_of_place(one) for one in (data[0], data[-1])} | {_of_name(os.fspath(one)) for one in data[1:-1]}
         kinds.discard(None)
-        # what the first shard holds says whether they are a WebDataset
+        # the first and the last say whether they are a WebDataset
         kinds -= {"from_tar"} if "from_webdataset" in kinds else set()
         if len(kinds) != 1:
             raise ValueError(f"data: a list of several kinds of files ({', '.join(sorted(map(str, kinds)))})")
@@ -95,14 +95,14 @@ def _of_place(data: str | os.PathLike[str]) -> str:
     path = folder_path("data", data)
     if os.path.isdir(path):
         return _of_folder(path)
-    first = path if os.path.lexists(path) else expand_braces(path)[0]
+    first = path if os.path.lexists(path) else expand(path, ())[0] if "*" in path else expand_braces(path)[0]
     if not os.path.exists(first):
         raise FileNotFoundError(
             f"data {first!r} does not exist; give the folder that holds one folder a class, or {_WHAT}"
         )
     kind = _of_name(first)
     if kind == "from_tar":
-        return _of_tars([first], first == path)
+        return _of_tars([first] if first == path else expand_braces(path), first == path)
     if is_image(first):
         raise NotADirectoryError(f"{first!r} is not a folder; give the folder that holds one folder a class")
     if kind is None:
@@ -182,20 +182,33 @@ def _holds(path: str, folder: str, suffix: str) -> bool:
 
 
 def _of_tars(paths: Sequence[str], alone: bool) -> str:
-    """WebDataset's shards have labels beside the images, or are several with folders in them."""
-    reader = FileReader(paths[0])
-    try:
-        names = [m.name for m in _first(tar_members(ahead(reader.read), paths[0], 0, reader.container.size))]
-    finally:
-        reader.close()
+    """WebDataset's shards have labels beside the images, keys that say the class, or folders and numbers."""
+    names = _members(paths[0]) + (_members(paths[-1]) if len(paths) > 1 else [])
     if any(name.lower().endswith((".cls", ".json")) for name in names):
         return "from_webdataset"
     images = [name for name in names if is_image(name)]
     flat = [name for name in images if "/" not in name]
-    if flat:  # a tar for each class, unless the keys name several
-        return "from_webdataset" if len({class_in_key(name) for name in flat} - {None}) > 1 else "from_tar"
-    numbered = not alone and re.search(r"\d{3,}\.tar$", paths[0]) is not None
-    return "from_webdataset" if images and numbered else "from_tar"
+    numbered = not alone and all(re.search(r"\d{3,}\.tar$", path, re.IGNORECASE) for path in paths)
+    if not flat:
+        return "from_webdataset" if images and numbered else "from_tar"
+    keys = {class_in_key(name) for name in flat}
+    if None not in keys and not keys <= {os.path.splitext(os.path.basename(path))[0] for path in paths}:
+        return "from_webdataset"
+    if numbered and None in keys:
+        raise ValueError(
+            f"{escaped(paths[0])} and its like hold images without folders or labels: SampleIndex.from_tar takes each "
+            "tar for a class, SampleIndex.from_webdataset needs label_key= or .cls beside the images; say which"
+        )
+    return "from_tar"
+
+
+def _members(path: str) -> list[str]:
+    """The names of the first members of a tar."""
+    reader = FileReader(path)
+    try:
+        return [m.name for m in _first(tar_members(ahead(reader.read), path, 0, reader.container.size))]
+    finally:
+        reader.close()
 
 
 def _first(members: Iterable[Any]) -> Iterable[Any]:

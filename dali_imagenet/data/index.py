@@ -31,7 +31,7 @@ from dali_imagenet.data.headers import Limits
 from dali_imagenet.data.imagenet import flat_files, read_labels, solution_of, within_kaggle
 from dali_imagenet.data.layout import find_classes, flat_part, folder_path, in_order, is_split, named, resolve_split
 from dali_imagenet.data.names import Names
-from dali_imagenet.data.places import expand, expand_split, is_url, public
+from dali_imagenet.data.places import expand, expand_split, expand_tars, is_url, public
 from dali_imagenet.data.progress import progress_bar
 from dali_imagenet.data.remote import locate
 from dali_imagenet.data.rows import NO_FILE, Array, Rows, new_rows
@@ -365,6 +365,11 @@ class SampleIndex:
             if table is not None:
                 return cls._from_flat(*flat, table, labelling.classes_of(classes), options)
         folder, train = resolve_split(top, split)
+        if table is not None:
+            raise ValueError(
+                f"labels= says the classes of images in no folder, but {folder!r} holds folders: leave it out, or give "
+                "the folder of the images"
+            )
         ordered = find_classes(folder, labelling.classes_of(classes), train, split)
 
         def make() -> tuple[Rows, tuple[str, ...], int]:
@@ -431,7 +436,7 @@ class SampleIndex:
             StorageError: a server or the network fails, or refuses to let this process read.
             ValueError: no tar archives, compressed ones, or images without a class.
         """
-        places = expand(data, (".tar",))
+        places = expand_tars(data, split, default_split)
         table = read_labels(labels)
         order = labelling.classes_of(classes)
         what = _called(places)
@@ -450,9 +455,11 @@ class SampleIndex:
         cls,
         data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
+        split: str | None = None,
         classes: Classes = "sorted",
         label_key: str | None = None,
         image_key: str | None = None,
+        default_split: str | None = None,
         **options: Unpack[IndexOptions],
     ) -> SampleIndex:
         """Index WebDataset shards, in their order. Any image is read by itself: an epoch is a true permutation.
@@ -460,12 +467,14 @@ class SampleIndex:
         Args:
             data: shards: names with numbers in braces (`{000000..001281}.tar`), a folder of them, or a list; paths, or
                 addresses (`s3://`, `gs://`, `az://`, `https://`; docs/remote.md).
+            split: which shards of a folder: "train", "val" or another part of their names; ".": all of them.
             classes: names in label order, where labels are numbers; else as `from_folder` takes it. Without names,
                 numbers are called by the folders of their images where these are one to one, else "0", "1", ...
             label_key: "cls", or a field of the `.json` member, with dots between levels. None: the `.cls` member, or
                 the field "label"; where there is neither, the folder of a key, or what stands before its number
                 (`n01440764_10026`).
             image_key: which of a key's images, as "jpg" or "jpg;png". None: each key has one.
+            default_split: which shards where `split` says nothing and their names say several parts.
             options: `IndexOptions`.
 
         Raises:
@@ -473,12 +482,12 @@ class SampleIndex:
             StorageError: a server or the network fails, or refuses to let this process read.
             ValueError: no tar archives, compressed ones, keys with several images, or images without a label.
         """
-        places = expand(data, (".tar",))
+        places = expand_tars(data, split, default_split)
         order = labelling.classes_of(classes)
         what = _called(places)
 
         def label(scans: Sequence[Scanned]) -> labelling.Labelled:
-            twice = [name for scan in scans for name in scan.about["twice"]]
+            twice = [name for scan in scans for name in scan.about.get("twice", ())]
             if twice:
                 raise ValueError(
                     f"{escaped(what)}: {listed(twice, 3)} share a key with other images; say which with image_key= "
@@ -783,8 +792,8 @@ class SampleIndex:
             labels: one label for each item, or a function of an item that gives it: numbers counted from 0, or names.
                 None: the item's second part.
             classes: as `from_samples` takes it.
-            version: what changes whenever the data do: the index is remembered under it. None: every start looks at
-                every item.
+            version: what changes whenever the data do, and is another one for each dataset of that class (as
+                "train 3"): the index is remembered under it. None: every start looks at every item.
             fork_safe: whether a forked process may go on with the dataset, as it may where it opens its files itself
                 in each process. False: workers are spawned.
             options: `IndexOptions`.
@@ -812,6 +821,9 @@ class SampleIndex:
         def source(rows: Rows) -> Source:
             return lists.DatasetSource(items, rows, fork_safe)
 
+        if version is not None:
+            given = [getattr(one, "__qualname__", None) for one in (read, labels)]
+            version = key_of(version, given, None if labels is None or callable(labels) else list(map(str, labels)))
         return cls._from_reads(type(data).__name__, len(items), look, None, classes, version, options, source)
 
     @classmethod
@@ -845,6 +857,7 @@ class SampleIndex:
         if names is not None and (len(names) != n or any("\0" in name for name in names)):
             raise ValueError(f"{len(names)} names for {n} samples: must be as many, and none may hold a NUL")
         what = type(source).__name__
+        version = None if version is None else key_of(version, list(map(str, found)))
         return cls._from_reads(
             what, n, lambda i: (source.read(i), found[i]), names, classes, version, options, lambda rows: source
         )

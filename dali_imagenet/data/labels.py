@@ -13,16 +13,15 @@ import numpy as np
 from dali_imagenet.data.layout import in_order, is_junk, named, split_of
 from dali_imagenet.data.names import Names
 from dali_imagenet.data.rows import Rows
-from dali_imagenet.data.scan import Scanned
+from dali_imagenet.data.scan import CLASSES_KEY, Scanned
 from dali_imagenet.escape import escaped, listed
 from dali_imagenet.validation import sequence, wrong
 
 logger = logging.getLogger("dali_imagenet")
 
+_NUMBER = re.compile(r"\d{1,9}")
 _KEYED = re.compile(r"(.+)_\d+")  # n01440764_10026: the class and a number
 _MOST_CLASSES = 1_000_000  # that are called by their numbers
-CLASSES_KEY = "class_names"
-"""Where a container that names its classes in label order remembers them."""
 
 
 class Labelled(NamedTuple):
@@ -51,10 +50,19 @@ def joined(scans: Sequence[Scanned]) -> Rows:
 
 def archive_prefixes(scans: Sequence[Scanned]) -> list[str] | None:
     """What to put before the names in each of several archives with images in no folder: an archive is a class then."""
-    flat = any("/" not in scan.rows.names[i] for scan in scans for i in range(len(scan.rows)))
-    if len(scans) < 2 or not flat:
+    if len(scans) < 2:
         return None
-    return [os.path.basename(scan.container.name).partition(".")[0] + "/" for scan in scans]
+    flat = [any("/" not in scan.rows.names[i] for i in range(len(scan.rows))) for scan in scans]
+    if not any(flat):
+        return None
+    if any(scan.about.get("labels") for scan in scans):
+        raise ValueError(
+            f"{escaped(scans[0].container.name)} and its like hold labels beside the images, as WebDataset's shards: "
+            "read them with SampleIndex.from_webdataset"
+        )
+    if not all(flat) or any(scan.about.get("nested") for scan in scans):
+        return None
+    return [os.path.splitext(os.path.basename(scan.container.name))[0] + "/" for scan in scans]
 
 
 def ordered(rows: Rows, order: Sequence[int], names: Sequence[str], labels: Sequence[int]) -> Rows:
@@ -96,12 +104,14 @@ def by_folder(
     if labels is not None:
         kept, names = _by_file(names, labels, what)
     else:
+        every = names
         kept, names = _below(range(len(names)), names, what, split, default_split)
     if not names:
         raise FileNotFoundError(f"no image in {escaped(what)}")
     folders = [name.partition("/")[0] for name in names]
     found = sorted({*folders} if labels is None else {*folders, *labels.values()})
-    numbers = named(classes, found) or in_order(found, str(classes))
+    train = [] if labels is not None or len(names) == len(every) else _of_training(every, kept)
+    numbers = named(classes, found) or in_order(train or found, str(classes))
     number = {name: i for i, name in enumerate(numbers)}
     if unknown := [name for name in sorted({*folders}) if name not in number]:
         raise _unknown(what, unknown)
@@ -116,6 +126,20 @@ def by_folder(
         ordered(rows, [kept[i] for i in order], [names[i] for i in order], [number[folders[i]] for i in order]),
         tuple(numbers),
     )
+
+
+def _of_training(names: Sequence[str], kept: Sequence[int]) -> list[str]:
+    """The classes of the training part, where the images that are kept are those of another part beside it."""
+    parts = names[kept[0]].split("/")[:-1]
+    at = next((i for i, part in enumerate(parts) if split_of(part) in ("val", "test")), None)
+    if at is None:
+        return []
+    found = set()
+    for name in names:
+        other = name.split("/")[:-1]
+        if len(other) > at + 1 and other[:at] == parts[:at] and split_of(other[at]) == "train":
+            found.add(other[at + 1])
+    return sorted(found)
 
 
 def _unknown(what: str, unknown: Sequence[str]) -> ValueError:
@@ -159,6 +183,7 @@ def _below(
             of, chosen = [split], True
         elif deep and len(tops) == 1:
             of = list(tops)
+            logger.info("%s: classes are the folders in %s/", escaped(what), escaped(of[0]))
         else:
             break
         inside = [i for i, name in enumerate(names) if name.startswith(of[0] + "/")]
@@ -289,7 +314,14 @@ def labelled(
             f"{escaped(what)}: {len(lacking)} of {len(names)} images have no label "
             f"({listed([names[i] for i in lacking], 3)}); give label_key=, or leave them out"
         )
-    if all(label is None or re.fullmatch(r"\d{1,9}", str(label)) for label in said):
+    plain = [bool(_NUMBER.fullmatch(str(label))) for label in said if label is not None]
+    if any(plain) and not all(plain):
+        odd = next(label for label in said if label is not None and not _NUMBER.fullmatch(str(label)))
+        raise ValueError(
+            f"{escaped(what)}: label {odd!r} among labels that are numbers: must all be whole numbers from 0 on, or "
+            "all names that are no numbers"
+        )
+    if all(plain):
         order, numbers = _numbered(names, [None if v is None else int(v) for v in said], known, classes, what)
     else:
         found = sorted({str(label) for label in said if label is not None})

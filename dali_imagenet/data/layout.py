@@ -327,6 +327,8 @@ def _from_file(file: str, there: Sequence[str]) -> Sequence[str]:
         raise type(error)(f"{problem}; give a text file of one class a line") from None
     first = [line.split()[0] for line in lines]
     whole = {*there} <= {*lines} or len({*first}) < len(lines)  # names may hold spaces
+    if not there:  # numbers are to be named
+        whole = whole and not all(re.fullmatch(r"n\d{8}", name) for name in first)
     return _checked(f"classes={file!r}", lines if whole else first)
 
 

@@ -90,7 +90,7 @@ def listing(data: Any) -> Listed | Tarred:
     if hasattr(data, "samples") and hasattr(data, "classes"):  # torchvision's DatasetFolder and its heirs
         classes = getattr(data, "wnids", data.classes)  # of ImageNet the classes are tuples of words
         root = os.path.abspath(os.path.expanduser(getattr(data, "split_folder", data.root)))
-        return _pairs(data.samples)._replace(classes=classes, root=root)
+        return _absolute(_pairs(data.samples))._replace(classes=classes, root=root)
     if isinstance(data, Sequence) and not isinstance(data, str | bytes):
         return _pairs(data)
     raise TypeError(
@@ -110,6 +110,13 @@ def _pairs(samples: Sequence[Any]) -> Listed:
     return Listed([path for path, _ in pairs], [label for _, label in pairs])
 
 
+def _absolute(given: Listed) -> Listed:
+    """A dataset's paths hold its root, which may be relative to the current folder."""
+    if os.path.isabs(given.paths[0]):
+        return given
+    return given._replace(paths=[os.path.abspath(os.path.expanduser(path)) for path in given.paths])
+
+
 def _is_pair(one: Any) -> bool:
     return isinstance(one, tuple | list) and len(one) == 2 and isinstance(one[0], str | os.PathLike)
 
@@ -127,7 +134,7 @@ def _of_timm(reader: Any) -> Listed | Tarred:
         classes[i] = name
     root = os.path.abspath(os.path.expanduser(reader.root))
     if isinstance(samples[0][0], str):
-        return _pairs(samples)._replace(classes=classes, root=root)
+        return _absolute(_pairs(samples))._replace(classes=classes, root=root)
     if hasattr(reader, "targets"):  # (member, archive or None, tar within it or None)
         at = ((os.path.join(root, archive) if archive else root, *rest) for archive, *rest in _turned(samples))
         return Tarred([_extent(*one) for one in at], reader.targets.tolist(), classes)
@@ -201,8 +208,15 @@ def read_manifest(file: str | os.PathLike[str], split: str | None, default_split
     for number, (one, label) in enumerate(zip(paths, labels, strict=True), 1):
         if not isinstance(one, str) or not one or label is None or label == "":
             raise ValueError(f"{escaped(path)}: image {number} has path={one!r} and label={label!r}: must have both")
-    if suffix == ".csv" and all(label.isascii() and label.isdecimal() for label in labels):
-        labels = [int(label) for label in labels]
+    if suffix == ".csv":
+        plain = [label.isascii() and label.isdecimal() for label in labels]
+        if any(plain) and not all(plain):
+            odd = labels[plain.index(False)]
+            raise ValueError(
+                f"{escaped(path)}: label {odd!r} among labels that are numbers: must all be whole numbers from 0 on, "
+                "or all names that are no numbers"
+            )
+        labels = [int(label) for label in labels] if all(plain) else labels
     found = Listed(paths, labels, None, os.path.dirname(path))
     return found if split == "." else _of_split(found, path, table.get("split"), split, default_split)
 

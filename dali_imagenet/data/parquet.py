@@ -11,9 +11,8 @@ from typing import Any
 
 from dali_imagenet.data import parquet_format as fmt
 from dali_imagenet.data.container import Reader
-from dali_imagenet.data.labels import CLASSES_KEY
 from dali_imagenet.data.places import is_url
-from dali_imagenet.data.scan import Found
+from dali_imagenet.data.scan import CLASSES_KEY, Found
 from dali_imagenet.data.tables import BYTES, PATH, cell_name, columns_of, features_of, label_texts, no_image
 from dali_imagenet.escape import escaped
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ from dali_imagenet.validation import wrong
 logger = logging.getLogger("dali_imagenet")
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
+_TAR = re.compile(r"\.tar$", re.IGNORECASE)
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -85,6 +87,8 @@ def expand(data: Any, suffixes: tuple[str, ...]) -> list[str]:
                 raise FileNotFoundError(f"no {' or '.join(suffixes)} in {escaped(path)}")
             return [os.path.join(path, name) for name in names]
         paths = [path] if os.path.lexists(path) else expand_braces(path)
+        if any(map(glob.has_magic, paths)):
+            paths = [one for pattern in paths for one in sorted(glob.glob(pattern)) or [pattern]]
         missing = [one for one in paths if not os.path.exists(one)]
         if missing:
             more = f", and {len(missing) - 1} more of {len(paths)}" if len(missing) > 1 else ""
@@ -100,6 +104,17 @@ def expand(data: Any, suffixes: tuple[str, ...]) -> list[str]:
         twice, seen = next(name for name in names if names.count(name) > 1), len({*found}) == len(found)
         raise ValueError(f"{escaped(twice)} is given more than once" + (", with other queries" if seen else ""))
     return found
+
+
+def expand_tars(data: Any, split: str | None, default_split: str | None) -> list[str]:
+    """As `expand`, of tars; in a folder where their names say train, val and the like, those of one part."""
+    path = _local(data)
+    if path and os.path.isdir(path):
+        words = [re.split(r"[-_.]", name) for name in os.listdir(path) if name.lower().endswith(".tar")]
+        parts = {part for of in words for part in map(split_of, of) if part}
+        if len(parts) > 1 or (parts and split in parts):
+            return expand_split(data, _TAR, "tars", split, default_split)
+    return expand(data, (".tar",))
 
 
 def expand_split(
@@ -133,7 +148,7 @@ def expand_split(
             raise FileNotFoundError(f"no {what} in {escaped(path)}")
     else:
         named = {place: place.replace("\\", "/").rpartition("/")[2] for place in expand(data, ())}
-    words = {place: re.split(r"[-./]", name) for place, name in named.items()}
+    words = {place: re.split(r"[-_./]", name) for place, name in named.items()}
     parts = {place: next((word for word in of if split_of(word)), None) for place, of in words.items()}
     kinds = {split_of(part) if part else None for part in parts.values()}
     if split is None and folder and len(kinds - {None}) > 1:

@@ -73,13 +73,16 @@ class Rows:
             save_rows(file, self, {})
             self.file = file
         if self.file is not None:
-            return {"file": self.file}
+            with contextlib.suppress(OSError):  # it was removed: the cache folder is the user's
+                return {"file": self.file, "digest": _digest_in(self.file)}
         return {"array": self.array, "names": self.names, "reasons": self.reasons}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "file" not in state:
             self.__init__(**state)  # type: ignore[misc]  # as copy and pickle do
             return
+        if _digest_in(state["file"]) != state["digest"]:
+            raise ValueError(f"{state['file']} is another index than the one that was sent")
         found, _ = map_rows(state["file"])
         self.__init__(found.array, found.names, found.reasons, state["file"])  # type: ignore[misc]  # as above
 
@@ -95,6 +98,12 @@ class Rows:
         array = self.array[rows]
         broken = np.flatnonzero(array["broken"])
         return Rows(array, self.names.select(rows), {int(i): self.reasons[int(rows[i])] for i in broken})
+
+
+def _digest_in(file: str) -> bytes:
+    """What a file says of its contents."""
+    with open(file, "rb") as f:
+        return f.read(_HEAD)[len(_MAGIC) :]
 
 
 def _remove(file: str, owner: int) -> None:
@@ -155,6 +164,8 @@ def save_rows(file: str | os.PathLike[str], rows: Rows, info: Mapping[str, Any])
         parts = _parts(rows, info)
         with open(fd, "wb") as out:
             out.writelines([_MAGIC, digest_of(parts), *parts])
+            out.flush()
+            os.fsync(fd)
         os.replace(temporary, file)
     except BaseException:
         with contextlib.suppress(OSError):

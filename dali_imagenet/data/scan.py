@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -73,15 +74,20 @@ class LocalStorage:
 
     def beside(self, container: Container) -> bytes | None:
         try:
-            with open(container.name + INDEX_SUFFIX, "rb") as file:
-                return file.read()
+            fd = os.open(container.name + INDEX_SUFFIX, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         except OSError:
             return None
+        with open(fd, "rb") as file:
+            info = os.fstat(fd)
+            # None is larger than what it is about.
+            return file.read() if stat.S_ISREG(info.st_mode) and info.st_size <= container.size else None
 
     def write_beside(self, container: Container, rows: Rows, info: Mapping[str, Any]) -> None:
         save_rows(container.name + INDEX_SUFFIX, rows, info)
 
 
+CLASSES_KEY = "class_names"
+"""Where a container that names its classes in label order remembers them."""
 INDEX_SUFFIX = ".dali-index"
 """Of what is written beside a container."""
 
@@ -298,7 +304,13 @@ def _is_sound(rows: Rows, about: Mapping[str, Any], container: Container, limits
         not bool((healthy["offset"] > container.size - sizes).any())
         and (limits.bytes is None or not bool((sizes - limits.bytes > most).any()))
         and (labels is None or (isinstance(labels, list) and len(labels) == len(rows)))
+        and all(label is None or type(label) in (str, int) for label in labels or ())
+        and all(_is_texts(about.get(name, [])) for name in ("twice", CLASSES_KEY) if about.get(name) is not None)
     )
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) is str for one in value)
 
 
 def write_beside(scans: Sequence[Scanned], kind: Kind, storage: Storage, limits: Limits) -> None:

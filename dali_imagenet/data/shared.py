@@ -75,7 +75,7 @@ def _written(folder: Path, key: str, made: Made, began: float | None) -> Made:
     state = "" if began is None else f"-{content_digest(rows, info)}"
     file = folder / f"rows-{key}{state}.rows"
     try:
-        if not file.is_file():
+        if not file.is_file() or _map(file) is None:  # or it was damaged
             save_rows(file, rows, info)
         if began is not None:
             _note(folder, key, file.name, began)
@@ -129,7 +129,7 @@ def _from_another(folder: Path, key: str, asked: float) -> Made | None:
         sibling = found["launch"] == _launch() and found["pid"] != os.getpid() and asked - began < _SAME_START
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    ranks = int(os.environ.get("WORLD_SIZE", "1") or 1) > 1
+    ranks = os.environ.get("WORLD_SIZE", "") not in ("", "1")
     if not (began >= asked or (sibling and ranks)) or os.path.basename(name) != name:
         return None
     return _map(folder / name)

@@ -107,6 +107,8 @@ def tar_members(
             if "size" in pax:
                 size = int(pax["size"]) if pax["size"].isdigit() else size
             member = os.fsdecode(long_name or pax.get("path") or _name(header)).removeprefix("./").lstrip("/")
+            if ".." in member.split("/"):
+                raise ValueError(f"{escaped(name)} holds {escaped(member)}, a name that leads out of it")
             if kind in _FILES and not member.endswith("/"):
                 problem = "a sparse file" if any(key.startswith("GNU.sparse") for key in pax) else ""
                 seen[member] = Member(member, data, size, problem)
@@ -208,9 +210,9 @@ class Tar:
                 at = found.add(prefix + member.name, member.offset, member.size, member.problem)
                 keys.setdefault(key, []).append(at)
                 labels.append(None)
-            elif extension in ("cls", "json") and member.size <= _LONGEST and not base.startswith("."):
-                text = self._label(extension, found.read(member.offset, member.size))
-                if text is not None and (extension == "cls" or key not in texts):
+            elif extension.lower() in ("cls", "json") and member.size <= _LONGEST and not base.startswith("."):
+                text = self._label(extension.lower(), found.read(member.offset, member.size))
+                if text is not None and (extension.lower() == "cls" or key not in texts):
                     texts[key] = text
         for key, text in texts.items():
             for at in keys.get(key, ()):
@@ -226,7 +228,7 @@ class Tar:
 
     def _label(self, extension: str, data: bytes) -> str | None:
         if extension == "cls":
-            return None if self._label_key not in (None, "cls") else data.decode("utf-8", "replace").strip()
+            return None if self._label_key not in (None, "cls") else data.decode("utf-8", "replace").strip() or None
         if self._label_key == "cls":
             return None
         try:

@@ -12,8 +12,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from dali_imagenet.data.container import Reader
-from dali_imagenet.data.labels import CLASSES_KEY
-from dali_imagenet.data.scan import Found, Scanned
+from dali_imagenet.data.scan import CLASSES_KEY, Found, Scanned
 from dali_imagenet.data.tar import refuse_packed
 from dali_imagenet.escape import escaped, listed
 
