@@ -483,11 +483,9 @@ def test_errors_say_what_to_do(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="TrainRecipe"):
         load(index, "classic")
     for data in (None, b"x" * 100_000, 3):
-        with pytest.raises(
-            (TypeError, ValueError), match=r"(?s)(^data=.*: must be a folder of images, tars|does not exist|list files)"
-        ) as caught:
+        with pytest.raises(ValueError, match=r"^data=.*: must be a folder of images, tars") as caught:
             load(data, CLASSIC)
-        assert len(str(caught.value)) < 350
+        assert len(str(caught.value)) < 450
     with load(index, CLASSIC) as loader:
         for epoch in (-1, 2**32, True, "1"):
             with pytest.raises(ValueError, match=f"epoch={epoch!r}: must be a whole number in"):
