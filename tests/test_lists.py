@@ -20,7 +20,7 @@ from torchvision.datasets import DatasetFolder, ImageFolder
 
 from dali_imagenet import BadImageError, SampleIndex, TrainRecipe
 from dali_imagenet.formats import IMG_EXTENSIONS
-from tests.helpers import copied, load, same
+from tests.helpers import copied, encode_small, load, make_folder, same
 
 RECIPE = TrainRecipe.classic(input_size=32)
 
@@ -330,3 +330,25 @@ class Lmdb:
     def __getitem__(self, i: int) -> Any:
         with self.env().begin() as read:
             return read.get(f"{i:04d}".encode())
+
+
+def test_a_dataset_with_a_relative_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import ImageFolder
+
+    make_folder(tmp_path / "data", 6, classes=2)
+    monkeypatch.chdir(tmp_path)
+    index = SampleIndex.from_samples(ImageFolder("data"), progress=False)
+    assert not index.broken.any()
+    assert index.fingerprint == SampleIndex.from_folder("data", progress=False).fingerprint
+
+
+def test_nothing_is_written_beside_files_that_lie_alone(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="write_index=True: must be False for files that lie alone"):
+        SampleIndex.from_samples([(str(tmp_path / "a.jpg"), 0)], write_index=True)
+
+
+def test_a_version_is_that_of_labels_too(tmp_path: Path) -> None:
+    images = [encode_small()] * 4
+    for labels in ([0, 1, 0, 1], [1, 0, 1, 0]):
+        index = SampleIndex.from_dataset(images, labels=labels, version="1", cache_dir=tmp_path, progress=False)
+        assert index.labels.tolist() == labels

@@ -601,3 +601,32 @@ def test_targets_are_tensors_of_the_same_kind(folder: Path, tmp_path: Path) -> N
     index = shards(folder, tmp_path)
     with load(index, EvalRecipe(input_size=40), on_error="skip", max_broken=0.5) as loader:
         assert next(iter(loader))[1].dtype == torch.int64
+
+
+def test_an_index_beside_that_says_nonsense_is_made_anew(folder: Path, tmp_path: Path) -> None:
+    file = tar(tmp_path / "x.tar", members_of(folder))
+    expected = SampleIndex.from_tar(file, write_index=True)
+    beside = tmp_path / "x.tar.dali-index"
+    rows, info = read_rows(beside.read_bytes(), None)
+    for wrong in ({"twice": 5}, {"twice": [5]}, {"class_names": "abc"}, {"labels": [[0]] * len(rows)}):
+        save_rows(beside, rows, {**info, **wrong})
+        found = SampleIndex.from_tar(file, cache=False)
+        assert (found.fingerprint, found.scan.read) == (expected.fingerprint, len(rows)), wrong
+
+
+def test_names_for_numbers_from_a_file(tmp_path: Path) -> None:
+    names = tmp_path / "LOC_synset_mapping.txt"
+    names.write_text("n01440764 tench, Tinca tinca\nn01443537 goldfish\n")
+    file = tar(tmp_path / "x.tar", [("a.jpg", encode_small()), ("a.cls", b"1")])
+    assert SampleIndex.from_webdataset(file, classes=names).classes == ("n01440764", "n01443537")
+
+
+def test_labels_for_images_in_folders_are_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="holds folders: leave it out"):
+        SampleIndex.from_folder(folder, labels={"x": "y"}, progress=False)
+
+
+def test_an_odd_world_size_is_no_matter_of_the_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    index_of(folder)
+    assert len(index_of(folder)) == 24

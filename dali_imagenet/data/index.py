@@ -869,6 +869,8 @@ class SampleIndex:
         if given.paths and all(map(is_url, given.paths)):
             return cls._from_addresses(given, classes, options)
         settings = scan_options(**options)
+        if settings.write_index:
+            raise wrong("write_index", True, "False for files that lie alone: there is no shard to write it beside")
         root, names = lists.placed(given, strict)
         labels, order = _labels_of(given.labels, given.classes, classes)
         of = lists.digest_key(names, labels)
