@@ -46,7 +46,7 @@ def test_an_index_is_a_sequence_of_path_and_label(index: SampleIndex) -> None:
     with pytest.raises(IndexError, match="image 24 of an index of 24"):
         index[24]
     with pytest.raises(TypeError, match="give several to subset"):
-        index[[0, 1]]  # type: ignore[call-overload]
+        index[[0, 1]]  # type: ignore[call-overload]  # wrong on purpose
 
 
 def test_names_are_selected_whole_across_chunks() -> None:

@@ -559,6 +559,7 @@ def test_one_odd_number_is_no_name(odd: bytes, tmp_path: Path) -> None:
         SampleIndex.from_webdataset(file)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
 def test_what_is_beside_a_shard_is_looked_at_with_care(tmp_path: Path) -> None:
     file = tar(tmp_path / "x.tar", [("a/x.jpg", encode_small())])
     beside = tmp_path / "x.tar.dali-index"

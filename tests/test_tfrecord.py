@@ -122,7 +122,7 @@ class TestOlder:
         names = ["a", "b", "c", "d"]
         for classes in ({}, {"classes": names}):
             with pytest.raises(ValueError, match=r"lie in 1\.\.3, .* say first_label=0 or first_label=1"):
-                SampleIndex.from_tfrecord(tmp_path, **classes, **OPTIONS)  # type: ignore[arg-type]
+                SampleIndex.from_tfrecord(tmp_path, **classes, **OPTIONS)  # type: ignore[arg-type]  # of many types
         zero = SampleIndex.from_tfrecord(tmp_path, classes=names, first_label=0, **OPTIONS)
         one = SampleIndex.from_tfrecord(tmp_path, classes=names, first_label=1, **OPTIONS)
         assert {*zero.labels.tolist()} == {1, 3}

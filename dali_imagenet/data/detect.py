@@ -44,7 +44,7 @@ def constructor_of(data: Any) -> str:
     """
     if isinstance(data, str | os.PathLike):
         return _of_place(data)
-    if isinstance(data, Sequence) and not isinstance(data, bytes) and _is_list(data):
+    if isinstance(data, list | tuple):
         return _of_list(data)
     if data is None or isinstance(data, bytes | bytearray | int | float):
         raise wrong("data", data, _WHAT)
@@ -54,10 +54,6 @@ def constructor_of(data: Any) -> str:
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return "from_samples" if _lists_its_files(data) else "from_dataset"
     raise TypeError(f"data={type(data).__name__}: must be {_WHAT}")
-
-
-def _is_list(data: Any) -> bool:
-    return isinstance(data, list | tuple)
 
 
 def _of_list(data: Sequence[Any]) -> str:
