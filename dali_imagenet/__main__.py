@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--label-key", metavar="NAME", help="field or column that holds the label")
         command.add_argument("--image-key", metavar="NAME", help="which image, where a sample has several")
     index.add_argument("--write", action="store_true", help="write the index of shards beside them, for everyone")
-    pack.add_argument("output", help="a folder; what is there from the same command is checked and left")
+    pack.add_argument("output", help="a folder; what is there from the same command is left")
     pack.add_argument("--shuffle", type=int, metavar="SEED", help="write in a permuted order, for other readers")
     pack.add_argument("--shard-size", default="1GB", metavar="SIZE", help="of each tar (default: 1GB)")
     pack.add_argument("--max-side", type=int, metavar="N", help="make images with a longer side smaller, as JPEGs")

@@ -95,7 +95,7 @@ def pack(
     Files are copied as they are, under their relative paths and in the order of the index, with the label as `.cls`
     beside each and an index of each shard, `NAME.tar.dali-index`; so that the shards have the fingerprint of the data,
     and a saved state moves between them. A dot within a name's stem becomes `%2E`, for WebDataset ends the key at the
-    first one. What is there already from the same call is checked and left.
+    first one. What is there already from the same call, of the right size, is left.
 
     Args:
         source: whatever `SampleIndex.open` takes.
