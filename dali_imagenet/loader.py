@@ -22,6 +22,7 @@ from dali_imagenet.engine import Batch, Engine, EngineOptions, choose_backend, m
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.escape import escaped, printable
 from dali_imagenet.failures import write_failures
+from dali_imagenet.output import NAMES, Form, Output, Transform, checked_output, copy_of, digest_of, own_targets
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import EPOCHS, OnError, Padding, Plan
 from dali_imagenet.ranks import check_agreement, check_group, in_group, resolve_ranks
@@ -62,6 +63,12 @@ def create_loader(
     # what comes out
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
+    output: Form = "tuple",
+    output_names: tuple[str, str] = NAMES,
+    with_index: bool = False,
+    with_path: bool = False,
+    targets: Tensor | None = None,
+    transform: Transform | None = None,
     # trouble
     on_error: OnError = "raise",
     max_broken: float = 0.01,
@@ -121,6 +128,26 @@ def create_loader(
             here or by `weights`, is augmented differently each time. `batch_size` and `drop_last` apply as to N.
         dtype: float32, float16 or bfloat16.
         memory_format: torch.contiguous_format or torch.channels_last.
+        output: "tuple": (images, targets), and behind them index and path where these are asked for. "dict": the same
+            under `output_names`, "index" and "path", as Hugging Face's Trainer takes it.
+        output_names: keys of images and targets in a dictionary.
+        with_index: hand out which sample each row shows, its place in the data: int64 [B] on `device`, -1 in padding
+            rows. Where one stands in for a broken image, or `num_aug_repeats` shows one twice, its own place each time;
+            with mixing that of the row itself, whose partner is row B-1-i.
+        with_path: hand out what `SampleIndex.path` calls that sample: a list of B texts, "" in padding rows.
+        targets: handed out in the place of the class numbers: a tensor [N, ...] with a row for each sample in the order
+            of the index, on any device. Floats (soft labels, several labels, numbers to regress) keep their dtype and
+            mix as labels do, by lambda with the row's partner; padding rows are 0, which weighs nothing in the
+            cross-entropy of soft labels, but counts in other losses (`with_index` says which rows they are,
+            padding="short" leaves them out). Integers are handed out as int64, -100 in padding rows, and are refused
+            where the recipe mixes; `label_smoothing` is refused beside either. A row is that of the image shown, also
+            where one stands in for a broken image. The tensor is read as batches are handed out: what is written to it
+            counts from the next batch on. No part of a saved state; ranks compare some of its rows.
+        transform: your own function of the finished batch, (images, targets) -> (images, targets), called in the
+            process, thread and stream that iterates, before a dictionary is made. It may return anything in their
+            place. Its randomness is its own: nothing that is said here of seeds, ranks and resuming holds for it. What
+            it raises ends the iteration, unchanged. Transforms of single images are the recipe's matter
+            (`TrainRecipe.from_transforms`).
         on_error: a broken image stops the run ("raise"), or is replaced by the next healthy one, the same on every
             backend ("replace"), or becomes a padding row with target -100 ("skip", evaluation only). Each is logged
             and listed in `Loader.failures`. That is for what is missing, forbidden, changed or cannot be decoded: where
@@ -137,11 +164,12 @@ def create_loader(
 
     Returns:
         A `Loader` of (images [B, 3, H, W], targets): targets int64 [B], or float32 [B, num_classes] where the recipe
-        mixes or smooths labels; both on `device`.
+        mixes or smooths labels; both on `device`. `output`, `with_index`, `with_path`, `targets` and `transform` change
+        that.
 
     Raises:
         FileNotFoundError: no data, or no such part of it.
-        TypeError: a recipe that is none.
+        TypeError: a recipe that is none; targets that are no tensor; an argument that does not exist.
         ValueError: bad data or arguments; a folder whose subfolders are probably not the classes.
         RuntimeError: what was asked for is not on this machine.
         BadImageError: the data holds broken images, and on_error is "raise".
@@ -165,6 +193,10 @@ def create_loader(
     if multiprocessing_context == "fork" and not index.source.fork_safe:
         raise wrong("multiprocessing_context", "fork", f"'spawn' or 'forkserver' for {type(index.source).__name__}")
     _check_health(index, on_error, max_broken)
+    out = checked_output(
+        index, recipe, output=output, output_names=output_names, with_index=with_index, with_path=with_path,
+        targets=targets, transform=transform,
+    )  # fmt: skip
     _warn_of_unused(
         chosen,
         target,
@@ -193,7 +225,7 @@ def create_loader(
     )
     return Loader(
         make_plan, chosen, options, num_workers=num_workers, ranks=(rank, world_size),
-        num_classes=_num_classes(index, recipe), max_broken=max_broken,
+        num_classes=_num_classes(index, recipe), max_broken=max_broken, output=out,
     )  # fmt: skip
 
 
@@ -212,7 +244,6 @@ _DATALOADER = {
     "prefetch_factor": "give prefetch",
     "persistent_workers": "workers stay until the loader is closed",
     "in_order": "batches come in order",
-    "transform": "give a recipe",
     "target_transform": "give classes, or an index with labels of your own: SampleIndex.from_arrays",
 }
 
@@ -304,27 +335,26 @@ class _Made(NamedTuple):
     """A batch that the user has not seen yet."""
 
     step: int
-    images: Tensor
-    targets: Tensor
+    batch: Any
 
 
 class _Peeked(NamedTuple):
     """The first batch of a coming iteration, and where the others come from."""
 
     at: tuple[int, int]
-    mixing: bool
+    form: tuple[bool, Output]
     batches: Generator[Batch, None, None]
-    batch: _Made | None
+    made: _Made | None
 
 
-class _Iteration(Iterator[tuple[Tensor, Tensor]]):
+class _Iteration(Iterator[Any]):
     """What `iter(loader)` gives: one that was ended from outside never looks as if the epoch were over."""
 
-    def __init__(self, batches: Generator[tuple[Tensor, Tensor], None, None]) -> None:
+    def __init__(self, batches: Generator[Any, None, None]) -> None:
         self._batches, self._ended = batches, ""
 
     @_uncompiled
-    def __next__(self) -> tuple[Tensor, Tensor]:
+    def __next__(self) -> Any:
         if self._ended:
             raise RuntimeError(self._ended)
         return next(self._batches)
@@ -341,7 +371,8 @@ class _Iteration(Iterator[tuple[Tensor, Tensor]]):
 
 
 class Loader:
-    """An iterable of (images, targets), made by `create_loader`. Usable wherever a DataLoader is iterated.
+    """An iterable of (images, targets), or of what `create_loader` was asked for. Usable wherever a DataLoader is
+    iterated.
 
     Each `iter()` goes on to the next epoch unless `set_epoch` said which. One iteration runs at a time: a new one
     ends the one before, whose next step raises RuntimeError. A yielded batch stays valid and writable as long as this
@@ -353,7 +384,9 @@ class Loader:
         recipe: what is done with each image.
         backend: the name of the engine.
         device: where batches are handed over.
-        num_classes: of the data, or of the recipe where that says more.
+        num_classes: of the data, or of the recipe where that says more; whatever `targets` hold.
+        output: "tuple" or "dict".
+        output_names: keys of images and targets in a dictionary.
         mixup_enabled: False stops mixing from the next yielded batch on; targets stay float and smoothed.
         translation: how `from_dataloader` read each part: rows (yours, ours, exact, note); else empty.
     """
@@ -368,6 +401,7 @@ class Loader:
         ranks: tuple[int | None, int | None],
         num_classes: int,
         max_broken: float,
+        output: Output,
     ) -> None:
         self.dataset: SampleIndex = make_plan.args[0]
         self.recipe: Recipe = make_plan.args[1]
@@ -375,6 +409,7 @@ class Loader:
         self.mixup_enabled = self.recipe.mixing
         self._make_plan, self._options = make_plan, options
         self._num_workers, self._ranks = num_workers, ranks
+        self._output, self.output, self.output_names = output, output.form, output.names
         self._grouped = False  # the ranks are those of a process group
         self._compared = False  # with the other ranks
         self._engine: Engine | None = None
@@ -387,7 +422,7 @@ class Loader:
         self._restored: tuple[int, int] | None = None  # a loaded position, until an iteration has begun
         self._fresh = False  # an iteration has been made, but has not begun
         self._active = False
-        self._warned = False
+        self._warned = self._warned_of_zeros = False
         self._peeked: _Peeked | None = None
         self._running: weakref.ref[_Iteration] | None = None
         self.translation: tuple[Any, ...] = ()
@@ -478,7 +513,7 @@ class Loader:
             self._followed = sampler, sampler.epoch
 
     @_uncompiled
-    def peek(self) -> tuple[Tensor, Tensor]:
+    def peek(self) -> Any:
         """A copy of the batch that the next iteration yields first, the same bits, made once for both.
 
         Neither the position nor what `set_epoch` said changes.
@@ -491,17 +526,16 @@ class Loader:
             raise RuntimeError("peek() while an iteration runs: call it before or after, or look at the batch in hand")
         at = self._next or (self.epoch, 0)
         found = None if self._peeked is None or self._peeked.at != at else self._peeked
-        if found is None or found.mixing != self._mixing:
+        if found is None or found.form != self._form:
             self._peeked = None  # first: what it holds is the engine's
             batches = engine.batches(*at)
-            found = self._peeked = _Peeked(at, self._mixing, batches, self._make(engine, batches))
-        if found.batch is None:
+            found = self._peeked = _Peeked(at, self._form, batches, self._make(engine, batches))
+        if found.made is None:
             raise RuntimeError("peek() at the end of an epoch that was resumed there: call set_epoch for the next one")
-        images, targets = found.batch.images, found.batch.targets
-        return images.clone(memory_format=torch.preserve_format), targets.clone()
+        return copy_of(found.made.batch)
 
     @_uncompiled
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         engine = self._open_engine()
         self._look_at_the_followed()
         self._warn_of_a_start_left()
@@ -516,15 +550,15 @@ class Loader:
         self._running = weakref.ref(iteration)  # weak: leaving the loop frees it, and with it what it has in flight
         return iteration
 
-    def _run(self, engine: Engine) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def _run(self, engine: Engine) -> Generator[Any, None, None]:
         self._at = self._at if self._next is None else self._next
         self._next, self._restored, self._fresh, self._active = None, None, False, True
         epoch, start = self._at
         self._compare_ranks()
         peeked, self._peeked = self._peeked, None
         made: _Made | None = None
-        if peeked is not None and (peeked.at, peeked.mixing) == (self._at, self._mixing):
-            batches, made = peeked.batches, peeked.batch
+        if peeked is not None and (peeked.at, peeked.form) == (self._at, self._form):
+            batches, made = peeked.batches, peeked.made
         else:
             batches = engine.batches(epoch, start)
         del peeked
@@ -534,7 +568,7 @@ class Loader:
                 if made is None:
                     return
                 self._at = (epoch, made.step + 1)
-                batch, made = (made.images, made.targets), None
+                batch, made = made.batch, None
                 yield batch
                 del batch  # else the user's batch would live on here while the next one is made
         finally:
@@ -544,6 +578,11 @@ class Loader:
     @property
     def _mixing(self) -> bool:
         return self.mixup_enabled and self.recipe.mixing
+
+    @property
+    def _form(self) -> tuple[bool, Output]:
+        """What decides how a batch is handed out."""
+        return self._mixing, self._output
 
     def _make(self, engine: Engine, batches: Generator[Batch, None, None]) -> _Made | None:
         """The next batch; None at the end of the epoch."""
@@ -563,7 +602,9 @@ class Loader:
                     plan, images = plan.select_rows(rows), images.index_select(0, to_device([rows], images.device)[0])
                 else:
                     zero_padding_(images, plan)
-            return _Made(plan.step, images, self._targets(plan, engine.mixing))
+            targets = self._targets(plan, engine.mixing)
+            beside = self._output.beside(plan, self.dataset, self.device)
+        return _Made(plan.step, self._output.packed(images, targets, beside))  # in whatever mode the user's loop is in
 
     def _warn_of_a_start_left(self) -> None:
         """A look at the first batches before training makes the training start with the next epoch: say so, once."""
@@ -578,11 +619,26 @@ class Loader:
             )
 
     def _targets(self, plan: BatchPlan, mixed: bool) -> Tensor:
-        recipe = self.recipe
+        recipe, given = self.recipe, self._output.targets
+        lam = plan.mix.lam if mixed and plan.mix is not None else None
+        if given is not None:
+            if given.is_floating_point() and plan.is_padding.any() and not self._output.with_index:
+                self._warn_of_zeros(plan)
+            return own_targets(given, plan, lam, self.device)
         if not isinstance(recipe, TrainRecipe) or not recipe.soft_targets:
             return to_device([plan.label], self.device)[0]
-        lam = plan.mix.lam if mixed and plan.mix is not None else None
         return to_device([soft_targets(plan.label, lam, self.num_classes, recipe.label_smoothing)], self.device)[0]
+
+    def _warn_of_zeros(self, plan: BatchPlan) -> None:
+        """Padding rows whose targets look like those of an image, once."""
+        if not self._warned_of_zeros:
+            self._warned_of_zeros = True
+            log.warning(
+                "step %d has %d padding rows, whose targets are 0: that weighs nothing in the cross-entropy of soft "
+                "labels, but counts in other losses. with_index=True says which rows they are, padding='short' leaves "
+                "them out",
+                *(plan.step, plan.is_padding.sum()),
+            )
 
     def _note(self, plan: BatchPlan, failures: dict[int, str]) -> None:
         if self._failed:  # what has been read this time is no failure any more
@@ -663,7 +719,9 @@ class Loader:
         if not self._compared:
             self._compared = True
             plan, (epoch, step) = self.plan, self._at
-            also = {"on_error": plan.on_error, "padding": plan.padding, "epoch": epoch, "step": step}
+            also: dict[str, Any] = {"on_error": plan.on_error, "padding": plan.padding, "epoch": epoch, "step": step}
+            if self._output.targets is not None and plan.world_size > 1:
+                also["targets"] = digest_of(self._output.targets)
             check_agreement(plan.rank, plan.world_size, {**plan.fingerprint, **also})
 
     def state_dict(self) -> dict[str, Any]:

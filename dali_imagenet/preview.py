@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dali_imagenet.escape import escaped
 from dali_imagenet.loader import Loader
+from dali_imagenet.output import Output
 from dali_imagenet.validation import whole
 
 _EDGE, _TEXT = 6, 18  # pixels around a tile, and of a line of text
@@ -19,15 +20,17 @@ _EDGE, _TEXT = 6, 18  # pixels around a tile, and of a line of text
 def save_preview(loader: Loader, path: str | os.PathLike[str], *, count: int = 8, epoch: int = 0) -> None:
     """Save a grid of the first `count` images of an epoch; where the recipe mixes, a row before and one after mixing.
 
+    Images and classes are those of the recipe and the index, before a `transform` and whatever the loader's `targets`.
     Ends the loader's running iteration; the next one starts at `epoch`, as if nothing had been.
 
     Raises:
         ValueError: for a path whose extension PIL does not know, or a count below 1.
     """
     count = whole("count", count, 1)
-    enabled = loader.mixup_enabled
+    enabled, output = loader.mixup_enabled, loader._output
     rows: list[tuple[str, Tensor, list[str]]] = []
     try:
+        loader._output = Output()
         for mixing in (False, True) if loader.plan.recipe.mixing else (False,):
             loader.mixup_enabled = mixing
             loader.set_epoch(epoch)
@@ -35,7 +38,7 @@ def save_preview(loader: Loader, path: str | os.PathLike[str], *, count: int = 8
             title = "after mixing" if mixing else "augmented" if loader.plan.train else "as evaluated"
             rows.append((title, _pixels(loader, images[:count]), _labels(loader, targets[:count])))
     finally:
-        loader.mixup_enabled = enabled
+        loader.mixup_enabled, loader._output = enabled, output
         loader.set_epoch(epoch)
     _grid(rows).save(path)
 

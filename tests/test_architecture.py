@@ -31,7 +31,7 @@ LAYERS = (
     ("image",),
     ("engine",),
     ("dali", "torchvision_fallback"),
-    ("ranks", "samplers", "state"),
+    ("output", "ranks", "samplers", "state"),
     ("explain",),
     ("loader",),
     ("metrics", "packing", "preview"),
