@@ -25,15 +25,15 @@ _COLOR = ("brightness", "contrast", "saturation", "hue_degrees")
 def explain(plan: Plan, epoch: int, step: int, failed: Collection[int] = ()) -> list[dict[str, Any]]:
     """The rows of one step as dictionaries that JSON takes and gives back unchanged.
 
-    Each holds: epoch, step, row, size (height and width of the output); position in the order of the epoch; index (the
-    sample that is read), drawn (the one that the order named; another one only where that is broken), repeat, path,
-    label, class; source_size, box (top, left, height, width of the region of the stored image), resize (height, width)
-    and interpolation, crop (top, left), crop_fill (colour of what it shows beside the image) and crop_beside
-    ("constant": that colour, "reflect": the image reflected); hflip, vflip; color (factors and degrees of color_twist)
-    or None; program: operations in order, each {"op", "arg", "aux"} (see `Op`), or an AugMix {"chains", "weights", "m",
-    "mode"}; fill; mean and std; erase: boxes (top, left, height, width), erase_mode, erase_value and noise_key; mix:
-    {"kind", "lam", "box" (top, bottom, left, right) or None, "partner": {row, index, label}} or None. All in pixels of
-    what they apply to. A padding row has index -1 and label -100.
+    Each holds: epoch, step, row, size (height and width of the output); position in the order of the epoch (of the
+    pass, with `steps_per_epoch`); index (the sample that is read), drawn (the one that the order named; another one
+    only where that is broken), repeat, path, label, class; source_size, box (top, left, height, width of the region of
+    the stored image), resize (height, width) and interpolation, crop (top, left), crop_fill (colour of what it shows
+    beside the image) and crop_beside ("constant": that colour, "reflect": the image reflected); hflip, vflip; color
+    (factors and degrees of color_twist) or None; program: operations in order, each {"op", "arg", "aux"} (see `Op`), or
+    an AugMix {"chains", "weights", "m", "mode"}; fill; mean and std; erase: boxes (top, left, height, width),
+    erase_mode, erase_value and noise_key; mix: {"kind", "lam", "box" (top, bottom, left, right) or None, "partner":
+    {row, index, label}} or None. All in pixels of what they apply to. A padding row has index -1 and label -100.
 
     Args:
         failed: samples that turned out to be unreadable.

@@ -57,7 +57,10 @@ def create_loader(
     rank: int | None = None,
     world_size: int | None = None,
     drop_last: bool | None = None,
+    shuffle: bool | None = None,
     padding: Padding = "ignore",
+    steps_per_epoch: int | None = None,
+    accumulate: int = 1,
     weights: npt.ArrayLike | Mapping[str, float] | None = None,
     epoch_size: int | None = None,
     # what comes out
@@ -104,20 +107,31 @@ def create_loader(
             core that this process may use, divided among the ranks of this machine, 16 at most.
         prefetch: batches in flight: in DALI, or per worker (none with num_workers=0 of the fallback). In training the
             first ones of the next epoch are made while this one ends, and held until they are asked for, through a
-            validation in between, too; in evaluation none are held between epochs.
+            validation in between, too; in evaluation (but a shuffled one) none are held between epochs.
         seed: of order and augmentation. The same seed gives the same batches on every backend, for any number of
             workers and for any number of ranks with the same global batch.
         rank: by default that of torch.distributed, asked when the loader is first used, else 0.
         world_size: by default that of torch.distributed, asked when the loader is first used, else 1.
         drop_last: None drops the last partial batch in training and keeps it in evaluation. A partial batch that is
             kept in training is filled up to the same number of rows on each rank with the first samples of the epoch.
-        padding: evaluation only: what fills up the last batch, so that all ranks take as many steps. "ignore": rows
+        shuffle: None: training is shuffled, evaluation is not. True with an `EvalRecipe`: a training without
+            augmentation, such as a linear probe's: each epoch has an order of its own, that of a training with this
+            seed, and every sample once, the last batch padded as `padding` says; what is for training only may be
+            given. False with a `TrainRecipe`: the data's order in every epoch, augmented anew each time; on several
+            ranks each global batch is the next run of it.
+        padding: `EvalRecipe` only: what fills up the last batch, so that all ranks take as many steps. "ignore": rows
             with target -100, which CrossEntropyLoss leaves out. "repeat": the first samples again, as
             DistributedSampler does, so that not every sample counts once. "short": nothing; batches are ragged. On
             every rank each step has at least one image. Samples that on_error="skip" loses are such rows too: of target
             -100, the next healthy sample, or left out. Where that leaves a batch without any image, the next healthy
             one stands in for the first, with its own target: it counts twice, and a warning names it; the mean loss of
             such a batch would be no number.
+        steps_per_epoch: training only: `len(loader)`, whatever the data. What is an epoch without it is a pass, and the
+            epochs cut the passes anew: step s of epoch e is step e * steps_per_epoch + s of all passes, one after the
+            other, so that nothing is lost at the end of an epoch, and a sample's draws differ from pass to pass. A
+            schedule of sizes goes by epochs. `drop_last`, `epoch_size` and `weights` say what a pass is.
+        accumulate: training only: leave out the last steps of an epoch until len(loader) is a multiple of this, so that
+            gradients of so many steps add up without a rest; `steps_per_epoch` has to be a multiple of it.
         weights: training only: draw with replacement, each sample as often as its weight says, as
             WeightedRandomSampler, but exactly the same for any number of ranks and after a resume. Numbers of at least
             0, of which only the ratios count: one for each sample [N] or each class [C], or {class: weight}. For
@@ -209,7 +223,8 @@ def create_loader(
     )
     make_plan = functools.partial(
         Plan, index, recipe, batch_size=batch_size, seed=seed, drop_last=drop_last, on_error=on_error, padding=padding,
-        max_broken=max_broken, weights=weights, epoch_size=epoch_size,
+        max_broken=max_broken, weights=weights, epoch_size=epoch_size, shuffle=shuffle,
+        steps_per_epoch=steps_per_epoch, accumulate=accumulate,
     )  # fmt: skip
     make_plan(rank=rank or 0, world_size=world_size or (rank or 0) + 1)  # refuses what is wrong on any rank
     log.info("backend %s on %s: %s", chosen, target, why)
@@ -235,7 +250,6 @@ _DATALOADER = {
     "sampler": "the loader shares the order out itself: rank and world_size, from torch.distributed by default; give "
     "weights and epoch_size for what WeightedRandomSampler does, or an index of some of the samples",
     "batch_sampler": "give batch_size; the order is the loader's own",
-    "shuffle": "a TrainRecipe shuffles, an EvalRecipe does not",
     "collate_fn": "Mixup, CutMix and label smoothing are fields of TrainRecipe; batches are tensors already",
     "pin_memory": "batches are handed over on `device`; what goes there from the CPU is pinned",
     "pin_memory_device": "batches are handed over on `device`",
@@ -469,9 +483,12 @@ class Loader:
         )
         steps = len(self) if "plan" in self.__dict__ else "?"
         epoch, step = self._position
+        usual = {"shuffle": None, "epoch_size": None, "steps_per_epoch": None, "accumulate": 1}
+        given = {name: self._make_plan.keywords[name] for name in usual}
+        more = "".join(f"{name}={value}, " for name, value in given.items() if value != usual[name])
         return (
             f"Loader({kind} on {self.dataset!r}, {self.backend} on {self.device}, batch_size={self.batch_size}, "
-            f"{ranks}, epoch {epoch}, step {step} of {steps})"
+            f"{more}{ranks}, epoch {epoch}, step {step} of {steps})"
         )
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
@@ -549,6 +566,18 @@ class Loader:
         iteration = _Iteration(self._run(engine))
         self._running = weakref.ref(iteration)  # weak: leaving the loop frees it, and with it what it has in flight
         return iteration
+
+    def endless(self) -> Generator[Any, None, None]:
+        """The batches of one epoch after the other, without end, as `iter(loader)` again and again gives them.
+
+        `for step, batch in zip(range(100_000), loader.endless())` takes as many as it says. Epoch and step count as
+        always; what `set_epoch` says holds from the next epoch on. After `load_state_dict` a new one goes on there.
+
+        Raises:
+            RuntimeError: at its next step, where another `iter()` or `load_state_dict` ended it.
+        """
+        while True:
+            yield from self
 
     def _run(self, engine: Engine) -> Generator[Any, None, None]:
         self._at = self._at if self._next is None else self._next

@@ -44,8 +44,8 @@ class Sampler:
             loader.set_epoch(epoch)
 
     def __len__(self) -> int:
-        last = len(self._plan) - 1
-        return last * self._plan.batch_size + int((self._plan.positions(last) >= 0).sum())
+        loader = self._loader()
+        return self._plan.rows(0 if loader is None else loader.epoch)
 
     def __iter__(self) -> Iterator[int]:
         return itertools.chain.from_iterable(_order(self._loader(), self._plan))

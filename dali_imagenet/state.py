@@ -13,6 +13,8 @@ log = logging.getLogger("dali_imagenet")
 STATE_VERSION = 2
 """Of the states that are written. Version 1 held a hash in place of the recipe."""
 
+_LEFT_OUT = dict.fromkeys(("weights", "epoch_size", "shuffle", "steps_per_epoch", "accumulate"))  # where not given
+
 
 def state_of(plan: Plan, epoch: int, step: int) -> dict[str, Any]:
     """A position in a plan, as plain JSON."""
@@ -27,7 +29,7 @@ def position_in(plan: Plan, state: dict[str, Any]) -> tuple[int, int]:
     """
     version = state.get("version")
     wrong = [] if version in (1, STATE_VERSION) else [f"version: saved {version!r}, here {STATE_VERSION}"]
-    for name, here in ({"weights": None, "epoch_size": None} | plan.fingerprint).items():  # left out where not given
+    for name, here in (_LEFT_OUT | plan.fingerprint).items():
         saved = state.get(name)
         if name != "recipe":
             wrong += [f"{name}: saved {saved!r}, here {here!r}"] if saved != here else []

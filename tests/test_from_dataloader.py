@@ -71,13 +71,50 @@ def test_training_takes_the_recipe_the_batch_and_the_workers(folder: Path) -> No
     assert rows["DataLoader"].ours == "batch_size=5, drop_last=True, num_workers=2, prefetch=3"
 
 
-def test_a_shuffled_pipeline_without_draws_is_a_training(folder: Path) -> None:
-    with from_dataloader(made(folder, EVAL, shuffle=True), **OPTIONS) as loader:
+def test_a_shuffled_pipeline_without_draws_is_a_shuffled_evaluation(folder: Path) -> None:
+    theirs = made(folder, EVAL, shuffle=True, batch_size=5)
+    with from_dataloader(theirs, with_index=True, **OPTIONS) as loader:
+        assert loader.recipe == EvalRecipe.from_transforms(EVAL)
+        assert len(loader) == len(theirs) == 5
+        epochs = [list(loader) for _ in range(2)]
+    orders = [torch.cat([at for _, _, at in epoch]).tolist() for epoch in epochs]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(24))
+    assert orders[0] != orders[1] != list(range(24))
+    dataset: Any = theirs.dataset
+    for images, targets, at in epochs[0]:
+        assert targets.tolist() == [dataset.targets[i] for i in at]
+        expected = torch.stack([dataset[i][0] for i in at.tolist()])
+        assert float(((images - expected) * torch.tensor(IMAGENET_STD).view(3, 1, 1) * 255).abs().mean()) < 0.2
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_an_order_is_kept_where_images_are_augmented(folder: Path, distributed: bool) -> None:
+    dataset = ImageFolder(str(folder), TRAIN)
+    sampler: Any = DistributedSampler(dataset, 2, 0, shuffle=False) if distributed else None
+    theirs = DataLoader(dataset, 4, sampler=sampler, drop_last=True)
+    with from_dataloader(theirs, **OPTIONS) as loader:
+        assert loader.recipe == TrainRecipe.from_transforms(TRAIN)
+        first, second = ([loader.plan.samples(epoch, step).tolist() for step in range(len(theirs))] for epoch in (0, 1))
+        assert first == second
+        if not distributed:
+            assert list(itertools.chain(*first)) == list(range(24))
+            assert [targets.tolist() for _, targets in loader] == [targets.tolist() for _, targets in theirs]
+            return
+        assert [samples[0] for samples in first] == [0, 8, 16]
+    assert any(row.ours == "shuffle=False" and row.exact for row in loader.translation)
+
+
+def test_what_only_training_can_say_makes_one(folder: Path) -> None:
+    """Also of a pipeline that draws nothing, and where no EvalRecipe crops as it does."""
+    with from_dataloader(made(folder, EVAL, collate_fn=collate), **OPTIONS) as loader:
         assert isinstance(loader.recipe, TrainRecipe)
-        assert (loader.recipe.crop, loader.recipe.hflip) == ("center", 0.0)
-        first = [loader.plan.samples(0, step).tolist() for step in range(6)]
-        assert sorted(itertools.chain(*first)) == list(range(24))
-        assert list(itertools.chain(*first)) != list(range(24))
+        assert (loader.recipe.crop, loader.plan.shuffle) == ("center", False)
+    cropped = v1.Compose([v1.CenterCrop(32), *END])
+    with from_dataloader(made(folder, cropped, shuffle=True), **OPTIONS) as loader:
+        assert isinstance(loader.recipe, TrainRecipe)
+        assert loader.plan.shuffle
+    with pytest.raises(UntranslatableError, match="an EvalRecipe always does"):
+        from_dataloader(made(folder, cropped), **OPTIONS)
 
 
 def test_torchvisions_imagenet_is_read(folder: Path) -> None:
@@ -219,7 +256,7 @@ def test_what_is_not_exact_is_said(folder: Path, caplog: pytest.LogCaptureFixtur
             folder, batch_size=5, worker_init_fn=print, persistent_workers=True, num_workers=1, generator=None
         )
         from_dataloader(theirs, report=True, num_workers=0, **OPTIONS).close()
-    for part in ("worker_init_fn", "the last batch is filled up", "training is shuffled"):
+    for part in ("worker_init_fn", "the last batch is filled up"):
         assert part in caplog.text
     assert "persistent_workers=True" in capsys.readouterr().out
 

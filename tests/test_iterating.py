@@ -257,7 +257,6 @@ def test_a_loader_says_what_it_is(index: SampleIndex) -> None:
     ("name", "words"),
     [
         ("sampler", "rank and world_size"),
-        ("shuffle", "a TrainRecipe shuffles"),
         ("collate_fn", "fields of TrainRecipe"),
         ("pin_memory", "`device`"),
         ("prefetch_factor", "give prefetch"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import dis
 import types
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ import torch
 
 from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.errors import UntranslatableError
-from dali_imagenet.integrations.transforms import Row, flat, name_of, refuse, show, tell, translate
+from dali_imagenet.integrations.transforms import Row, Translation, flat, name_of, refuse, show, tell, translate
 from dali_imagenet.loader import Backend, Loader, create_loader
 from dali_imagenet.recipe import EvalRecipe, TrainRecipe
 
@@ -57,8 +58,9 @@ def from_dataloader(
     Data come from its dataset (torchvision's ImageFolder or ImageNet), the recipe from the dataset's transform (see
     `TrainRecipe.from_transforms`), mixing from its collate_fn (v2.MixUp, v2.CutMix, a RandomChoice of them, or timm's
     Mixup and FastCollateMixup), shares from its sampler, and batch size, drop_last and workers from itself. The recipe
-    is an `EvalRecipe` where nothing is random: no transform, no mixing, no shuffling. A script that calls its own
-    sampler's `set_epoch` need not call the loader's. `Loader.translation` says how each was read; what is not exact is
+    is an `EvalRecipe` where neither a transform nor the mixing is random, shuffled where the order is (as a linear
+    probe's), else a `TrainRecipe`, in the data's order where theirs is. A script that calls its own sampler's
+    `set_epoch` need not call the loader's. `Loader.translation` says how each was read; what is not exact is
     logged as a warning. docs/scripts.md has the table.
 
     Args:
@@ -82,14 +84,14 @@ def from_dataloader(
     mixing = _mixing(dataloader.collate_fn, rows)
     order, shuffled, repeats = _order(dataloader, rows)
     changes = {**mixing, **({"num_aug_repeats": repeats} if repeats > 1 else {}), **(fields or {})}
-    transform = dataset.transform
-    kind = _kind(transform, shuffled or bool(mixing))
-    found = translate(kind, [] if transform is None else transform, **changes)
+    found = _translated(dataset.transform, shuffled, changes)
     training = isinstance(found.recipe, TrainRecipe)
-    if training and not shuffled:
-        rows.append(
-            Row(show(dataloader.sampler), "shuffled", False, "training is shuffled, where yours keeps an order")
-        )
+    if training != shuffled:
+        order["shuffle"] = shuffled
+        note = "each global batch is yours, shared out otherwise over several ranks"
+        if shuffled:
+            note = "every sample comes once: rows of target -100 fill up the last batch on several ranks"
+        rows.append(Row(show(dataloader.sampler), f"shuffle={shuffled}", True, note))
     settings = {**order, **_settings(dataloader, rows, training), **options}
     loader = create_loader(index, found.recipe, seed=seed, backend=backend, device=device, **settings)
     loader.translation = (*found.rows, *rows)
@@ -99,9 +101,18 @@ def from_dataloader(
     return loader
 
 
-def _kind(transform: Any, random: bool) -> type[TrainRecipe] | type[EvalRecipe]:
-    """TrainRecipe where anything is random."""
-    return TrainRecipe if random or any(_draws(each) for each in flat(transform or [])) else EvalRecipe
+def _translated(transform: Any, shuffled: bool, changes: Mapping[str, Any]) -> Translation:
+    """A TrainRecipe where anything is drawn for an image, or fields of one are asked for; else an EvalRecipe."""
+    steps = [] if transform is None else transform
+    own = {field.name for field in dataclasses.fields(EvalRecipe)}
+    if changes.keys() - own or any(_draws(each) for each in flat(steps)):
+        return translate(TrainRecipe, steps, **changes)
+    try:
+        return translate(EvalRecipe, steps, **changes)
+    except UntranslatableError:
+        if not shuffled:
+            raise
+        return translate(TrainRecipe, steps, **changes)  # which knows more transforms
 
 
 def _draws(transform: Any) -> bool:

@@ -47,7 +47,7 @@ class BatchPlan:
     size: tuple[int, int]
     """Height and width of the output in pixels."""
     position: I64
-    """[B], place in the order of the epoch; -1 for a padding row."""
+    """[B], place in the order of the epoch (of the pass, with `steps_per_epoch`); -1 for a padding row."""
     sampled_index: I64
     """[B], the sample that the order put here, and that keys the draws; -1 for padding."""
     source_index: I64

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,10 +29,10 @@ class Order(Protocol):
         ...
 
 
-class Permuted:
-    """Every epoch a permutation of all n samples."""
+class Whole:
+    """Every epoch all n samples: a permutation by the seed, or without one in their own order."""
 
-    def __init__(self, n: int, seed: int) -> None:
+    def __init__(self, n: int, seed: int | None) -> None:
         self._n, self._seed = n, seed
 
     def __call__(self, epoch: int, place: I64) -> tuple[I64, I64]:
@@ -43,13 +44,13 @@ class Permuted:
 
 
 class Continued:
-    """One permutation after the other, of which an epoch takes the next `length` places.
+    """What `Whole` has, one after the other, of which an epoch takes the next `length` places.
 
-    A sample comes again when all others have come, whatever the length. Where it equals n, an epoch is as `Permuted`
+    A sample comes again when all others have come, whatever the length. Where it equals n, an epoch is as `Whole`
     has it. The second copy within an epoch has the key sample + n, and so on.
     """
 
-    def __init__(self, n: int, seed: int, length: int) -> None:
+    def __init__(self, n: int, seed: int | None, length: int) -> None:
         self._n, self._seed, self._length = n, seed, length
 
     def __call__(self, epoch: int, place: I64) -> tuple[I64, I64]:
@@ -113,5 +114,5 @@ def digest_of(weights: F64) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _permutation(n: int, seed: int, turn: int) -> rng.Permutation:
-    return rng.Permutation(n, seed, turn)
+def _permutation(n: int, seed: int | None, turn: int) -> Callable[[I64], I64]:
+    return np.positive if seed is None else rng.Permutation(n, seed, turn)

@@ -17,7 +17,7 @@ from dali_imagenet.errors import BadImageError
 from dali_imagenet.ops import FILTERS
 from dali_imagenet.plan.batch_plan import F64, I64, PADDING, U8, U64, BatchPlan, MixPlan
 from dali_imagenet.plan.geometry import TRIES, cutmix_box, eval_geometry, random_erasing, train_geometry
-from dali_imagenet.plan.order import Continued, Order, Permuted, Weighted, checked_weights, digest_of
+from dali_imagenet.plan.order import Continued, Order, Weighted, Whole, checked_weights, digest_of
 from dali_imagenet.plan.program import Uniforms, color_factors, color_matrix, ops_of, policy_of
 from dali_imagenet.policy.compose import fill_of, uniforms_of
 from dali_imagenet.recipe import EvalRecipe, Recipe, Size, TrainRecipe
@@ -51,6 +51,13 @@ class Plan:
         epoch_size: samples of an epoch. None: as many as there are. With weights so many are drawn. Without, one
             permutation of all follows another, and an epoch takes the next `epoch_size` places: fewer than there are
             give epochs of other samples until all have come, more give some samples once more than others.
+        shuffle: whether each epoch has an order of its own. None: yes in training, no in evaluation. A shuffled
+            evaluation recipe is a training without draws: what is said of training here holds for it, but that it pads
+            the last batch and keeps it, so that every sample comes once.
+        steps_per_epoch: steps of an epoch, whatever the data. What would be an epoch without it is a pass, and step s
+            of epoch e is step e * steps_per_epoch + s of all passes, one after the other. The passes key the order and
+            the draws, epochs the sizes of a schedule. Training only.
+        accumulate: leave out the last steps of an epoch, until their number is a multiple of this one. Training only.
 
     A sample that comes more than once in an epoch has draws of its own each time.
 
@@ -73,8 +80,13 @@ class Plan:
         max_broken: float = 1.0,
         weights: Any = None,
         epoch_size: int | None = None,
+        shuffle: bool | None = None,
+        steps_per_epoch: int | None = None,
+        accumulate: int = 1,
     ) -> None:
         self.train = isinstance(recipe, TrainRecipe)
+        self.shuffle = self.train if shuffle is None else boolean("shuffle", shuffle)
+        self.training = self.train or self.shuffle
         batch_size = whole("batch_size", batch_size, 1)
         world_size = whole("world_size", world_size, 1)
         rank = whole("rank", rank, 0, world_size - 1)
@@ -87,9 +99,11 @@ class Plan:
         choice("padding", padding, ("ignore", "repeat", "short"))
         if self.train and padding != "ignore":
             raise wrong("padding", padding, "'ignore' in training, where no row is padding")
-        for name, given in (("weights", weights), ("epoch_size", epoch_size)):
-            if given is not None and not self.train:
+        for name, given in (("weights", weights), ("epoch_size", epoch_size), ("steps_per_epoch", steps_per_epoch)):
+            if given is not None and not self.training:
                 raise wrong(name, given, "None in evaluation, which has every sample once")
+        if weights is not None and not self.shuffle:
+            raise wrong("shuffle", shuffle, "True or None with weights, which draw each sample")
         self.index, self.recipe, self.seed = index, recipe, seed
         self.epoch_size = len(index) if epoch_size is None else whole("epoch_size", epoch_size, 1)
         self._order, self._weights = self._ordering(weights)
@@ -99,32 +113,46 @@ class Plan:
         self.max_broken = probability("max_broken", max_broken)
         self.global_batch = batch_size * world_size
         full, rest = divmod(self.epoch_size, self.global_batch)
-        self.steps = full if self.drop_last or rest == 0 else full + 1
-        if self.steps == 0:
+        self.pass_steps = full if self.drop_last or rest == 0 else full + 1
+        if self.pass_steps == 0:
             raise ValueError(
                 f"batch_size={batch_size} on {world_size} ranks is larger than the data ({self.epoch_size} images"
                 f"{'' if epoch_size is None else ' an epoch'}), and "
                 "drop_last=True leaves nothing: use a smaller batch or drop_last=False"
             )
-        if not self.train and len(index) < world_size:
+        if not self.train and self.epoch_size < world_size:
             raise ValueError(
-                f"{len(index)} images for {world_size} ranks: must be at least one for each; evaluate on fewer ranks, "
-                "or on one with rank=0, world_size=1"
+                f"{self.epoch_size} images for {world_size} ranks: must be at least one for each; evaluate on fewer "
+                "ranks, or on one with rank=0, world_size=1"
             )
+        self.steps_per_epoch = None if steps_per_epoch is None else whole("steps_per_epoch", steps_per_epoch, 1)
+        self.accumulate = whole("accumulate", accumulate, 1)
+        self.steps = self._steps()
 
     def __len__(self) -> int:
         """Steps of an epoch."""
         return self.steps
 
+    def _steps(self) -> int:
+        """Steps of an epoch."""
+        m, k = self.accumulate, self.steps_per_epoch
+        if m > 1 and not self.training:
+            raise wrong("accumulate", m, "1 in evaluation, which leaves no sample out")
+        if k is not None and k % m:
+            raise wrong("steps_per_epoch", k, f"a multiple of accumulate={m}")
+        if k is None and self.pass_steps < m:
+            raise wrong("accumulate", m, f"at most {self.pass_steps}, the steps of an epoch")
+        return self.pass_steps - self.pass_steps % m if k is None else k
+
     def _ordering(self, weights: Any) -> tuple[Order, str | None]:
         """The order of an epoch, and what tells its weights from others."""
-        n, repeats = len(self.index), self._repeats
+        n, repeats, seed = len(self.index), self._repeats, self.seed if self.shuffle else None
         if weights is not None:
             each = checked_weights(per_sample("weights", weights, self.index.labels, self.index.classes))
             return Weighted(each, self.seed), digest_of(each)
         if self.epoch_size == n:
-            return Permuted(n, self.seed), None
-        return Continued(n, self.seed, -(-self.epoch_size // repeats)), None
+            return Whole(n, seed), None
+        return Continued(n, seed, -(-self.epoch_size // repeats)), None
 
     @property
     def _repeats(self) -> int:
@@ -135,6 +163,9 @@ class Plan:
         """What a saved position depends on; the world size is not in it."""
         other: dict[str, Any] = {} if self._weights is None else {"weights": self._weights}
         other |= {} if self.epoch_size == len(self.index) else {"epoch_size": self.epoch_size}
+        other |= {} if self.shuffle == self.train else {"shuffle": self.shuffle}
+        other |= {} if self.steps_per_epoch is None else {"steps_per_epoch": self.steps_per_epoch}
+        other |= {} if self.accumulate == 1 else {"accumulate": self.accumulate}
         return other | {
             "data": self.index.fingerprint,
             "recipe": self.recipe.fingerprint,
@@ -146,6 +177,7 @@ class Plan:
     def positions(self, step: int) -> I64:
         """Places in the order of the epoch that this rank takes in that step, ascending; -1 for padding.
 
+        With `steps_per_epoch` both are of a pass.
         In training places from `epoch_size` on are the first ones again, which fill up the last batch.
         """
         start, total = self._bounds(step)
@@ -174,15 +206,16 @@ class Plan:
         """
         n, batch = self.epoch_size, self.global_batch
         missing = 0 if self.train or n % batch == 0 or self.drop_last else max(0, self.world_size - n % batch)
-        start, end = (min(at * batch, n) - (missing if at == self.steps - 1 else 0) for at in (step, step + 1))
-        return (start, n - start) if step == self.steps - 1 and not self.drop_last else (start, end - start)
+        last = self.pass_steps - 1
+        start, end = (min(at * batch, n) - (missing if at == last else 0) for at in (step, step + 1))
+        return (start, n - start) if step == last and not self.drop_last else (start, end - start)
 
     def schedule(self, epoch: int, step: int) -> Iterator[tuple[int, int]]:
         """(epoch, step) from that step on; in training on into the next epochs, so that none waits for its first batch.
 
         Evaluation ends with the epoch: what was made ahead would hold memory while the model trains.
         """
-        for each in range(epoch, EPOCHS if self.train else epoch + 1):
+        for each in range(epoch, max(epoch + 1, self._epochs if self.training else 0)):
             for at in range(step, self.steps):
                 yield each, at
             step = 0
@@ -200,8 +233,9 @@ class Plan:
         epoch = whole("epoch", epoch, 0, EPOCHS - 1)
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step}: the epoch has steps 0..{self.steps - 1}")
-        position = self.positions(step)
-        sampled, repeat, key = self._ordered(epoch, position)
+        turn, at = self._pass(epoch, step)
+        position = self.positions(at)
+        sampled, repeat, key = self._ordered(turn, position)
         source_index = sampled if self.on_error == "raise" else self._substituted(sampled, failed)
         real = source_index >= 0
         size = self.recipe.size_at(epoch)
@@ -223,7 +257,7 @@ class Plan:
         if isinstance(self.recipe, EvalRecipe):
             common["interpolation"] = np.full(len(position), FILTERS[self.recipe.interpolation], np.uint8)
             return BatchPlan(**common, **eval_geometry(self.recipe, source))  # type: ignore[arg-type]  # of many types
-        u = rng.streams(self.seed, epoch, _counts(self.recipe), key, repeat)
+        u = rng.streams(self.seed, turn, _counts(self.recipe), key, repeat)
         factors = color_factors(self.recipe, u)
         erases = self.recipe.re_prob > 0
         return BatchPlan(
@@ -240,18 +274,42 @@ class Plan:
             erase_value=self.recipe.erase_value,
             erase=random_erasing(self.recipe, size, u[rng.STREAM_ERASE]) if erases else None,
             noise_key=_noise_key(u[rng.STREAM_NOISE]) if erases else None,
-            mix=self._mix(self.recipe, epoch, step, size, position) if self.recipe.mixing else None,
+            mix=self._mix(self.recipe, turn, at, size, position) if self.recipe.mixing else None,
         )
 
     def samples(self, epoch: int, step: int) -> I64:
         """The samples of this rank in that step, int64 [B]; -1 for padding."""
-        return self._ordered(epoch, self.positions(step))[0]
+        turn, at = self._pass(epoch, step)
+        return self._ordered(turn, self.positions(at))[0]
+
+    def _pass(self, epoch: int, step: int) -> tuple[int, int]:
+        """What keys the order and the draws of a step, and where it is in it: the epoch itself, or a pass."""
+        if self.steps_per_epoch is None:
+            return epoch, step
+        turn, at = divmod(epoch * self.steps_per_epoch + step, self.pass_steps)
+        return whole("epoch * steps_per_epoch / steps of the data", turn, 0, EPOCHS - 1), at
+
+    @property
+    def _epochs(self) -> int:
+        """How many epochs there are."""
+        k = self.steps_per_epoch
+        return EPOCHS if k is None else min(EPOCHS, EPOCHS * self.pass_steps // k)
+
+    def rows(self, epoch: int) -> int:
+        """How many samples this rank sees in an epoch, padding left out."""
+        first = 0 if self.steps_per_epoch is None else epoch * self.steps_per_epoch
+        found = self.steps * self.batch_size
+        for at in range(max(0, self.pass_steps - 2), self.pass_steps):  # all others are full
+            times = (first + self.steps - 1 - at) // self.pass_steps - (first - 1 - at) // self.pass_steps
+            found -= times * (self.batch_size - int((self.positions(at) >= 0).sum()))
+        return found
 
     def _ordered(self, epoch: int, position: I64) -> tuple[I64, I64, I64]:
         """The samples at those places in the order of the epoch, which copies of them, and the keys of their draws."""
         if not self.train:
-            real = np.where(position >= 0, position, 0)
-            return position, np.zeros_like(position), real
+            real = position >= 0
+            sample, key = self._order(epoch, np.where(real, position, 0))
+            return np.where(real, sample, -1), np.zeros_like(position), key
         place, repeat = np.divmod(position, self._repeats)
         if (again := position >= self.epoch_size).any():
             place[again], repeat[again] = position[again] - self.epoch_size, self._repeats

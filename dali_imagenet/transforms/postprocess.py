@@ -283,7 +283,7 @@ def soft_targets(
     if labels.ndim != 1:
         raise ValueError(
             f"labels of shape {labels.shape}: Mixup, CutMix and label smoothing take one class an image, [B]; for "
-            "multi-label targets leave them out of the recipe and mix the yielded batch yourself"
+            "several labels an image give create_loader targets=, floats [N, C]"
         )
     rows = np.arange(len(labels))
     off = smoothing / num_classes
