@@ -313,6 +313,23 @@ def test_every_position_goes_on_exactly(index: SampleIndex, options: dict[str, A
             assert same(rest, run[at + 1 : 2 * steps + 1])
 
 
+@pytest.mark.parametrize("options", SCHEDULES, ids=str)
+def test_more_ranks_go_on_where_one_was(index: SampleIndex, options: dict[str, Any]) -> None:
+    options = {"recipe": TrainRecipe(), "with_index": True} | options
+    with load(index, **options, batch_size=4) as loader:
+        endless = loader.endless()
+        for _ in range(8):
+            next(endless)
+        state = saved(loader)
+        run = [sorted(next(endless)[2].tolist()) for _ in range(5)]
+    shares = []
+    for rank in range(2):
+        with load(index, **options, batch_size=2, rank=rank, world_size=2) as loader:
+            loader.load_state_dict(state)
+            shares.append([at.tolist() for _, (_, _, at) in zip(range(5), loader.endless(), strict=False)])
+    assert [sorted(i for i in one + other if i >= 0) for one, other in zip(*shares, strict=True)] == run
+
+
 @pytest.mark.parametrize(
     ("saving", "here", "message"),
     [
