@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from timm.data.dataset_factory import create_dataset
 from timm.data.distributed_sampler import OrderedDistributedSampler, RepeatAugSampler
 from timm.data.mixup import FastCollateMixup, Mixup
 from torch.utils.data import (
+    ConcatDataset,
     DataLoader,
+    IterableDataset,
     RandomSampler,
     SequentialSampler,
     Subset,
     WeightedRandomSampler,
     default_collate,
+    random_split,
 )
 from torch.utils.data.distributed import DistributedSampler
 from torchvision import transforms as v1
 from torchvision.datasets import ImageFolder, ImageNet
 from torchvision.transforms import v2
 
-from dali_imagenet import EvalRecipe, TrainRecipe, UntranslatableError, from_dataloader
+from dali_imagenet import EvalRecipe, SampleIndex, TrainRecipe, UntranslatableError, from_dataloader
 from dali_imagenet.recipe import IMAGENET_MEAN, IMAGENET_STD
 
 END = [v1.ToTensor(), v1.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
@@ -115,6 +121,91 @@ def test_what_only_training_can_say_makes_one(folder: Path) -> None:
         assert loader.plan.shuffle
     with pytest.raises(UntranslatableError, match="an EvalRecipe always does"):
         from_dataloader(made(folder, cropped), **OPTIONS)
+
+
+def _over(folder: Path) -> DataLoader[Any]:
+    index: Any = SampleIndex.from_folder(folder)
+    return DataLoader(index, 4)
+
+
+DATASETS: dict[str, Callable[[str], Any]] = {
+    "files left out": lambda f: ImageFolder(f, EVAL, is_valid_file=lambda path: not path.endswith("00.JPEG")),
+    "an empty class": lambda f: ImageFolder(
+        f, EVAL, is_valid_file=lambda path: Path(path).parent.name != "class_001", allow_empty=True
+    ),
+    "labels of its own": lambda f: ImageFolder(f, EVAL, target_transform=lambda label: (3 - label) // 2),
+    "classes of its own": lambda f: _Two(f, EVAL),
+    "a subset": lambda f: Subset(ImageFolder(f, EVAL), [7, 3, 3, 20]),
+    "a part of a part": lambda f: random_split(Subset(ImageFolder(f, EVAL), range(4, 20)), [5, 11])[0],
+    "one after the other": lambda f: ConcatDataset([ImageFolder(f, EVAL), Subset(ImageFolder(f, EVAL), [9, 1])]),
+    "timm's": lambda f: _timms(f),
+    "timm's tar": lambda f: _timms_tar(f),
+}
+
+
+def _timms(folder: str) -> Any:
+    dataset = create_dataset("", folder)
+    dataset.transform = EVAL
+    return dataset
+
+
+def _timms_tar(folder: str) -> Any:
+    archive = f"{folder}.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(folder, ".")
+    return _timms(archive)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_dataset_s_samples_are_in_its_order(folder: Path, tmp_path: Path, name: str) -> None:
+    copied = shutil.copytree(folder, tmp_path / "data")
+    dataset = DATASETS[name](str(copied))
+    with from_dataloader(DataLoader(dataset, 5), with_index=True, **OPTIONS) as loader:
+        images, targets, at = (
+            torch.cat(parts) for parts in zip(*((a.clone(), b, c) for a, b, c in loader), strict=True)
+        )
+    real = at >= 0
+    assert at[real].tolist() == list(range(len(dataset)))
+    assert targets[real].tolist() == [dataset[i][1] for i in range(len(dataset))]
+    expected = torch.stack([dataset[i][0] for i in range(len(dataset))])
+    assert float(((images[real] - expected) * torch.tensor(IMAGENET_STD).view(3, 1, 1) * 255).abs().mean()) < 0.2
+    assert loader.num_classes == len(loader.dataset.classes) >= int(targets.max()) + 1
+
+
+def test_classes_that_become_one_have_their_names(folder: Path) -> None:
+    relabelled = ImageFolder(str(folder), EVAL, target_transform=lambda label: (3 - label) // 2)
+    with from_dataloader(DataLoader(relabelled, 5), **OPTIONS) as loader:
+        assert loader.dataset.classes == ("class_002+class_003", "class_000+class_001")
+
+
+def test_a_recipe_stands_for_what_cannot_be_read(folder: Path) -> None:
+    wanted = EvalRecipe.from_transforms(EVAL)
+    theirs = made(folder, lambda image: EVAL(image), collate_fn=lambda items: items, shuffle=True)
+    with from_dataloader(theirs, recipe=wanted, **OPTIONS) as loader:
+        assert loader.recipe == wanted
+        assert not loader.drop_last
+    with pytest.raises(ValueError, match="recipe and fields: give one of them"):
+        from_dataloader(theirs, recipe=wanted, fields={"input_size": 32}, **OPTIONS)
+    with pytest.raises(TypeError, match="recipe='strong': must be a TrainRecipe or an EvalRecipe"):
+        from_dataloader(theirs, recipe="strong", **OPTIONS)  # type: ignore[arg-type]  # what is tested
+    with from_dataloader(_over(folder), recipe=wanted, **OPTIONS) as loader:
+        assert len(loader) == 6
+
+
+def test_a_dataset_of_hugging_face_needs_a_recipe(folder: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    files = ImageFolder(str(folder))
+    images = [{"bytes": Path(path).read_bytes(), "path": None} for path, _ in files.samples]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=files.classes)})
+    datasets.Dataset.from_dict({"image": images, "label": files.targets}, features).save_to_disk(tmp_path / "arrow")
+    data = datasets.load_from_disk(tmp_path / "arrow").with_transform(lambda examples: examples)
+    theirs = DataLoader(data.select(range(3, 9)), 2, shuffle=True)
+    with pytest.raises(UntranslatableError, match="a function of a whole batch"):
+        from_dataloader(theirs, **OPTIONS)
+    recipe = TrainRecipe.from_transforms(TRAIN)
+    with from_dataloader(theirs, recipe=recipe, output="dict", **OPTIONS) as loader:
+        assert loader.dataset.labels.tolist() == files.targets[3:9]
+        assert next(iter(loader))["pixel_values"].shape == (2, 3, 32, 32)
 
 
 def test_torchvisions_imagenet_is_read(folder: Path) -> None:
@@ -282,6 +373,39 @@ def _darker(batch: Any) -> Any:
     return cutmix_or_mixup(images / 2, targets)
 
 
+class _Own(ImageFolder):
+    """Does what it likes with an image."""
+
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index)
+
+
+class _Two(ImageFolder):
+    """Numbers two of the classes, the other way round."""
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        names = sorted(super().find_classes(directory)[0])[1::-1]
+        return names, {name: number for number, name in enumerate(names)}
+
+
+class _Stream(IterableDataset[Any]):
+    """Has no samples to list."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+class _Counting:
+    """Another number each time."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, label: int) -> int:
+        self.count += 1
+        return self.count
+
+
 class _Collate:
     def __call__(self, batch: Any) -> Any:
         return default_collate(batch)
@@ -292,14 +416,25 @@ class _Collate:
     [
         (lambda f: made(f, batch_size=None), "batch_size=None", "give the DataLoader a batch_size"),
         (lambda f: DataLoader(_with(f).dataset, batch_sampler=[[0, 1]]), "batch_sampler", "makes its batches itself"),
-        (lambda f: DataLoader(Subset(_with(f).dataset, [0, 1]), 2), "Subset", "only ImageFolder and ImageNet"),
-        (lambda f: _with(f, target_transform=int), "ImageFolder", "it has a target_transform"),
-        (lambda f: _with(f, loader=Image.open), "ImageFolder", "a loader of its own"),
+        (lambda f: _with(f, target_transform=float), "ImageFolder", "no function of a label's number"),
+        (lambda f: _with(f, target_transform=lambda label: label - 1), "ImageFolder", "other numbers than 0, 1"),
+        (lambda f: _with(f, target_transform=itertools.count().__next__), "ImageFolder", "no function of a label"),
+        (lambda f: _with(f, target_transform=_Counting()), "ImageFolder", "the same each time"),
+        (lambda f: DataLoader(_Own(str(f), TRAIN), 2), "_Own", "what its __getitem__ does cannot be known"),
+        (lambda f: DataLoader(_Stream(), 2), "_Stream", "a stream lists no samples"),
+        (lambda f: _over(f), "SampleIndex", "an index has no transform"),
         (
-            lambda f: _with(f, is_valid_file=lambda path: not path.endswith("00.JPEG")),
-            "ImageFolder",
-            "leave is_valid_file out",
+            lambda f: DataLoader(ConcatDataset([ImageFolder(str(f), TRAIN), ImageFolder(str(f), EVAL)]), 2),
+            "ConcatDataset",
+            "different transforms",
         ),
+        (
+            lambda f: DataLoader(ConcatDataset([ImageFolder(str(f), TRAIN), _Two(str(f), TRAIN)]), 2),
+            "ConcatDataset",
+            "number the classes differently",
+        ),
+        (lambda f: DataLoader(create_dataset("", f, input_img_mode="L"), 2), "ImageDataset", "no RGB images"),
+        (lambda f: _with(f, loader=Image.open), "ImageFolder", "a loader of its own"),
         (lambda f: made(f, collate_fn=_Collate()), "_Collate", "cannot be known"),
         (lambda f: made(f, collate_fn=_other), "_other", "cannot be known"),
         (lambda f: made(f, collate_fn=_half), "_half", "cannot be known"),

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.errors import UntranslatableError
+from dali_imagenet.integrations.datasets import Read, read_dataset
 from dali_imagenet.integrations.transforms import Row, Translation, flat, name_of, refuse, show, tell, translate
 from dali_imagenet.loader import Backend, Loader, create_loader
-from dali_imagenet.recipe import EvalRecipe, TrainRecipe
+from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
 
 _IGNORED = {  # DataLoader's arguments that change nothing here: their defaults, and what there is in their place
     "pin_memory": (False, "batches are handed over on `device`; what goes there from the CPU is pinned"),
@@ -49,13 +49,15 @@ def from_dataloader(
     seed: int = 0,
     backend: Backend = "auto",
     device: torch.device | str | None = None,
+    recipe: Recipe | None = None,
     fields: Mapping[str, Any] | None = None,
     report: bool = False,
     **options: Any,
 ) -> Loader:
     """The loader that a DataLoader stands for: `loader = from_dataloader(dataloader)` in front of the training loop.
 
-    Data come from its dataset (torchvision's ImageFolder or ImageNet), the recipe from the dataset's transform (see
+    Data come from its dataset (torchvision's ImageFolder and its kin, timm's ImageDataset, a Dataset of Hugging Face, a
+    `SampleIndex`, Subsets and ConcatDatasets of these), the recipe from the dataset's transform (see
     `TrainRecipe.from_transforms`), mixing from its collate_fn (v2.MixUp, v2.CutMix, a RandomChoice of them, or timm's
     Mixup and FastCollateMixup), shares from its sampler, and batch size, drop_last and workers from itself. The recipe
     is an `EvalRecipe` where neither a transform nor the mixing is random, shuffled where the order is (as a linear
@@ -68,6 +70,8 @@ def from_dataloader(
         seed: as in `create_loader`.
         backend: as in `create_loader`.
         device: as in `create_loader`: None is the current CUDA device where there is one, else the CPU.
+        recipe: what is done with each image, where the dataset's transform and the collate_fn cannot be read: neither
+            is looked at.
         fields: fields of the recipe, in place of what was read.
         report: print how everything was read.
         options: further arguments of `create_loader`, in place of what was read.
@@ -75,16 +79,25 @@ def from_dataloader(
     Raises:
         UntranslatableError: for what a loader cannot say.
         TypeError: for what is no DataLoader.
+        ValueError: `recipe` and `fields`.
     """
     if not isinstance(dataloader, torch.utils.data.DataLoader):
         raise TypeError(f"dataloader={type(dataloader).__name__}: must be a torch.utils.data.DataLoader")
+    if recipe is not None and fields is not None:
+        raise ValueError("recipe and fields: give one of them; recipe.replace(...) changes fields")
+    if recipe is not None and not isinstance(recipe, TrainRecipe | EvalRecipe):
+        raise TypeError(f"recipe={recipe!r}: must be a TrainRecipe or an EvalRecipe, such as TrainRecipe.classic()")
     rows: list[Row] = []
-    dataset: Any = dataloader.dataset
-    index = _data(dataset, rows)
-    mixing = _mixing(dataloader.collate_fn, rows)
+    read = read_dataset(dataloader.dataset)
+    rows.append(Row(read.says, repr(read.data), True, ""))
     order, shuffled, repeats = _order(dataloader, rows)
-    changes = {**mixing, **({"num_aug_repeats": repeats} if repeats > 1 else {}), **(fields or {})}
-    found = _translated(dataset.transform, shuffled, changes)
+    repeated = {"num_aug_repeats": repeats} if repeats > 1 else {}
+    if recipe is None:
+        changes = {**_mixing(dataloader.collate_fn, rows), **repeated, **(fields or {})}
+        found = _translated(_transform(read, dataloader.dataset), shuffled, changes)
+    else:
+        given = Row("transform, collate_fn", "recipe=", True, "not looked at")
+        found = Translation(recipe.replace(**repeated), (given,))
     training = isinstance(found.recipe, TrainRecipe)
     if training != shuffled:
         order["shuffle"] = shuffled
@@ -93,12 +106,19 @@ def from_dataloader(
             note = "every sample comes once: rows of target -100 fill up the last batch on several ranks"
         rows.append(Row(show(dataloader.sampler), f"shuffle={shuffled}", True, note))
     settings = {**order, **_settings(dataloader, rows, training), **options}
-    loader = create_loader(index, found.recipe, seed=seed, backend=backend, device=device, **settings)
+    loader = create_loader(read.data, found.recipe, seed=seed, backend=backend, device=device, **settings)
     loader.translation = (*found.rows, *rows)
     if hasattr(dataloader.sampler, "set_epoch"):
         loader.follow(dataloader.sampler)
     tell(loader.translation, report)
     return loader
+
+
+def _transform(read: Read, dataset: Any) -> Any:
+    if not read.unreadable:
+        return read.transform
+    change = "pass recipe=TrainRecipe.from_transforms([...]), or EvalRecipe's, of the transforms that are applied"
+    raise UntranslatableError(type(dataset).__name__, read.unreadable, change)
 
 
 def _translated(transform: Any, shuffled: bool, changes: Mapping[str, Any]) -> Translation:
@@ -131,37 +151,6 @@ _DRAWING = (
     "AugMixAugment",
     "GaussianBlur",
 )
-
-
-# ---- data
-
-
-def _data(dataset: Any, rows: list[Row]) -> SampleIndex:
-    """The index of an ImageFolder, whose samples and labels it has to have."""
-    if name_of(dataset) not in ("ImageFolder", "ImageNet"):
-        change = "give the data to create_loader, with the recipe of TrainRecipe.from_transforms"
-        raise refuse(dataset, "only ImageFolder and ImageNet are read", change)
-    if dataset.target_transform is not None:
-        raise refuse(dataset, "it has a target_transform", "leave it out, or use SampleIndex.from_arrays")
-    if getattr(dataset.loader, "__module__", "").split(".")[0] != "torchvision":
-        raise refuse(dataset, "it has a loader of its own", "leave loader out: images are decoded as Pillow does")
-    root = str(dataset.root if name_of(dataset) == "ImageFolder" else dataset.split_folder)
-    theirs = [(str(path)[len(root) :].lstrip("/"), int(label)) for path, label in dataset.samples]
-    folders = sorted({path.split("/")[0] for path, _ in theirs})
-    classes = [name for name, _ in sorted(dataset.class_to_idx.items(), key=lambda item: item[1])]
-    if name_of(dataset) == "ImageNet":
-        classes = list(dataset.wnids)
-    if set(folders) - set(classes):
-        why = f"its folders {folders[:3]} are not its classes {classes[:3]}"
-        raise refuse(dataset, why, "use SampleIndex.from_arrays")
-    index = SampleIndex.from_folder(root, split=".", classes=classes)
-    mine = [(index.relative_path(i), int(index.labels[i])) for i in range(len(index))]
-    if mine != theirs:
-        other = sorted(set(theirs) ^ set(mine))[:3]
-        raise refuse(dataset, f"{len(theirs)} samples, where the folder has {len(mine)}; in one alone: {other}",
-                     "leave is_valid_file out, or use SampleIndex.from_folder and create_loader")  # fmt: skip
-    rows.append(Row(f"{name_of(dataset)}({str(dataset.root)!r})", repr(index), True, ""))
-    return index
 
 
 # ---- mixing

@@ -227,7 +227,7 @@ class _Reader:
             raise refuse(
                 transform,
                 f"it is {what}: what it does cannot be known" if not name else "there is no counterpart",
-                "take it out, or do it on the batches that the loader yields",
+                "take it out, do it on the batches that the loader yields, or give from_dataloader a recipe=",
             )
         ours, exact, note = handler(transform)
         self.rows.append(Row(show(transform), ours, exact, note))
