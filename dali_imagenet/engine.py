@@ -18,9 +18,9 @@ from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import Plan
 from dali_imagenet.validation import wrong
 
-Batch = tuple[BatchPlan, Tensor, dict[int, str]]
-"""The plan as it was executed; the images [B, 3, H, W], whose padding rows hold anything, mixed if the engine's
-`mixing` says so; and what could not be read, {sample: path and reason}."""
+Batch = tuple[BatchPlan, list[Tensor], dict[int, str]]
+"""The plan as it was executed; the images [B, 3, H, W] of each of its views, whose padding rows hold anything, mixed if
+the engine's `mixing` says so; and what could not be read, {sample: path and reason}."""
 
 ENGINES = {
     "dali": "dali_imagenet.dali.engine:DaliEngine",

@@ -33,13 +33,14 @@ def explain(plan: Plan, epoch: int, step: int, failed: Collection[int] = ()) -> 
     (factors and degrees of color_twist) or None; program: operations in order, each {"op", "arg", "aux"} (see `Op`), or
     an AugMix {"chains", "weights", "m", "mode"}; fill; mean and std; erase: boxes (top, left, height, width),
     erase_mode, erase_value and noise_key; mix: {"kind", "lam", "box" (top, bottom, left, right) or None, "partner":
-    {row, index, label}} or None. All in pixels of what they apply to. A padding row has index -1 and label -100.
+    {row, index, label}} or None. All in pixels of what they apply to. A padding row has index -1 and label -100. Of
+    several views, view says which it is; the rows of one come after those of another.
 
     Args:
         failed: samples that turned out to be unreadable.
     """
     batch = plan.batch(epoch, step, failed)
-    return [_row(plan, batch, row) for row in range(len(batch))]
+    return [_row(plan, view, row) for view in batch.views for row in range(len(view))]
 
 
 def _row(plan: Plan, batch: BatchPlan, row: int) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def _row(plan: Plan, batch: BatchPlan, row: int) -> dict[str, Any]:
         "epoch": batch.epoch,
         "step": batch.step,
         "row": row,
+        "view": batch.view,
         "size": list(batch.size),
         "position": int(batch.position[row]),
         "index": index,
@@ -128,6 +130,7 @@ def to_plan(row: dict[str, Any]) -> BatchPlan:
         window_fill=tuple(row.get("crop_fill", (0, 0, 0))),
         window_mode=row.get("crop_beside", "constant"),
         erase_value=tuple(row.get("erase_value", (0.0, 0.0, 0.0))),
+        view=row.get("view", 0),
         hflip=one("hflip", np.bool_),
         vflip=one("vflip", np.bool_),
         color_factors=factors,
@@ -165,7 +168,9 @@ class _OneRow(Plan):
 
     def __init__(self, plan: Plan, batch: BatchPlan) -> None:
         # Not Plan's: the draws are there already, and one row need not fit the data.
-        self.index, self.recipe, self.train, self.on_error = plan.index, plan.recipe, plan.train, "raise"
+        self.index, self.train, self.on_error = plan.index, plan.train, "raise"
+        self.recipe = plan.recipes[batch.view]
+        self.recipes = (self.recipe,)
         self.max_broken = 1.0
         self._batch, self.batch_size = batch, 1
         self.steps = batch.step + 1  # so that executors can start at this one
@@ -197,7 +202,9 @@ def reproduce(plan: Plan, engine: Engine, row: dict[str, Any]) -> Tensor:
     if size != row["source_size"]:
         raise ValueError(f"the row is of other data: image {row['index']} is {row['source_size']} there, {size} here")
     batch = to_plan(row)
+    if batch.view >= len(plan.recipes):
+        raise ValueError(f"the row is of view {batch.view}: there are only {len(plan.recipes)} here")
     with torch.inference_mode(False):
         alone = engine.for_plan(_OneRow(plan, batch))
         with contextlib.closing(alone), contextlib.closing(alone.batches(batch.epoch, batch.step)) as batches:
-            return next(batches)[1][0]
+            return next(batches)[1][0][0]

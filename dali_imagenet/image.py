@@ -21,18 +21,27 @@ from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import Plan
 from dali_imagenet.storage import patiently, storage_error
 from dali_imagenet.transforms.pixel_ops import Workspace
-from dali_imagenet.transforms.resize import required_region, resize_crop_flip
+from dali_imagenet.transforms.resize import enclosing, part_of, required_region, resize_crop_flip
 
 
-def decode_and_resize(index: SampleIndex, plan: BatchPlan, row: int, workspace: Workspace | None = None) -> Tensor:
-    """One row of a plan, up to the pixel operations: uint8 [3, H, W], strides as they fall.
+def decode_and_resize(
+    index: SampleIndex, plan: BatchPlan, row: int, workspace: Workspace | None = None
+) -> list[Tensor]:
+    """One row of a plan in each of its views, up to the pixel operations: uint8 [3, H, W], strides as they fall.
+
+    The file is read and decoded once: of a JPEG's cost the most is for bits that every box needs down to its last row,
+    so that one box around all is cheaper than each view's own.
 
     Raises:
         BadImageError, StorageError: as `read_pixels`.
     """
-    region = required_region(plan, row)
-    pixels = read_pixels(index, int(plan.source_index[row]), region.box, workspace)
-    return resize_crop_flip(pixels, region, plan, row)
+    regions = [required_region(view, row) for view in plan.views]
+    top, left, height, width = enclosing([region.box for region in regions]).tolist()
+    pixels = read_pixels(index, int(plan.source_index[row]), (top, left, height, width), workspace)
+    return [
+        resize_crop_flip(part_of(pixels, (top, left), region.box), region, view, row)
+        for view, region in zip(plan.views, regions, strict=True)
+    ]
 
 
 def read_pixels(index: SampleIndex, sample: int, box: Box, workspace: Workspace | None = None) -> Pixels:

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Never, NoReturn, TypeVar, cast
 
 import numpy.typing as npt
@@ -25,13 +25,14 @@ from dali_imagenet.failures import write_failures
 from dali_imagenet.output import NAMES, Form, Output, Transform, checked_output, copy_of, digest_of, own_targets
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import EPOCHS, OnError, Padding, Plan
+from dali_imagenet.plan.views import recipes_of
 from dali_imagenet.ranks import check_agreement, check_group, in_group, resolve_ranks
 from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
 from dali_imagenet.samplers import BatchSampler, Sampler
 from dali_imagenet.state import position_in, state_of
 from dali_imagenet.transforms.postprocess import soft_targets, zero_padding_
 from dali_imagenet.transforms.transfer import to_device
-from dali_imagenet.validation import choice, probability, real, whole, wrong
+from dali_imagenet.validation import choice, probability, real, sequence, whole, wrong
 
 log = logging.getLogger("dali_imagenet")
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -64,6 +65,8 @@ def create_loader(
     weights: npt.ArrayLike | Mapping[str, float] | None = None,
     epoch_size: int | None = None,
     # what comes out
+    views: int | Sequence[TrainRecipe] = 1,
+    share_geometry: bool = False,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
     output: Form = "tuple",
@@ -140,6 +143,13 @@ def create_loader(
             Without, one permutation of all samples follows another, and each epoch takes the next `epoch_size` places:
             shorter epochs go through the data before they begin again. A sample that comes several times in an epoch,
             here or by `weights`, is augmented differently each time. `batch_size` and `drop_last` apply as to N.
+        views: training only: how many views of each image, or the recipe of each, which may differ in all, the size
+            too; `recipe` is the first of them. Images then are a list of so many tensors, [B, 3, H, W] each, whose rows
+            belong together; targets and the length of an epoch are those without views. The file is read and decoded
+            once. Each view has draws of its own; those of the first are those of a loader without views. There is no
+            mixing, and `label_smoothing`, `num_classes` and `num_aug_repeats` are equal in all. See docs/views.md.
+        share_geometry: whether all views show the same crop, flipped alike, each in its own size; what the recipes say
+            of crop and flips must be equal then. For a clean image beside an augmented one.
         dtype: float32, float16 or bfloat16.
         memory_format: torch.contiguous_format or torch.channels_last.
         output: "tuple": (images, targets), and behind them index and path where these are asked for. "dict": the same
@@ -178,12 +188,13 @@ def create_loader(
 
     Returns:
         A `Loader` of (images [B, 3, H, W], targets): targets int64 [B], or float32 [B, num_classes] where the recipe
-        mixes or smooths labels; both on `device`. `output`, `with_index`, `with_path`, `targets` and `transform` change
-        that.
+        mixes or smooths labels; both on `device`. With `views` images are a list. `output`, `with_index`, `with_path`,
+        `targets` and `transform` change that.
 
     Raises:
         FileNotFoundError: no data, or no such part of it.
-        TypeError: a recipe that is none; targets that are no tensor; an argument that does not exist.
+        TypeError: a recipe that is none, or with `views` no TrainRecipe; targets that are no tensor; an argument that
+            does not exist.
         ValueError: bad data or arguments; a folder whose subfolders are probably not the classes.
         RuntimeError: what was asked for is not on this machine.
         BadImageError: the data holds broken images, and on_error is "raise".
@@ -221,10 +232,11 @@ def create_loader(
             "hw_decoder_load": hw_decoder_load,
         },
     )
+    views = sequence(views) or views  # a tuple: a list may change before the plan is made
     make_plan = functools.partial(
         Plan, index, recipe, batch_size=batch_size, seed=seed, drop_last=drop_last, on_error=on_error, padding=padding,
         max_broken=max_broken, weights=weights, epoch_size=epoch_size, shuffle=shuffle,
-        steps_per_epoch=steps_per_epoch, accumulate=accumulate,
+        steps_per_epoch=steps_per_epoch, accumulate=accumulate, views=views, share_geometry=share_geometry,
     )  # fmt: skip
     make_plan(rank=rank or 0, world_size=world_size or (rank or 0) + 1)  # refuses what is wrong on any rank
     log.info("backend %s on %s: %s", chosen, target, why)
@@ -396,6 +408,7 @@ class Loader:
     Attributes:
         dataset: the `SampleIndex`.
         recipe: what is done with each image.
+        recipes: of each view, from `recipe` on.
         backend: the name of the engine.
         device: where batches are handed over.
         num_classes: of the data, or of the recipe where that says more; whatever `targets` hold.
@@ -419,6 +432,8 @@ class Loader:
     ) -> None:
         self.dataset: SampleIndex = make_plan.args[0]
         self.recipe: Recipe = make_plan.args[1]
+        keywords = make_plan.keywords
+        self.recipes, _ = recipes_of(self.recipe, keywords["views"], keywords["share_geometry"])
         self.backend, self.device, self.num_classes = backend, options.device, num_classes
         self.mixup_enabled = self.recipe.mixing
         self._make_plan, self._options = make_plan, options
@@ -623,17 +638,20 @@ class Loader:
             found = next(batches, None)
             if found is None:
                 return None
-            plan, images, failures = found
+            plan, views, failures = found
             self._note(plan, failures)
             if plan.is_padding.any():
                 if self.plan.padding == "short":
                     rows = (~plan.is_padding).nonzero()[0]
-                    plan, images = plan.select_rows(rows), images.index_select(0, to_device([rows], images.device)[0])
+                    plan, [at] = plan.select_rows(rows), to_device([rows], self.device)
+                    views = [images.index_select(0, at) for images in views]
                 else:
-                    zero_padding_(images, plan)
+                    for images in views:
+                        zero_padding_(images, plan)
             targets = self._targets(plan, engine.mixing)
             beside = self._output.beside(plan, self.dataset, self.device)
-        return _Made(plan.step, self._output.packed(images, targets, beside))  # in whatever mode the user's loop is in
+        made = views if len(views) > 1 else views[0]
+        return _Made(plan.step, self._output.packed(made, targets, beside))  # in whatever mode the user's loop is in
 
     def _warn_of_a_start_left(self) -> None:
         """A look at the first batches before training makes the training start with the next epoch: say so, once."""

@@ -385,7 +385,7 @@ def _pixels(index: SampleIndex, samples: Sequence[int], recipe: EvalRecipe) -> t
     plan = Plan(index, recipe, batch_size=1, on_error="skip")
     batches = [plan.batch(0, sample) for sample in samples]
     start = time.thread_time()
-    found = [decode_and_resize(index, batch, 0) for batch in batches]
+    found = [decode_and_resize(index, batch, 0)[0] for batch in batches]
     spent = time.thread_time() - start
     return [image.numpy().astype(np.float32) for image in found], max(spent, 1e-9)
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from dali_imagenet.policy import TrivialAugmentWide
+from dali_imagenet.ops import Op
+from dali_imagenet.policy import Apply, Jitter, TrivialAugmentWide
 
 
 class Preset(NamedTuple):
@@ -135,4 +136,42 @@ PRESETS["swin"] = _from(
     "deit",
     "Swin Transformer. Liu et al. 2021, A2.1, and its config.py: DeiT's without repeats.",
     num_aug_repeats=1,
+)
+PRESETS["simclr"] = Preset(
+    {
+        "interpolation": "bicubic",
+        "color_jitter": (0.8, 0.8, 0.8, 0.2),
+        "color_jitter_prob": 0.8,
+        "grayscale_prob": 0.2,
+        "gaussian_blur_prob": 0.5,
+    },
+    """SimCLR's, for `create_loader(..., views=2)`. Chen et al. 2020, appendix A, and data_util.py of its code.
+
+    Colour distortion of strength 1, blur with a kernel of 23 (a tenth of 224) and sigma 0.1 to 2. The original does not
+    normalize: `mean=(0, 0, 0), std=(1, 1, 1)`; its bicubic resize is not antialiased.""",
+)
+
+
+def _dino(blur: float, solarize: float, about: str, **changes: Any) -> Preset:
+    jitter = Jitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.8, 1.2), hue=(-0.1, 0.1))
+    program: list[Any] = [Apply(parts=(jitter,), probability=0.8), (Op.PIL_GRAYSCALE, 0.2)]
+    program.append((Op.PIL_GAUSSIAN_BLUR, blur, (0.1, 2.0)))
+    if solarize:
+        program.append((Op.PIL_SOLARIZE, solarize, 128))
+    return Preset({"interpolation": "bicubic", "program": tuple(program), **changes}, about)
+
+
+PRESETS["dino_global"] = _dino(
+    1.0,
+    0.0,
+    """DINO's first global crop. Caron et al. 2021, and main_dino.py of its code: always blurred, with PIL's blur.
+
+    The views are `[dino_global, dino_global2, dino_local, ...]`, with eight local ones; see docs/views.md.""",
+    scale=(0.4, 1.0),
+)
+PRESETS["dino_global2"] = _dino(
+    0.1, 0.2, "DINO's second global crop: blurred in one of ten, solarized in one of five.", scale=(0.4, 1.0)
+)
+PRESETS["dino_local"] = _dino(
+    0.5, 0.0, "DINO's local crops: 96 pixels of small parts, half of them blurred.", scale=(0.05, 0.4), input_size=96
 )

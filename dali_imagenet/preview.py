@@ -12,13 +12,15 @@ from torch import Tensor
 from dali_imagenet.escape import escaped
 from dali_imagenet.loader import Loader
 from dali_imagenet.output import Output
+from dali_imagenet.recipe import Recipe
 from dali_imagenet.validation import whole
 
 _EDGE, _TEXT = 6, 18  # pixels around a tile, and of a line of text
 
 
 def save_preview(loader: Loader, path: str | os.PathLike[str], *, count: int = 8, epoch: int = 0) -> None:
-    """Save a grid of the first `count` images of an epoch; where the recipe mixes, a row before and one after mixing.
+    """Save a grid of the first `count` images of an epoch: a row for each view; where the recipe mixes, one before and
+    one after mixing.
 
     Images and classes are those of the recipe and the index, before a `transform` and whatever the loader's `targets`.
     Ends the loader's running iteration; the next one starts at `epoch`, as if nothing had been.
@@ -36,16 +38,18 @@ def save_preview(loader: Loader, path: str | os.PathLike[str], *, count: int = 8
             loader.set_epoch(epoch)
             images, targets = next(iter(loader))
             title = "after mixing" if mixing else "augmented" if loader.plan.train else "as evaluated"
-            rows.append((title, _pixels(loader, images[:count]), _labels(loader, targets[:count])))
+            views = images if len(loader.recipes) > 1 else [images]
+            for number, (recipe, view) in enumerate(zip(loader.recipes, views, strict=True)):
+                shown = title if len(views) == 1 else f"view {number}"
+                rows.append((shown, _pixels(recipe, view[:count]), _labels(loader, targets[:count])))
     finally:
         loader.mixup_enabled, loader._output = enabled, output
         loader.set_epoch(epoch)
     _grid(rows).save(path)
 
 
-def _pixels(loader: Loader, images: Tensor) -> Tensor:
+def _pixels(recipe: Recipe, images: Tensor) -> Tensor:
     """Normalized images back to uint8 [B, H, W, 3] on the CPU."""
-    recipe = loader.plan.recipe
     mean, std = (torch.tensor(v, dtype=torch.float32, device="cpu")[:, None, None] for v in (recipe.mean, recipe.std))
     floats = images.detach().to("cpu", torch.float32) * std + mean
     return floats.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
@@ -66,7 +70,7 @@ def _labels(loader: Loader, targets: Tensor) -> list[str]:
 
 
 def _grid(rows: list[tuple[str, Tensor, list[str]]]) -> Image.Image:
-    count, height, width = rows[0][1].shape[:3]
+    count, height, width = (max(images.shape[axis] for _, images, _ in rows) for axis in range(3))
     tile = max(width, 150) + _EDGE
     per_row = height + 3 * _TEXT + 2 * _EDGE
     canvas = Image.new("RGB", (count * tile + _EDGE, len(rows) * per_row + _EDGE), "white")

@@ -44,32 +44,36 @@ def philox(key: int, c0: npt.ArrayLike, c1: npt.ArrayLike, c2: npt.ArrayLike, c3
     return np.stack([x0, x1, x2, x3])
 
 
-def uniforms(seed: int, epoch: int, stream: int, index: npt.ArrayLike, count: int, repeat: npt.ArrayLike = 0) -> F64:
+def uniforms(
+    seed: int, epoch: int, stream: int, index: npt.ArrayLike, count: int, repeat: npt.ArrayLike = 0, view: int = 0
+) -> F64:
     """`count` uniforms in [0, 1) for each index, on 2**-32 steps: a pure function of the arguments.
 
     Args:
         seed: 0..2**64-1.
         epoch: 0..2**32-1.
         stream: 0..255.
-        index: int [B], 0..2**63-1.
+        index: int [B], 0..2**56-1.
         count: 1..1024.
         repeat: int [B] or one for all, 0..255.
+        view: 0..255.
 
     Returns:
         float64 [B, count].
     """
-    return streams(seed, epoch, {stream: count}, index, repeat)[stream]
+    return streams(seed, epoch, {stream: count}, index, repeat, view)[stream]
 
 
 def streams(
-    seed: int, epoch: int, counts: Mapping[int, int], index: npt.ArrayLike, repeat: npt.ArrayLike = 0
+    seed: int, epoch: int, counts: Mapping[int, int], index: npt.ArrayLike, repeat: npt.ArrayLike = 0, view: int = 0
 ) -> dict[int, F64]:
     """`uniforms` of several streams ({stream: count}) at once, which costs little more than of one."""
     index = np.atleast_1d(np.asarray(index, np.uint64))
     repeat = np.asarray(repeat, np.uint64)
     blocks = {stream: -(-count // 4) for stream, count in counts.items()}
     tags = np.concatenate([np.arange(n, dtype=np.uint64) + np.uint64(s << 16) for s, n in blocks.items()])[:, None]
-    words = philox(seed, index & _MASK, index >> _SHIFT, repeat << np.uint64(24) | tags, np.uint64(epoch))
+    high = index >> _SHIFT | np.uint64(view << 24)  # the view has the top eight bits of the index's upper word
+    words = philox(seed, index & _MASK, high, repeat << np.uint64(24) | tags, np.uint64(epoch))
     flat: F64 = words.transpose(2, 1, 0).reshape(len(index), -1).astype(np.float64) * 2.0**-32
     ends = np.cumsum(list(blocks.values())) * 4
     starts = ends - np.array(list(blocks.values())) * 4

@@ -13,7 +13,9 @@ log = logging.getLogger("dali_imagenet")
 STATE_VERSION = 2
 """Of the states that are written. Version 1 held a hash in place of the recipe."""
 
-_LEFT_OUT = dict.fromkeys(("weights", "epoch_size", "shuffle", "steps_per_epoch", "accumulate"))  # where not given
+_LEFT_OUT = dict.fromkeys(  # where not given
+    ("weights", "epoch_size", "shuffle", "steps_per_epoch", "accumulate", "views", "share_geometry")
+)
 
 
 def state_of(plan: Plan, epoch: int, step: int) -> dict[str, Any]:
@@ -31,7 +33,10 @@ def position_in(plan: Plan, state: dict[str, Any]) -> tuple[int, int]:
     wrong = [] if version in (1, STATE_VERSION) else [f"version: saved {version!r}, here {STATE_VERSION}"]
     for name, here in (_LEFT_OUT | plan.fingerprint).items():
         saved = state.get(name)
-        if name != "recipe":
+        if name == "views" and isinstance(saved, list) and isinstance(here, list) and len(saved) == len(here):
+            for view, (before, recipe) in enumerate(zip(saved, plan.recipes[1:], strict=True), 1):
+                wrong += [f"view {view}: {other}" for other in _other_fields(before, recipe)]
+        elif name != "recipe":
             wrong += [f"{name}: saved {saved!r}, here {here!r}"] if saved != here else []
         elif version != 1:
             wrong += _other_fields(saved, plan.recipe)

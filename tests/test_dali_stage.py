@@ -72,7 +72,7 @@ def make_plan(
     else:
         resize = (56 * source // source.min(axis=1, keepdims=True)).astype(np.int32)
     identity = np.concatenate([np.eye(3), np.zeros((3, 1))], axis=1)
-    return SimpleNamespace(
+    plan = SimpleNamespace(
         epoch=2,
         step=seed,
         size=(size, size),
@@ -88,6 +88,8 @@ def make_plan(
         vflip=rng.random(rows) < 0.5 if train else np.zeros(rows, bool),
         color=(identity + rng.normal(size=(rows, 3, 4)) * [0.2, 0.2, 0.2, 20]).astype(np.float32) if color else None,
     )
+    plan.views = (plan,)
+    return plan
 
 
 def image_paths(folder: Path) -> list[Path]:
@@ -96,7 +98,7 @@ def image_paths(folder: Path) -> list[Path]:
 
 def run(stage: DaliStage, plan: Any, paths: list[Path]) -> torch.Tensor:
     stage.submit(plan, [str(p) for p in paths])
-    return stage.collect()
+    return stage.collect()[0]
 
 
 def with_pil(plan: Any, paths: list[Path], *, vflip: bool = False) -> torch.Tensor:
@@ -225,7 +227,7 @@ def test_batches_keep_their_order_and_stay_untouched(folder: Path) -> None:
     assert stage.pending == 6
     held = []
     for n in range(6):
-        held.append(stage.collect())
+        held.append(stage.collect()[0])
         if n == 0:
             held[0].fill_(7)
     assert stage.pending == 0
@@ -243,7 +245,7 @@ def test_encoded_bytes_instead_of_paths(folder: Path) -> None:
     stage = DaliStage(batch_size=12, train=True, encoded=True)
     stage.submit(plan, [p.read_bytes() for p in paths])
     reading = DaliStage(batch_size=12, train=True)
-    assert torch.equal(stage.collect(), run(reading, plan, paths))
+    assert torch.equal(stage.collect()[0], run(reading, plan, paths))
     for each in (stage, reading):
         assert [bytes(each.file(row)) for row in range(12)] == [p.read_bytes() for p in paths]
 
@@ -308,11 +310,11 @@ stage = DaliStage(batch_size=64, train=True, prefetch=3, in_graph=in_graph)
 alone = []
 for plan in plans:
     stage.submit(plan, names)
-    alone.append(stage.collect())
+    alone.append(stage.collect()[0])
 for repeat in range(4):
     for n, plan in enumerate(plans):
         stage.submit(plan, names[:9] + [bad] + names[10:] if n == 1 else names)
-    assert torch.equal(stage.collect(), alone[0])
+    assert torch.equal(stage.collect()[0], alone[0])
     try:
         stage.collect()
     except DaliBatchError as error:
@@ -320,7 +322,7 @@ for repeat in range(4):
         print("reason:", error.reason, error.rows)
     else:
         raise SystemExit("nothing raised")
-    assert stage.pending == 1 and torch.equal(stage.collect(), alone[2])
+    assert stage.pending == 1 and torch.equal(stage.collect()[0], alone[2])
 print("survived")
 """
 
@@ -497,7 +499,7 @@ class TestGpu:
         held = []
         for n in range(12):
             with torch.cuda.stream(torch.cuda.Stream()):
-                batch = stage.collect()
+                batch = stage.collect()[0]
                 held.append(batch.clone())
                 batch.fill_(n)
         torch.cuda.synchronize()
@@ -512,10 +514,10 @@ class TestGpu:
         expected = run(stage, plan, paths)
         for name in (paths[0], bad, paths[0]):
             stage.submit(plan, [str(name), *map(str, paths[1:])])
-        assert torch.equal(stage.collect(), expected)
+        assert torch.equal(stage.collect()[0], expected)
         with pytest.raises(DaliBatchError):
             stage.collect()
-        assert torch.equal(stage.collect(), expected)
+        assert torch.equal(stage.collect()[0], expected)
 
     def test_the_probe_answers(self, tmp_path: Path) -> None:
         assert probe_roi_decode(0, cache_dir=tmp_path) in (True, False)

@@ -15,6 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+RUN = ("augmentation", "exactness", "scripts", "views")  # pages whose blocks are run
 SMALLER = (("batch_size=256", "batch_size=4, device='cpu', num_workers=0"), ("range(90)", "range(1)"))
 
 
@@ -75,7 +76,9 @@ def test_python_in_the_docs_compiles(page: Path) -> None:
 
 
 @pytest.mark.usefixtures("imagenet")
-@pytest.mark.parametrize("page", ["README.md", "docs/augmentation.md", "docs/exactness.md", "docs/scripts.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/augmentation.md", "docs/exactness.md", "docs/scripts.md", "docs/views.md"]
+)
 def test_python_in_the_docs_runs(page: str) -> None:
     """Block after block, as one program, with fewer and smaller batches."""
     model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 4))

@@ -173,7 +173,7 @@ def ours(index: SampleIndex, recipe: Any, seed: int = 1) -> Tensor:
     plan = Plan(index, recipe, batch_size=len(index), seed=seed)
     engine = make_engine("torchvision", plan, EngineOptions(device=torch.device("cpu")))
     try:
-        return next(engine.batches(0, 0))[1].clone()
+        return next(engine.batches(0, 0))[1][0].clone()
     finally:
         engine.close()
 
@@ -374,7 +374,7 @@ def test_evaluation_is_the_original(name: str, engine: str) -> None:
     recipe = EvalRecipe.from_transforms(EVAL[name])
     plan = Plan(index, recipe, batch_size=len(index))
     made = make_engine(engine, plan, EngineOptions(device=torch.device("cpu")))
-    images = next(made.batches(0, 0))[1]
+    images = next(made.batches(0, 0))[1][0]
     expected = torch.stack([EVAL[name](Image.open(index.path(i)).convert("RGB")) for i in range(len(index))])
     assert images.shape == expected.shape
     levels = ((images - expected) * torch.tensor(recipe.std).view(3, 1, 1) * 255).abs()

@@ -222,7 +222,7 @@ def made(recipe: Any, engine: str, in_graph: bool | None = None, **options: Any)
     plan = Plan(pictures(), recipe, batch_size=len(pictures()), seed=3)
     maker = make_engine(engine, plan, EngineOptions(device=torch.device("cpu"), in_graph=in_graph, **options))
     try:
-        _, images, failures = next(maker.batches(0, 0))
+        _, [images], failures = next(maker.batches(0, 0))
         assert not failures
         return images.clone()
     finally:

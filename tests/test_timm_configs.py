@@ -69,7 +69,7 @@ def made(recipe: Any, engine: str, in_graph: bool | None = None, count: int = 9)
     plan = Plan(index_of(), recipe, batch_size=count, seed=3)
     maker = make_engine(engine, plan, EngineOptions(device=torch.device("cpu"), in_graph=in_graph))
     try:
-        _, images, failures = next(maker.batches(0, 0))
+        _, [images], failures = next(maker.batches(0, 0))
         assert not failures
         return images.clone()
     finally:

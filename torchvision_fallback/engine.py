@@ -81,12 +81,15 @@ class TorchvisionEngine:
                 return
             plan, pixels, failures = batch
             with torch.cuda.stream(self._side):
-                images = pixels.to(device, non_blocking=True)
+                copies = [part.to(device, non_blocking=True) for part in pixels]
             stream = torch.cuda.current_stream(device)
             stream.wait_stream(self._side)
-            images.record_stream(stream)
-            yield plan, self._postprocess.finish_batch(images, plan, mix=self.mixing), failures
-            del batch, pixels, images
+            done = []
+            for view in plan.views:
+                copies[0].record_stream(stream)
+                done.append(self._postprocess.finish_batch(copies.pop(0), view, mix=self.mixing))
+            yield plan, [done.pop(0) for _ in plan.views], failures  # not held here while the user has them
+            del batch, pixels
 
     def for_plan(self, plan: Plan) -> TorchvisionEngine:
         """See `dali_imagenet.engine.Engine.for_plan`."""

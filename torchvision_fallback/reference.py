@@ -51,23 +51,26 @@ class ReferenceEngine:
         options = self._options
         for at in range(step, len(self._plan)):
             plan = self._plan.batch(epoch, at)
-            images = torch.zeros((len(plan), 3, *plan.size), dtype=torch.float32, device="cpu")
+            images = [torch.zeros((len(plan), 3, *view.size), dtype=torch.float32, device="cpu") for view in plan.views]
 
-            def make(plan: BatchPlan, row: int, images: Tensor = images) -> None:
+            def make(plan: BatchPlan, row: int, images: Sequence[Tensor] = images) -> None:
                 with torch.device("cpu"):  # torchvision makes its grids on the user's default device
-                    images[row] = finished(self._pixels(plan, row), plan, row)
+                    image = self._decoded(plan, row)
+                    for view, out in zip(plan.views, images, strict=True):
+                        out[row] = finished(transformed(image, view, row), view, row)
 
             plan, failures = self._plan.execute_rows(plan, make)
             if self.mixing and plan.mix is not None:
-                mix_by_timm_(images, plan.mix)
-            yield plan, images.to(options.device, options.dtype, memory_format=options.memory_format), failures
+                mix_by_timm_(images[0], plan.mix)
+            given: dict[str, Any] = {"device": options.device, "dtype": options.dtype}
+            yield plan, [each.to(**given, memory_format=options.memory_format) for each in images], failures
 
-    def _pixels(self, plan: BatchPlan, row: int) -> Tensor:
+    def _decoded(self, plan: BatchPlan, row: int) -> Any:
         index, sample = self._plan.index, int(plan.source_index[row])
         data = read_sample(index, sample)
         with decoding(index, sample):
             image: Any = open_image(data).convert("RGB")
-        return transformed(F.pil_to_tensor(image) if self.on_tensors else image, plan, row)
+        return F.pil_to_tensor(image) if self.on_tensors else image
 
     def for_plan(self, plan: Plan) -> ReferenceEngine:
         """See `dali_imagenet.engine.Engine.for_plan`."""

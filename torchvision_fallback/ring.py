@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from multiprocessing import reduction
 from typing import Any, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.transforms.postprocess import Postprocess
 
+_ALIGNED = 64  # bytes at which each view of a batch begins
 _SPARE = 2  # slots for batches that the user holds beyond that, where they cost nothing until they are used
 
 
@@ -97,17 +98,27 @@ def batch_dtype(postprocess: Postprocess | None) -> torch.dtype:
     return torch.uint8 if postprocess is None else postprocess.dtype
 
 
-def new_batch(shape: tuple[int, ...], postprocess: Postprocess | None) -> Tensor:
-    """Memory of its own for a batch."""
+def new_batch(plan: BatchPlan, postprocess: Postprocess | None) -> list[Tensor]:
+    """Memory of its own for each view of a batch."""
     memory_format = torch.contiguous_format if postprocess is None else postprocess.memory_format
-    return torch.empty(shape, dtype=batch_dtype(postprocess), memory_format=memory_format, device="cpu")
+    options: dict[str, Any] = {"dtype": batch_dtype(postprocess), "memory_format": memory_format, "device": "cpu"}
+    return [torch.empty((len(plan), 3, *view.size), **options) for view in plan.views]
 
 
-def batch_on(memory: Tensor, shape: tuple[int, ...], postprocess: Postprocess | None) -> Tensor:
-    """A batch on the first bytes of a uint8 tensor."""
-    dtype = batch_dtype(postprocess)
-    flat = memory[: int(np.prod(shape)) * dtype.itemsize].view(dtype)
-    if postprocess is not None and postprocess.memory_format == torch.channels_last:
-        b, c, h, w = shape
-        return flat.view(b, h, w, c).permute(0, 3, 1, 2)
-    return flat.view(shape)
+def batch_bytes(rows: int, sizes: Sequence[int], itemsize: int) -> list[int]:
+    """The bytes that each view of a batch takes in a slot, of its images' height times width."""
+    return [-(-rows * 3 * size * itemsize // _ALIGNED) * _ALIGNED for size in sizes]
+
+
+def batch_on(memory: Tensor, plan: BatchPlan, postprocess: Postprocess | None) -> list[Tensor]:
+    """The views of a batch, one after the other on the first bytes of a uint8 tensor."""
+    dtype, at, found = batch_dtype(postprocess), 0, []
+    sizes = [view.size[0] * view.size[1] for view in plan.views]
+    for (h, w), taken in zip((v.size for v in plan.views), batch_bytes(len(plan), sizes, dtype.itemsize), strict=True):
+        flat = memory[at : at + len(plan) * 3 * h * w * dtype.itemsize].view(dtype)
+        if postprocess is not None and postprocess.memory_format == torch.channels_last:
+            found.append(flat.view(-1, h, w, 3).permute(0, 3, 1, 2))
+        else:
+            found.append(flat.view(-1, 3, h, w))
+        at += taken
+    return found

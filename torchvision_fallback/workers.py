@@ -34,12 +34,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from dali_imagenet.data.source import share_among
+from dali_imagenet.engine import Batch
 from dali_imagenet.image import announce, decode_and_resize
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import Plan
 from dali_imagenet.transforms.pixel_ops import Workspace
 from dali_imagenet.transforms.postprocess import Postprocess, mix_pair_
-from torchvision_fallback.ring import batch_on, make_ring, new_batch
+from torchvision_fallback.ring import batch_bytes, batch_on, make_ring, new_batch
 
 _NO_SLOT = -1
 
@@ -58,7 +59,7 @@ class WorkerResult(NamedTuple):
 
     plan: BatchPlan
     slot: int
-    images: Tensor | None
+    images: list[Tensor] | None
     failures: dict[int, str]
     mixed: bool
 
@@ -77,27 +78,27 @@ class _Batches(Dataset[WorkerResult]):
     def __getitem__(self, task: WorkerTask) -> WorkerResult:
         plan = self.plan.batch(task.epoch, task.step)
         announce(self.plan, plan, self._every, _pairs if task.mix else range)
-        shape = (len(plan), 3, *plan.size)
         if task.slot == _NO_SLOT:
-            images = new_batch(shape, self.postprocess)
+            images = new_batch(plan, self.postprocess)
         else:
-            images = batch_on(self.ring[task.slot], shape, self.postprocess)
+            images = batch_on(self.ring[task.slot], plan, self.postprocess)
         mix = plan.mix if task.mix else None
 
         def make(plan: BatchPlan, row: int) -> None:
-            self._row(plan, row, images[row])
+            self._row(plan, row, images)
             if mix is not None and row >= (len(plan) + 1) // 2:  # the second of a pair
-                mix_pair_(images, mix, len(plan) - 1 - row)
+                mix_pair_(images[0], mix, len(plan) - 1 - row)
 
         plan, failures = self.plan.execute_rows(plan, make, None if mix is None else _pairs(len(plan)))
         return WorkerResult(plan, task.slot, images if task.slot == _NO_SLOT else None, failures, task.mix)
 
-    def _row(self, plan: BatchPlan, row: int, out: Tensor) -> None:
-        image = decode_and_resize(self.plan.index, plan, row, self._workspace)
-        if self.postprocess is None:
-            out.copy_(image)
-        else:
-            self.postprocess.finish_image(image, plan, row, out)
+    def _row(self, plan: BatchPlan, row: int, out: list[Tensor]) -> None:
+        pixels = decode_and_resize(self.plan.index, plan, row, self._workspace)
+        for view, image, images in zip(plan.views, pixels, out, strict=True):
+            if self.postprocess is None:
+                images[row].copy_(image)
+            else:
+                self.postprocess.finish_image(image, view, row, images[row])
 
 
 def _pairs(rows: int) -> Iterator[int]:
@@ -180,8 +181,8 @@ class Workers:
         self.mixing = False
         self._ring: Sequence[Tensor] = []
         if postprocess is not None:
-            largest = max(height * width for height, width in plan.recipe.sizes)
-            nbytes = plan.batch_size * 3 * largest * postprocess.dtype.itemsize
+            largest = [max(height * width for height, width in recipe.sizes) for recipe in plan.recipes]
+            nbytes = sum(batch_bytes(plan.batch_size, largest, postprocess.dtype.itemsize))
             slots = num_workers * prefetch + 2  # in flight, one in the user's hands and one that is exchanged for it
             self._ring = make_ring(slots, nbytes, num_workers, multiprocessing_context)
         self._tasks = _Tasks(plan, len(self._ring))
@@ -201,7 +202,7 @@ class Workers:
         )
         self._owner = os.getpid()
 
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[BatchPlan, Tensor, dict[int, str]]]:
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The plan as executed, the images and the failures {sample: reason}, from that step to the epoch's end."""
         if self._loader is None:
             raise RuntimeError("the loader is closed")
@@ -237,14 +238,13 @@ class Workers:
             self._results = results
             yield plan, self._images(done.pop()), failures  # not held here while the user has it
 
-    def _images(self, done: WorkerResult) -> Tensor:
+    def _images(self, done: WorkerResult) -> list[Tensor]:
         if done.images is not None:
             return done.images
-        # The tensor's memory keeps `lent` alive, views included; with the last of them the slot is free again.
+        # The tensors' memory keeps `lent` alive, views included; with the last of them the slot is free again.
         lent = self._ring[done.slot].numpy()[:]
         weakref.finalize(lent, self._tasks.free.append, done.slot).atexit = False
-        shape = (len(done.plan), 3, *done.plan.size)
-        return batch_on(torch.from_numpy(lent), shape, self._postprocess)
+        return batch_on(torch.from_numpy(lent), done.plan, self._postprocess)
 
     def close(self) -> None:
         """Stop the workers. The batches that the user holds stay valid."""

@@ -185,7 +185,7 @@ def _all_in_graph(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     engine = make_engine("dali", loader.plan, options)
     engine.mixing = recipe.mixing
     with contextlib.closing(engine):
-        for plan, images, _ in engine.batches(0, 0):
+        for plan, [images], _ in engine.batches(0, 0):
             lam = plan.mix.lam if plan.mix is not None else None
             if recipe.soft_targets:
                 soft = soft_targets(plan.label, lam, loader.num_classes, recipe.label_smoothing)

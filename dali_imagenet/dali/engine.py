@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dali_imagenet.dali.roi_probe import probe_roi_decode
-from dali_imagenet.dali.stage import DaliBatchError, DaliStage, one_torch_thread_each
+from dali_imagenet.dali.stage import DaliBatchError, DaliStage, Rendering, one_torch_thread_each
 from dali_imagenet.engine import Batch, EngineOptions
 from dali_imagenet.errors import BadImageError, StorageError
 from dali_imagenet.escape import escaped
@@ -26,11 +26,12 @@ from dali_imagenet.image import announce, decode_and_resize
 from dali_imagenet.jpeg_markers import find_marker_anomaly
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import Plan
-from dali_imagenet.recipe import TrainRecipe
+from dali_imagenet.recipe import Recipe, TrainRecipe
 from dali_imagenet.transforms.postprocess import Postprocess
 from dali_imagenet.transforms.transfer import to_device
 
 log = logging.getLogger("dali_imagenet")
+_Waiting = tuple[BatchPlan, dict[int, Future[list[Tensor]]]]
 
 
 class DaliEngine:
@@ -39,29 +40,23 @@ class DaliEngine:
     decoder = "DALI"
 
     def __init__(self, plan: Plan, options: EngineOptions) -> None:
-        recipe, device = plan.recipe, options.device
-        roi_decode = options.roi_decode
+        device, roi_decode = options.device, options.roi_decode
         if roi_decode is None:
             roi_decode = device.type == "cpu" or probe_roi_decode(device.index or 0)
         self.mixing = False
         self._plan, self._options = plan, dataclasses.replace(options, roi_decode=roi_decode)
         self._postprocess = Postprocess(dtype=options.dtype, memory_format=options.memory_format)
         self._by_path = len(plan.index) > 0 and plan.index.source.local_path(0) is not None
-        fused = not recipe.pixel_ops
+        self._views = [_rendering(recipe, options) for recipe in plan.recipes]
         self._stage_options: dict[str, Any] = {
             "train": plan.train,
-            "color": isinstance(recipe, TrainRecipe) and recipe.color_twist is not None,
-            "vflip": isinstance(recipe, TrainRecipe) and recipe.vflip > 0,
             "device": device,
-            "normalize": (recipe.mean, recipe.std) if fused else None,
-            "dtype": options.dtype if fused else torch.uint8,
-            "memory_format": options.memory_format if fused else torch.contiguous_format,
             "roi_decode": roi_decode,
             "hw_decoder_load": options.hw_decoder_load,
             "in_graph": options.in_graph,
             "encoded": not self._by_path,
-            "window": not isinstance(recipe, TrainRecipe) or recipe.crop != "rrc",
-            "window_fill": recipe.window_fill,
+            **vars(self._views[0]),
+            "others": self._views[1:],
         }
         # DALI shows 16-bit PNG and CMYK without Adobe's segment otherwise than Pillow, and its GPU decoders know fewer
         # formats: whatever is no gray or colour JPEG is left to Pillow, and so is what DALI turns out not to decode.
@@ -74,7 +69,7 @@ class DaliEngine:
         self._stage = DaliStage(
             batch_size=plan.batch_size, num_threads=threads, prefetch=options.prefetch, **self._stage_options
         )
-        self._waiting = deque[tuple[BatchPlan, dict[int, Future[Tensor]]]]()  # what is in flight, in order
+        self._waiting = deque[_Waiting]()  # what is in flight, in order
         self._schedule: Iterator[tuple[int, int]] = iter(())  # what comes behind it
 
     @property
@@ -98,14 +93,15 @@ class DaliEngine:
                 others = {row: future.result() for row, future in on_cpu.items()}
                 images = self._merge_rows(images, others, plan)
                 for row in self._rows_to_recheck(plan, others):
-                    images[row] = self._as_from_dali(self._decode(plan, row), plan)
+                    _put(images, row, self._as_from_dali(self._decode(plan, row), plan))
             except (DaliBatchError, BadImageError):
                 plan, images, failures = self._retry_per_sample(plan)
             self._feed(waiting)
-            done = [self._postprocess.finish_batch(images, plan, self._pool, mix=self.mixing)]
-            del images
+            done = []
+            for view in plan.views:
+                done.append(self._postprocess.finish_batch(images.pop(0), view, self._pool, mix=self.mixing))
             self._waiting = waiting
-            yield plan, done.pop(), failures  # not held here while the user has it
+            yield plan, [done.pop(0) for _ in plan.views], failures  # not held here while the user has them
 
     def for_plan(self, plan: Plan) -> DaliEngine:
         """See `dali_imagenet.engine.Engine.for_plan`."""
@@ -116,12 +112,12 @@ class DaliEngine:
         self._pool.shutdown(cancel_futures=True)
         self._stage.close()
 
-    def _feed(self, waiting: deque[tuple[BatchPlan, dict[int, Future[Tensor]]]]) -> None:
+    def _feed(self, waiting: deque[_Waiting]) -> None:
         for epoch, step in itertools.islice(self._schedule, self._options.prefetch - len(waiting)):
             plan = self._plan.batch(epoch, step)
             waiting.append((plan, self._submit(plan)))
 
-    def _submit(self, plan: BatchPlan) -> dict[int, Future[Tensor]]:
+    def _submit(self, plan: BatchPlan) -> dict[int, Future[list[Tensor]]]:
         """Starts DALI on the rows that are its own, and Pillow on the others, which are returned."""
         announce(self._plan, plan)
         others = ~plan.is_padding & self._needs_cpu_decode[plan.source_index]
@@ -143,19 +139,19 @@ class DaliEngine:
                 raise file
         return [b"" if isinstance(file, Exception) else file for file in files]
 
-    def _merge_rows(self, images: Tensor, others: dict[int, Tensor], plan: BatchPlan) -> Tensor:
+    def _merge_rows(self, images: list[Tensor], others: dict[int, list[Tensor]], plan: BatchPlan) -> list[Tensor]:
         """DALI's images and Pillow's at their rows."""
-        if len(images) == len(plan):
+        if len(images[0]) == len(plan):
             return images
         mine = ~plan.is_padding
         mine[list(others)] = False
-        [rows] = to_device([mine.nonzero()[0]], images.device)
-        full = self._new_batch(plan).index_copy_(0, rows, images)
+        [rows] = to_device([mine.nonzero()[0]], self._options.device)
+        full = [new.index_copy_(0, rows, some) for new, some in zip(self._new_batch(plan), images, strict=True)]
         for row, pixels in others.items():
-            full[row] = self._as_from_dali(pixels, plan)
+            _put(full, row, self._as_from_dali(pixels, plan))
         return full
 
-    def _rows_to_recheck(self, plan: BatchPlan, others: dict[int, Tensor]) -> list[int]:
+    def _rows_to_recheck(self, plan: BatchPlan, others: dict[int, list[Tensor]]) -> list[int]:
         """Rows that DALI has just decoded, but whose files have markers where none belong: they are Pillow's.
 
         DALI delivers some of them that Pillow refuses, so that the backends would lose different samples.
@@ -178,19 +174,19 @@ class DaliEngine:
         with contextlib.closing(DaliStage(batch_size=1, num_threads=1, prefetch=1, **self._stage_options)) as alone:
 
             def make(plan: BatchPlan, row: int) -> None:
-                images[row] = self._make_row(alone, plan, row)
+                _put(images, row, self._make_row(alone, plan, row))
 
             plan, failures = self._plan.execute_rows(plan, make)
         return plan, images, failures
 
-    def _make_row(self, alone: DaliStage, plan: BatchPlan, row: int) -> Tensor:
+    def _make_row(self, alone: DaliStage, plan: BatchPlan, row: int) -> list[Tensor]:
         image = self._as_from_dali(self._decode(plan, row), plan)  # first: what neither can costs DALI a new pipeline
         sample = int(plan.source_index[row])
         if self._needs_cpu_decode[sample]:
             return image
         try:
             alone.submit(plan.select_rows([row]), self._files([sample]), [int(self._plan.index.file_size[sample])])
-            found = alone.collect()[0]
+            found = [view[0] for view in alone.collect()]
             if self._markers_checked[sample] or not find_marker_anomaly(alone.file(0)):
                 return found
         except DaliBatchError as error:
@@ -199,14 +195,40 @@ class DaliEngine:
         self._needs_cpu_decode[sample] = True
         return image
 
-    def _decode(self, plan: BatchPlan, row: int) -> Tensor:
+    def _decode(self, plan: BatchPlan, row: int) -> list[Tensor]:
         return decode_and_resize(self._plan.index, plan, row)
 
-    def _new_batch(self, plan: BatchPlan) -> Tensor:
-        options = {name: self._stage_options[name] for name in ("dtype", "device", "memory_format")}
-        return torch.empty((len(plan), 3, *plan.size), **options)
+    def _new_batch(self, plan: BatchPlan) -> list[Tensor]:
+        device = self._options.device
+        return [
+            torch.empty((len(plan), 3, *each.size), dtype=view.dtype, device=device, memory_format=view.memory_format)
+            for each, view in zip(plan.views, self._views, strict=True)
+        ]
 
-    def _as_from_dali(self, pixels: Tensor, plan: BatchPlan) -> Tensor:
-        """What the graph would have made of these pixels."""
-        pixels = pixels.contiguous().to(self._options.device)
-        return pixels if self._stage_options["normalize"] is None else self._postprocess.normalize(pixels, plan)
+    def _as_from_dali(self, pixels: list[Tensor], plan: BatchPlan) -> list[Tensor]:
+        """What the graph would have made of these pixels of each view."""
+        there = [image.contiguous().to(self._options.device) for image in pixels]
+        return [
+            image if view.normalize is None else self._postprocess.normalize(image, each)
+            for image, view, each in zip(there, self._views, plan.views, strict=True)
+        ]
+
+
+def _put(images: list[Tensor], row: int, made: list[Tensor]) -> None:
+    """One row, in each view."""
+    for view, image in zip(images, made, strict=True):
+        view[row] = image
+
+
+def _rendering(recipe: Recipe, options: EngineOptions) -> Rendering:
+    """What the stage does with a view of that recipe."""
+    fused = not recipe.pixel_ops
+    return Rendering(
+        window=not isinstance(recipe, TrainRecipe) or recipe.crop != "rrc",
+        color=isinstance(recipe, TrainRecipe) and recipe.color_twist is not None,
+        vflip=isinstance(recipe, TrainRecipe) and recipe.vflip > 0,
+        normalize=(recipe.mean, recipe.std) if fused else None,
+        dtype=options.dtype if fused else torch.uint8,
+        memory_format=options.memory_format if fused else torch.contiguous_format,
+        window_fill=recipe.window_fill,
+    )

@@ -130,9 +130,10 @@ def _probe(device_index: int) -> None:
             hflip=np.zeros(64, bool),
             vflip=np.zeros(64, bool),
         )
+        plan.views = (plan,)
         for stage in stages:
             stage.submit(plan, files)
-        gpu, cpu = (stage.collect().cpu().float() for stage in stages)
+        gpu, cpu = (stage.collect()[0].cpu().float() for stage in stages)
         if (gpu - cpu).abs().mean() > 3:  # 0..255: decoders differ by about 1, a wrong region by tens
             raise SystemExit("the regions decoded on the GPU are not those of the CPU")
     print(_PROBE_PASSED, flush=True)

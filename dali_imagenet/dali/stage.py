@@ -27,7 +27,7 @@ from torch.utils.dlpack import from_dlpack
 
 from dali_imagenet.ops import FILTERS
 from dali_imagenet.transforms.normalize_erase import normalize, normalize_constants
-from dali_imagenet.transforms.resize import reflect_, required_region, resize_crop_flip
+from dali_imagenet.transforms.resize import enclosing, part_of, reflect_, required_region, resize_crop_flip
 from dali_imagenet.validation import choice, whole, wrong
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ _INTERP_TYPES = {"nearest": 0, "bilinear": 1, "bicubic": 2, "lanczos": 3}  # of 
 _INTERP = np.zeros(max(FILTERS.values()) + 1, np.int32)
 for _name, _number in FILTERS.items():
     _INTERP[_number] = _INTERP_TYPES[_name]
+_Inputs = Iterable[tuple[str, Any]]
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -70,6 +71,28 @@ class DaliBatchError(RuntimeError):
         self.paths = paths
         self.rows = tuple(rows)
         self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering:
+    """What is done with the decoded pixels of one view; see `DaliStage`."""
+
+    window: bool
+    color: bool = False
+    vflip: bool = False
+    normalize: tuple[Sequence[float], Sequence[float]] | None = None
+    dtype: torch.dtype = torch.uint8
+    memory_format: torch.memory_format = torch.contiguous_format
+    window_fill: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (_FLOATS if self.normalize else (torch.uint8,)):
+            raise wrong("dtype", self.dtype, "float32, float16 or bfloat16 with normalize, uint8 without")
+        choice("memory_format", self.memory_format, (torch.contiguous_format, torch.channels_last))
+
+    @property
+    def layout(self) -> str:
+        return "HWC" if self.memory_format == torch.channels_last else "CHW"
 
 
 @dataclass(slots=True)
@@ -107,6 +130,7 @@ class DaliStage:
         decoder_args: further arguments of DALI's mixed decoder, such as preallocate_width_hint.
         encoded: `submit` is given the encoded files themselves (bytes), not their paths.
         window_fill: `plan.window_fill` of every plan, which DALI takes no array for.
+        others: the same for each further view that plans have. What is decoded is one box around those of all views.
     """
 
     def __init__(
@@ -129,11 +153,19 @@ class DaliStage:
         decoder_args: Mapping[str, Any] | None = None,
         encoded: bool = False,
         window_fill: tuple[int, int, int] = (0, 0, 0),
+        others: Sequence[Rendering] = (),
     ) -> None:
         batch_size, prefetch = whole("batch_size", batch_size, 1), whole("prefetch", prefetch, 1)
-        if dtype not in (_FLOATS if normalize else (torch.uint8,)):
-            raise wrong("dtype", dtype, "float32, float16 or bfloat16 with normalize, uint8 without")
-        choice("memory_format", memory_format, (torch.contiguous_format, torch.channels_last))
+        first = Rendering(
+            window=not train if window is None else window,
+            color=color,
+            vflip=vflip,
+            normalize=normalize,
+            dtype=dtype,
+            memory_format=memory_format,
+            window_fill=window_fill,
+        )
+        self.views = (first, *others)
         self.device = torch.device(device)
         if self.device.type not in ("cpu", "cuda"):
             raise wrong("device", str(device), "'cpu' or 'cuda'")
@@ -146,21 +178,14 @@ class DaliStage:
                 self.device = torch.device("cuda", torch.cuda.current_device())
         self.batch_size = batch_size
         self.train = train
-        self.window = not train if window is None else window
-        self.color = color
         self.num_threads = max(1, num_threads)
         self.prefetch = prefetch
         self.in_graph = self.device.type == "cuda" or bool(in_graph)
-        self.vflip = vflip
-        self.normalize = normalize
-        self.dtype = dtype
-        self.memory_format = memory_format
         self.roi_decode = roi_decode
         self.decoder_args = dict(decoder_args or {})
         if hw_decoder_load is not None:
             self.decoder_args["hw_decoder_load"] = hw_decoder_load
         self.encoded = encoded
-        self.window_fill = window_fill
         self._queue: deque[_Pending] = deque()
         self._scheduled = 0  # how many of the queue's first entries DALI is working on
         self._in_sync = True  # False where an interrupt may have come between DALI and these two
@@ -170,7 +195,7 @@ class DaliStage:
         )  # DALI's batches until the GPU has copied them
         self._pool = one_torch_thread_each(self.num_threads)
         self._files: Any = None  # of the batch collected last
-        self._constants = normalize_constants(*self.normalize) if self.normalize else None
+        self._constants = [normalize_constants(*view.normalize) if view.normalize else None for view in self.views]
         self._pipe: Any = self._build()
 
     # ---- the graph
@@ -218,7 +243,7 @@ class DaliStage:
             other = other | ((length != expected[2]) & (expected[2] > 0))
             whole = fn.stack(length + fn.cast(other, dtype=types.INT32))
             image = fn.slice(image, start=[0], shape=whole, axes=[0], out_of_bounds_policy="error")
-            if self.train:
+            if self.train and not self._decodes_whole:
                 start, shape = feed("start", types.INT32, 1), feed("shape", types.INT32, 1)
                 start = dali.math.min(start, found - 1)
                 box = {"start": start, "shape": dali.math.min(shape, found - start), "axes": [0, 1]}
@@ -228,34 +253,45 @@ class DaliStage:
                     image = fn.slice(fn.decoders.image(image, **decoder), **box)
             else:
                 image = fn.decoders.image(image, **decoder)
-            pipe.set_outputs(self._pixels(image, feed, fn, types) if self.in_graph else image, file)
+            views = [self._pixels(image, number, feed, fn, types) for number in range(len(self.views))]
+            pipe.set_outputs(*(views if self.in_graph else [image]), file)
         pipe.build()
         return pipe
 
-    def _pixels(self, image: Any, feed: Callable[[str, Any, int], Any], fn: Any, types: Any) -> Any:
-        """The graph from the decoded image on: resize, flip, colour, normalise."""
+    @property
+    def _decodes_whole(self) -> bool:
+        """Whether views are cut from whole images: where those are decoded, a box around all views is no gain."""
+        return not self.train or (len(self.views) > 1 and not self.roi_decode)
+
+    def _pixels(self, image: Any, number: int, feed_any: Callable[[str, Any, int], Any], fn: Any, types: Any) -> Any:
+        """The graph of one view, from the decoded image on: its part, resize, flip, colour, normalise."""
+        view = self.views[number]
+
+        def feed(name: str, dtype: Any, ndim: int) -> Any:
+            return feed_any(_input_of(name, number), dtype, ndim)
+
+        if len(self.views) > 1:
+            image = fn.slice(
+                image, start=feed("part", types.INT32, 1), shape=feed("extent", types.INT32, 1), axes=[0, 1]
+            )
         interp = fn.cast(feed("interp", types.INT32, 0), dtype=types.INTERP_TYPE)
         image = fn.resize(image, size=feed("resize", types.FLOAT, 1), antialias=True, interp_type=interp)
-        if self.window:
+        if view.window:
             window = {"start": feed("crop", types.INT32, 1), "shape": feed("window", types.INT32, 1)}
-            fill = [float(value) for value in self.window_fill]
+            fill = [float(value) for value in view.window_fill]
             image = fn.slice(image, **window, axes=[0, 1], out_of_bounds_policy="pad", fill_values=fill)
-        if self.vflip:
+        if view.vflip:
             image = fn.flip(image, horizontal=0, vertical=feed("vflip", types.INT32, 0))
-        if self.color:
+        if view.color:
             image = fn.coord_transform(image, MT=feed("color", types.FLOAT, 2), dtype=types.UINT8)
-        last: dict[str, Any] = {"dtype": types.UINT8, "output_layout": self._layout}
-        if self.normalize:
-            mean, std = self.normalize
+        last: dict[str, Any] = {"dtype": types.UINT8, "output_layout": view.layout}
+        if view.normalize:
+            mean, std = view.normalize
             last["mean"], last["std"] = [255.0 * m for m in mean], [255.0 * s for s in std]
-            last["dtype"] = types.FLOAT16 if self.dtype == torch.float16 else types.FLOAT
+            last["dtype"] = types.FLOAT16 if view.dtype == torch.float16 else types.FLOAT
         if self.train:
             last["mirror"] = feed("hflip", types.INT32, 0)
         return fn.crop_mirror_normalize(image, **last)
-
-    @property
-    def _layout(self) -> str:
-        return "HWC" if self.memory_format == torch.channels_last else "CHW"
 
     # ---- batches in and out
 
@@ -279,19 +315,22 @@ class DaliStage:
             raise ValueError("padding rows must come last in the plan")
         if len(paths) != real:
             raise ValueError(f"{len(paths)} paths for {real} real rows: one for each row that is not padding")
-        if self.color and plan.color is None:
-            raise ValueError("color=True, but the plan has no colour matrices (plan.color is None)")
-        if self.in_graph and self.window and plan.window_fill != self.window_fill:
-            raise ValueError(f"the plan's window_fill is {plan.window_fill}, the stage's is {self.window_fill}")
+        if len(plan.views) != len(self.views):
+            raise ValueError(f"the plan has {len(plan.views)} views, the stage was built for {len(self.views)}")
+        for each, view in zip(plan.views, self.views, strict=True):
+            if view.color and each.color is None:
+                raise ValueError("color=True, but the plan has no colour matrices (plan.color is None)")
+            if self.in_graph and view.window and each.window_fill != view.window_fill:
+                raise ValueError(f"the plan's window_fill is {each.window_fill}, the stage's is {view.window_fill}")
         self._open()
         self._queue.append(_Pending(plan, list(paths), sizes))
         self._schedule()
 
-    def collect(self) -> torch.Tensor:
-        """The next batch [B, 3, H, W] on `device`, in the order of submission; padding rows hold anything.
+    def collect(self) -> list[torch.Tensor]:
+        """The next batch [B, 3, H, W] on `device` of each view, in the order of submission; padding rows hold anything.
 
-        The tensor belongs to the caller: it stays valid and writable. On the GPU it is ordered on the current stream,
-        as any result of torch.
+        The tensors belong to the caller: they stay valid and writable. On the GPU they are ordered on the current
+        stream, as any result of torch.
 
         Raises:
             DaliBatchError: DALI failed on this batch, which is gone; the ones behind it are not.
@@ -303,11 +342,11 @@ class DaliStage:
         self._in_sync = False
         entry = self._queue.popleft()
         plan, rows = entry.plan, len(entry.paths)
-        images: Any = None
+        images: Sequence[Any] = ()
         failure: str | None = None
         try:
             if rows:
-                images, self._files = self._take()
+                *images, self._files = self._take()
         except Exception as error:  # not chained: its traceback would keep the broken pipeline and its threads alive
             failure = _reason(error)
         if failure is not None:
@@ -316,22 +355,28 @@ class DaliStage:
         self._scheduled -= 1
         self._in_sync = True
         self._schedule()  # before the work below, so that DALI's threads have something to do meanwhile
-        shape = (len(plan.is_padding), 3, *plan.size)
-        out = torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=self.memory_format)
-        if images is not None and self.in_graph:
+        count = len(plan.is_padding)
+        out = [
+            torch.empty((count, 3, *each.size), dtype=view.dtype, device=self.device, memory_format=view.memory_format)
+            for each, view in zip(plan.views, self.views, strict=True)
+        ]
+        if images and self.in_graph:
+            on_gpu = self.device.type == "cuda"
             # Copied, because DALI's memory cannot know when another stream uses it (record_stream does not reach it).
             # 256 uint8 images cost the GPU about 0.02 ms.
-            with torch.cuda.device(self.device) if out.is_cuda else contextlib.nullcontext():
-                ready = from_dlpack(images.as_tensor())
-                out[:rows].copy_(ready.permute(0, 3, 1, 2) if self._layout == "HWC" else ready)
-                reflect_(out, plan)  # DALI's slice has a colour alone
-                if out.is_cuda:  # the copy is only queued: DALI must not use its memory again before it has run
+            with torch.cuda.device(self.device) if on_gpu else contextlib.nullcontext():
+                for made, each, view, full in zip(images, plan.views, self.views, out, strict=True):
+                    ready = from_dlpack(made.as_tensor())
+                    full[:rows].copy_(ready.permute(0, 3, 1, 2) if view.layout == "HWC" else ready)
+                    reflect_(full, each)  # DALI's slice has a colour alone
+                if on_gpu:  # the copies are only queued: DALI must not use its memory again before they have run
                     # torch does not annotate events
                     while self._pending_copies and self._pending_copies[0][0].query():  # type: ignore[no-untyped-call]
                         self._pending_copies.popleft()
                     self._pending_copies.append((torch.cuda.current_stream().record_event(), images))
-        elif images is not None:
-            list(self._pool.map(lambda part: self._finish_rows(images, plan, out, part), _parts(rows, 8)))
+        elif images:
+            start = self._decoded(plan, rows)[:, :2].tolist()
+            list(self._pool.map(lambda part: self._finish_rows(images[0], plan, start, out, part), _parts(rows, 8)))
         return out
 
     def file(self, row: int) -> memoryview:
@@ -396,7 +441,7 @@ class DaliStage:
             self._scheduled += 1
             self._in_sync = True
 
-    def _inputs(self, entry: _Pending) -> Iterable[tuple[str, Any]]:
+    def _inputs(self, entry: _Pending) -> _Inputs:
         """What the graph is fed. Numpy only: torch tensors make DALI look for a CUDA driver."""
         plan, n = entry.plan, len(entry.paths)
         source = [os.fsencode(path) for path in entry.paths]
@@ -407,22 +452,36 @@ class DaliStage:
         yield "source", [np.frombuffer(path, np.uint8) for path in source]
         sizes = np.zeros(n) if entry.sizes is None else np.clip(entry.sizes, 0, 2**31 - 1)
         yield "expected", _array(np.column_stack([plan.source_size[:n], sizes]), np.int32)
-        if self.train:
-            yield "start", _array(plan.crop_box[:n, :2], np.int32)
-            yield "shape", _array(plan.crop_box[:n, 2:], np.int32)
-        if not self.in_graph:
-            return
+        box = self._decoded(plan, n)
+        if self.train and not self._decodes_whole:
+            yield "start", _array(box[:, :2], np.int32)
+            yield "shape", _array(box[:, 2:], np.int32)
+        for number, each in enumerate(plan.views if self.in_graph else ()):
+            for name, data in self._inputs_of(each, self.views[number], box, n):
+                yield _input_of(name, number), data
+
+    def _inputs_of(self, plan: BatchPlan, view: Rendering, box: npt.NDArray[np.int32], n: int) -> _Inputs:
+        """What the graph of one view is fed, which is cut from that box."""
+        if len(self.views) > 1:
+            yield "part", _array(plan.crop_box[:n, :2] - box[:, :2], np.int32)
+            yield "extent", _array(plan.crop_box[:n, 2:], np.int32)
         yield "resize", _array(plan.resize[:n], np.float32)
         yield "interp", _INTERP[plan.interpolation[:n]]
         if self.train:
             yield "hflip", _array(plan.hflip[:n], np.int32)
-        if self.window:
+        if view.window:
             yield "crop", _array(plan.window[:n], np.int32)
             yield "window", np.full((n, 2), plan.size, np.int32)
-        if self.vflip:
+        if view.vflip:
             yield "vflip", _array(plan.vflip[:n], np.int32)
-        if plan.color is not None and self.color:
+        if plan.color is not None and view.color:
             yield "color", _array(plan.color[:n], np.float32)
+
+    def _decoded(self, plan: BatchPlan, n: int) -> npt.NDArray[np.int32]:
+        """The box that is decoded of each of the first rows."""
+        if self._decodes_whole:
+            return np.concatenate([np.zeros((n, 2), np.int32), plan.source_size[:n]], axis=1)
+        return enclosing([view.crop_box[:n] for view in plan.views])
 
     def _take(self) -> Any:
         """Wait for the oldest batch that DALI works on: images and files, whose memory is counted by reference."""
@@ -431,16 +490,23 @@ class DaliStage:
         self._pipe.release_outputs()
         return outputs
 
-    def _finish_rows(self, images: Any, plan: BatchPlan, out: torch.Tensor, rows: Iterable[int]) -> None:
-        """What the graph does after decoding, with torch on the CPU (see `transforms.resize`)."""
+    def _finish_rows(
+        self, images: Any, plan: BatchPlan, start: Sequence[Any], out: Sequence[torch.Tensor], rows: Iterable[int]
+    ) -> None:
+        """What the graph does after decoding, with torch on the CPU (see `transforms.resize`).
+
+        Args:
+            start: top and left of what was decoded of each row.
+        """
         for row in rows:
-            region = required_region(plan, row)
-            pixels = np.asarray(images[row])[: region.box[2], : region.box[3]]
-            image = resize_crop_flip(pixels, region, plan, row)
-            if self._constants is None:
-                out[row].copy_(image)
-            else:
-                normalize(image, self._constants, out[row])
+            pixels = np.asarray(images[row])
+            for view, constants, full in zip(plan.views, self._constants, out, strict=True):
+                region = required_region(view, row)
+                image = resize_crop_flip(part_of(pixels, start[row], region.box), region, view, row)
+                if constants is None:
+                    full[row].copy_(image)
+                else:
+                    normalize(image, constants, full[row])
 
 
 def one_torch_thread_each(threads: int) -> ThreadPoolExecutor:
@@ -458,6 +524,11 @@ def one_torch_thread_each(threads: int) -> ThreadPoolExecutor:
     started.wait()
     torch.set_num_threads(before)
     return pool
+
+
+def _input_of(name: str, view: int) -> str:
+    """Of an input of the graph of a view."""
+    return f"{name}_{view}" if view else name
 
 
 def _parts(count: int, size: int) -> list[range]:

@@ -92,6 +92,10 @@ class BatchPlan:
     """Whether the output shows `window_fill` beside the resized region, or the region reflected at its border."""
     erase_value: tuple[float, ...] = (0.0, 0.0, 0.0)
     """What boxes show with erase_mode "const", of each channel in normalized units; 0 is the mean."""
+    view: int = 0
+    """Which of a sample's views this is."""
+    others: tuple[BatchPlan, ...] = ()
+    """Of view 0: the same rows in the other views, in order."""
 
     def __len__(self) -> int:
         return len(self.source_index)
@@ -100,6 +104,11 @@ class BatchPlan:
     def is_padding(self) -> Bools:
         """[B], the rows that show no image."""
         return self.source_index < 0
+
+    @property
+    def views(self) -> tuple[BatchPlan, ...]:
+        """The plan of each view of these rows, from this one on."""
+        return (self, *self.others)
 
     def select_rows(self, rows: Sequence[int] | I64) -> BatchPlan:
         """The plan of some of the rows; without mixing, which is between rows."""
@@ -110,5 +119,10 @@ class BatchPlan:
                 return value[at]
             return type(value)(*(pick(part) for part in value)) if isinstance(value, OpPlan | AugMixPlan) else value
 
-        fields = {f.name: pick(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in ("mix", "ops")}
-        return BatchPlan(**fields, ops=tuple(pick(part) for part in self.ops), mix=None)
+        apart: dict[str, Any] = {
+            "ops": tuple(pick(part) for part in self.ops),
+            "others": tuple(other.select_rows(at) for other in self.others),
+            "mix": None,
+        }
+        fields = {f.name: pick(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in apart}
+        return BatchPlan(**fields, **apart)

@@ -5,7 +5,8 @@ numpy only. What executes a `BatchPlan` draws nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from dali_imagenet.plan.batch_plan import F64, I64, PADDING, U8, U64, BatchPlan,
 from dali_imagenet.plan.geometry import TRIES, cutmix_box, eval_geometry, random_erasing, train_geometry
 from dali_imagenet.plan.order import Continued, Order, Weighted, Whole, checked_weights, digest_of
 from dali_imagenet.plan.program import Uniforms, color_factors, color_matrix, ops_of, policy_of
+from dali_imagenet.plan.views import GEOMETRY, recipes_of
 from dali_imagenet.policy.compose import fill_of, uniforms_of
 from dali_imagenet.recipe import EvalRecipe, Recipe, Size, TrainRecipe
 from dali_imagenet.validation import boolean, choice, probability, whole, wrong
@@ -58,6 +60,9 @@ class Plan:
             of epoch e is step e * steps_per_epoch + s of all passes, one after the other. The passes key the order and
             the draws, epochs the sizes of a schedule. Training only.
         accumulate: leave out the last steps of an epoch, until their number is a multiple of this one. Training only.
+        views: how many views of each sample, each with draws of its own, or the recipe of each, of which `recipe` is
+            the first. View 0 is what a plan without views draws.
+        share_geometry: crop, flips and filter of all views are those of view 0.
 
     A sample that comes more than once in an epoch has draws of its own each time.
 
@@ -83,6 +88,8 @@ class Plan:
         shuffle: bool | None = None,
         steps_per_epoch: int | None = None,
         accumulate: int = 1,
+        views: int | Sequence[TrainRecipe] = 1,
+        share_geometry: bool = False,
     ) -> None:
         self.train = isinstance(recipe, TrainRecipe)
         self.shuffle = self.train if shuffle is None else boolean("shuffle", shuffle)
@@ -105,6 +112,7 @@ class Plan:
         if weights is not None and not self.shuffle:
             raise wrong("shuffle", shuffle, "True or None with weights, which draw each sample")
         self.index, self.recipe, self.seed = index, recipe, seed
+        self.recipes, self.share_geometry = recipes_of(recipe, views, share_geometry)
         self.epoch_size = len(index) if epoch_size is None else whole("epoch_size", epoch_size, 1)
         self._order, self._weights = self._ordering(weights)
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
@@ -166,6 +174,9 @@ class Plan:
         other |= {} if self.shuffle == self.train else {"shuffle": self.shuffle}
         other |= {} if self.steps_per_epoch is None else {"steps_per_epoch": self.steps_per_epoch}
         other |= {} if self.accumulate == 1 else {"accumulate": self.accumulate}
+        if len(self.recipes) > 1:
+            other["views"] = [recipe.fingerprint for recipe in self.recipes[1:]]
+            other["share_geometry"] = self.share_geometry
         return other | {
             "data": self.index.fingerprint,
             "recipe": self.recipe.fingerprint,
@@ -251,31 +262,26 @@ class Plan:
             "repeat": repeat,
             "label": np.where(real, self.index.labels[source_index], PADDING).astype(np.int64),
             "source_size": source,
-            "mean": self.recipe.mean,
-            "std": self.recipe.std,
         }
         if isinstance(self.recipe, EvalRecipe):
+            common |= {"mean": self.recipe.mean, "std": self.recipe.std}
             common["interpolation"] = np.full(len(position), FILTERS[self.recipe.interpolation], np.uint8)
             return BatchPlan(**common, **eval_geometry(self.recipe, source))  # type: ignore[arg-type]  # of many types
-        u = rng.streams(self.seed, turn, _counts(self.recipe), key, repeat)
-        factors = color_factors(self.recipe, u)
-        erases = self.recipe.re_prob > 0
-        return BatchPlan(
-            **common,  # type: ignore[arg-type]  # of many types
-            **train_geometry(self.recipe, size, source, u[_crop_stream(self.recipe)]),  # type: ignore[arg-type]  # as above
-            interpolation=_filters(self.recipe, u, len(position)),
-            hflip=u[rng.STREAM_FLIP][:, 0] < self.recipe.hflip,
-            vflip=u[rng.STREAM_FLIP][:, 1] < self.recipe.vflip,
-            color_factors=factors,
-            color=None if factors is None else color_matrix(factors),
-            ops=ops_of(self.recipe, size, u),
-            fill=_fill(self.recipe),
-            erase_mode=self.recipe.re_mode,
-            erase_value=self.recipe.erase_value,
-            erase=random_erasing(self.recipe, size, u[rng.STREAM_ERASE]) if erases else None,
-            noise_key=_noise_key(u[rng.STREAM_NOISE]) if erases else None,
-            mix=self._mix(self.recipe, turn, at, size, position) if self.recipe.mixing else None,
-        )
+        mix = self._mix(self.recipe, turn, at, size, position) if self.recipe.mixing else None
+        drawn = []
+        for view, recipe in enumerate(self.recipes):
+            u = self._uniforms(view, turn, key, repeat)
+            drawn.append(_drawn(recipe, u, {**common, "size": recipe.size_at(epoch), "view": view, "mix": mix}))
+        return dataclasses.replace(drawn[0], others=tuple(drawn[1:]))
+
+    def _uniforms(self, view: int, turn: int, key: I64, repeat: I64) -> Uniforms:
+        counts = _counts(self.recipes[view])
+        if not view or not self.share_geometry:
+            return rng.streams(self.seed, turn, counts, key, repeat, view)
+        shared = {stream: count for stream, count in counts.items() if stream in GEOMETRY}
+        own = {stream: count for stream, count in counts.items() if stream not in GEOMETRY}
+        first = rng.streams(self.seed, turn, shared, key, repeat)
+        return first | (rng.streams(self.seed, turn, own, key, repeat, view) if own else {})
 
     def samples(self, epoch: int, step: int) -> I64:
         """The samples of this rank in that step, int64 [B]; -1 for padding."""
@@ -408,6 +414,30 @@ class Plan:
             lam[rows // 2], cut[rows // 2] = 1, False
         box[~cut] = 0
         return MixPlan(lam=lam.astype(np.float32), use_cutmix=cut, box=box)
+
+
+def _drawn(recipe: TrainRecipe, u: Uniforms, common: Mapping[str, Any]) -> BatchPlan:
+    """One view of a batch of training, from its uniforms."""
+    size, source = common["size"], common["source_size"]
+    factors = color_factors(recipe, u)
+    erases = recipe.re_prob > 0
+    return BatchPlan(
+        **common,
+        **train_geometry(recipe, size, source, u[_crop_stream(recipe)]),  # type: ignore[arg-type]  # of many types
+        mean=recipe.mean,
+        std=recipe.std,
+        interpolation=_filters(recipe, u, len(source)),
+        hflip=u[rng.STREAM_FLIP][:, 0] < recipe.hflip,
+        vflip=u[rng.STREAM_FLIP][:, 1] < recipe.vflip,
+        color_factors=factors,
+        color=None if factors is None else color_matrix(factors),
+        ops=ops_of(recipe, size, u),
+        fill=_fill(recipe),
+        erase_mode=recipe.re_mode,
+        erase_value=recipe.erase_value,
+        erase=random_erasing(recipe, size, u[rng.STREAM_ERASE]) if erases else None,
+        noise_key=_noise_key(u[rng.STREAM_NOISE]) if erases else None,
+    )
 
 
 def _counts(recipe: TrainRecipe) -> dict[int, int]:

@@ -7,6 +7,7 @@ resizing 6, or 15 with torch alone (about 60), colour 2.3 (113). From PIL's resi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +63,19 @@ def required_region(plan: BatchPlan, row: int) -> DecodeRegion:
         sizes.append(end if cut else size)
         factors.append(size / extent if cut else None)
     return DecodeRegion((top, left, kept[0], kept[1]), (sizes[0], sizes[1]), (factors[0], factors[1]))
+
+
+def enclosing(boxes: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    """The smallest boxes (top, left, height, width) that hold those of every view: [V, ..., 4] -> [..., 4]."""
+    each = np.asarray(boxes, np.int32)
+    start, end = each[..., :2].min(0), (each[..., :2] + each[..., 2:]).max(0)
+    return np.concatenate([start, end - start], axis=-1)
+
+
+def part_of(pixels: npt.NDArray[np.uint8], start: Sequence[int], box: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """The pixels of a box, of some [height, width, 3] whose top and left are at `start`."""
+    top, left = box[0] - start[0], box[1] - start[1]
+    return pixels[top : top + box[2], left : left + box[3]]
 
 
 def resize_crop_flip(pixels: npt.NDArray[np.uint8], region: DecodeRegion, plan: BatchPlan, row: int) -> Tensor:
