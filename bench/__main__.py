@@ -18,6 +18,7 @@ COMMANDS = (
     "compare.compare",
     "compare.generate",
     "compare.sources",
+    "compare.views",
     "ops",
     "gpu.gpu",
     "checks.audit",

@@ -319,6 +319,19 @@ def test_compare_finds_the_cell_that_changed() -> None:
     ]
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_views_are_measured(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "cache_dir", lambda: tmp_path / "cache")
+    out = tmp_path / "views.json"
+    words = ["views", "--data", str(tiny / "train"), "--images", "4", "--batch-size", "2", "--rounds", "1"]
+    assert main([*words, "--recipe", "dino", "--out", str(out)]) == 0
+    first, *others = json.loads(out.read_text())["loaders"]
+    assert first["ratio"] == {"torchvision v1 on PIL": [1, 1, 1]}
+    for row in others:
+        assert row["ratio"]["torchvision v1 on PIL"][0] == pytest.approx(first["cpu_us"] / row["cpu_us"])
+        assert f"| {row['loader']} |" in out.with_suffix(".md").read_text()
+
+
 # the command line
 
 
