@@ -36,10 +36,10 @@ def decode_and_resize(
         BadImageError, StorageError: as `read_pixels`.
     """
     regions = [required_region(view, row) for view in plan.views]
-    top, left, height, width = enclosing([region.box for region in regions]).tolist()
-    pixels = read_pixels(index, int(plan.source_index[row]), (top, left, height, width), workspace)
+    box = enclosing([region.box for region in regions])
+    pixels = read_pixels(index, int(plan.source_index[row]), box, workspace)
     return [
-        resize_crop_flip(part_of(pixels, (top, left), region.box), region, view, row)
+        resize_crop_flip(part_of(pixels, box, region.box), region, view, row)
         for view, region in zip(plan.views, regions, strict=True)
     ]
 

@@ -27,7 +27,7 @@ from torch.utils.dlpack import from_dlpack
 
 from dali_imagenet.ops import FILTERS
 from dali_imagenet.transforms.normalize_erase import normalize, normalize_constants
-from dali_imagenet.transforms.resize import enclosing, part_of, reflect_, required_region, resize_crop_flip
+from dali_imagenet.transforms.resize import part_of, reflect_, required_region, resize_crop_flip
 from dali_imagenet.validation import choice, whole, wrong
 
 if TYPE_CHECKING:
@@ -481,7 +481,9 @@ class DaliStage:
         """The box that is decoded of each of the first rows."""
         if self._decodes_whole:
             return np.concatenate([np.zeros((n, 2), np.int32), plan.source_size[:n]], axis=1)
-        return enclosing([view.crop_box[:n] for view in plan.views])
+        boxes = np.stack([view.crop_box[:n] for view in plan.views])
+        start, end = boxes[..., :2].min(0), (boxes[..., :2] + boxes[..., 2:]).max(0)
+        return np.concatenate([start, end - start], axis=1)
 
     def _take(self) -> Any:
         """Wait for the oldest batch that DALI works on: images and files, whose memory is counted by reference."""

@@ -65,11 +65,12 @@ def required_region(plan: BatchPlan, row: int) -> DecodeRegion:
     return DecodeRegion((top, left, kept[0], kept[1]), (sizes[0], sizes[1]), (factors[0], factors[1]))
 
 
-def enclosing(boxes: npt.ArrayLike) -> npt.NDArray[np.int32]:
-    """The smallest boxes (top, left, height, width) that hold those of every view: [V, ..., 4] -> [..., 4]."""
-    each = np.asarray(boxes, np.int32)
-    start, end = each[..., :2].min(0), (each[..., :2] + each[..., 2:]).max(0)
-    return np.concatenate([start, end - start], axis=-1)
+def enclosing(boxes: Sequence[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
+    """The smallest box (top, left, height, width) that holds all of these."""
+    if len(boxes) == 1:
+        return boxes[0]
+    top, left = min(box[0] for box in boxes), min(box[1] for box in boxes)
+    return top, left, max(box[0] + box[2] for box in boxes) - top, max(box[1] + box[3] for box in boxes) - left
 
 
 def part_of(pixels: npt.NDArray[np.uint8], start: Sequence[int], box: Sequence[int]) -> npt.NDArray[np.uint8]:
