@@ -10,7 +10,7 @@ import pytest
 import timm
 
 from dali_imagenet import EvalRecipe, Op, TrainRecipe
-from dali_imagenet.policy import Apply, AugMix, Choice, RandAugment, Shuffled, TrivialAugmentWide
+from dali_imagenet.policy import Apply, AugMix, Choice, Jitter, RandAugment, Shuffled, TrivialAugmentWide
 
 MIXUP = {"mixup_prob": 1.0, "mixup_switch_prob": 0.5, "mixup_mode": "batch", "correct_lam": True, "cutmix_minmax": None}
 COMMON = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "hflip": 0.5, "vflip": 0.0, "re_count": (1, 1), **MIXUP}
@@ -92,7 +92,21 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "convnext": DEIT,
     "swin": DEIT,
+    "simclr": {
+        "input_size": 224,
+        "interpolation": "bicubic",
+        "color_jitter": (0.8, 0.8, 0.8, 0.2),
+        "color_jitter_prob": 0.8,
+        "grayscale_prob": 0.2,
+        "gaussian_blur_prob": 0.5,
+        "gaussian_blur_kernel": 23,
+        "gaussian_blur_sigma": (0.1, 2.0),
+    },
+    "dino_global": {"input_size": 224, "interpolation": "bicubic", "scale": (0.4, 1.0)},
+    "dino_global2": {"input_size": 224, "interpolation": "bicubic", "scale": (0.4, 1.0)},
+    "dino_local": {"input_size": 96, "interpolation": "bicubic", "scale": (0.05, 0.4)},
 }
+DINO_BLUR_AND_SOLARIZE = {"dino_global": (1.0, None), "dino_global2": (0.1, 0.2), "dino_local": (0.5, None)}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -103,6 +117,22 @@ def test_presets_have_their_sources_numbers(name: str) -> None:
     assert getattr(TrainRecipe, name)(input_size=96).input_size == 96
     assert pickle.loads(pickle.dumps(recipe)) == recipe
     assert hash(recipe) == hash(recipe.replace())
+
+
+@pytest.mark.parametrize("name", DINO_BLUR_AND_SOLARIZE)
+def test_the_program_of_dino_is_its_sources(name: str) -> None:
+    jitter, gray, blur, *solarize = getattr(TrainRecipe, name)().program
+    ranges: dict[str, Any] = {
+        "brightness": (0.6, 1.4),
+        "contrast": (0.6, 1.4),
+        "saturation": (0.8, 1.2),
+        "hue": (-0.1, 0.1),
+    }
+    assert jitter == Apply(parts=(Jitter(**ranges),), probability=0.8)
+    assert gray[:2] == (Op.PIL_GRAYSCALE, 0.2)
+    assert blur[:3] == (Op.PIL_GAUSSIAN_BLUR, DINO_BLUR_AND_SOLARIZE[name][0], (0.1, 2.0))
+    expected = DINO_BLUR_AND_SOLARIZE[name][1]
+    assert [step[:3] for step in solarize] == ([] if expected is None else [(Op.PIL_SOLARIZE, expected, (128, 128))])
 
 
 def test_evaluation_presets() -> None:
