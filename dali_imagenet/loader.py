@@ -182,8 +182,8 @@ def create_loader(
         multiprocessing_context: of the fallback's workers: "fork", "spawn" or "forkserver". None: the platform's
             default, and "forkserver" (where there is none, "spawn") for data in object storage, with which forked
             processes cannot go on.
-        roi_decode: whether DALI decodes only the region that is needed. None: yes on the CPU; on a GPU where a probe in
-            a subprocess has shown that it works.
+        roi_decode: whether DALI decodes only the region that is needed. None: yes on the CPU, whole images on a GPU.
+            True on a GPU asks a probe in a subprocess first, and raises RuntimeError where it fails.
         hw_decoder_load: share of the JPEGs for the GPU's hardware decoder; None is DALI's default.
 
     Returns:

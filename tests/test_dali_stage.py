@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
+import itertools
 import json
 import os
 import pickle
+import re
 import sys
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +19,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
+from dali_imagenet import TrainRecipe
 from dali_imagenet.dali import roi_probe
 from dali_imagenet.dali.roi_probe import probe_roi_decode
-from dali_imagenet.dali.stage import DaliBatchError, DaliStage, dali_available
+from dali_imagenet.dali.stage import DaliBatchError, DaliStage, blames_a_file, dali_available
 from dali_imagenet.ops import FILTERS
+from tests import helpers
 from tests.helpers import DTYPES, MEMORY_FORMATS, encode, needs_dali, photo, script
 
 SIZE = 48
@@ -356,6 +362,103 @@ def test_a_broken_file_costs_its_batch_only(folder: Path, tmp_path: Path, kind: 
         assert "has changed since it was indexed" in done.stdout
 
 
+def _dalis_message(operator: str, said: str) -> str:
+    """As DALI 2.4 words it."""
+    return (
+        f"Critical error in pipeline:\nError in MIXED operator `nvidia.dali.fn.{operator}`,\nwhich was used in the "
+        'pipeline definition with the following traceback:\n\n  File "stage.py", line 1, in _build\n    sample\n\n'
+        f"encountered:\n\n{said}\nCurrent pipeline object is no longer valid."
+    )
+
+
+@pytest.mark.parametrize(
+    ("operator", "said", "file"),
+    [
+        ("decoders.image", "Failed to decode sample #1 : ", True),
+        ("decoders.image_slice", "Invalid sample_type: -1", True),
+        ("peek_image_shape", "nvImageCodec failure: '#3'", True),
+        ("io.file.read", 'Assert on "fp_ != nullptr" failed: Could not open file /a', True),
+        ("slice", "Slice can't be placed out of bounds with current policy.", True),
+        ("decoders.image", "Can't allocate 155000000 bytes on device 0.", False),
+        ("decoders.image", "Failed to decode sample #1 : CUDA Runtime API error cudaErrorMemoryAllocation (2)", False),
+        ("decoders.image", "CUDA runtime API error cudaErrorIllegalAddress (700): an illegal memory access", False),
+        ("decoders.image", "nvImageCodec failure: '#8'", False),
+        ("peek_image_shape", "nvImageCodec failure: '#5'", False),
+        ("resize", "Failed for sample #3", False),
+        ("slice", "std::bad_alloc", False),
+    ],
+)
+def test_only_a_file_s_own_fault_is_a_file_s(operator: str, said: str, file: bool) -> None:
+    assert blames_a_file(_dalis_message(operator, said)) is file
+    assert not blames_a_file(said)
+
+
+@needs_dali
+def test_no_memory_is_no_bad_image(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is a batch made one by one, nor a sample held to be odd; the stage goes on where that is wanted."""
+    paths = image_paths(folder)[:4]
+    plan = make_plan(paths, train=True)
+    tree = helpers.make_folder(tmp_path / "tree", 8)
+    stage = DaliStage(batch_size=4, train=True)
+    expected, real = run(stage, plan, paths), DaliStage._take
+
+    def take(self: DaliStage) -> Any:
+        real(self)
+        raise RuntimeError(_dalis_message("decoders.image", "Can't allocate 155000000 bytes on device 0."))
+
+    monkeypatch.setattr(DaliStage, "_take", take)
+    with pytest.raises(RuntimeError, match="none of its files is the reason: Can't allocate 155000000 bytes") as caught:
+        run(stage, plan, paths)
+    assert not isinstance(caught.value, DaliBatchError)
+    with helpers.load(tree, TrainRecipe.classic(input_size=32), backend="dali", batch_size=4) as loader:
+        with pytest.raises(RuntimeError, match="Can't allocate 155000000 bytes"):
+            next(iter(loader))
+        monkeypatch.undo()
+        assert loader.failures == {}
+        assert next(iter(loader))[0].shape[0] == 4
+    assert torch.equal(run(stage, plan, paths), expected)
+    stage.close()
+
+
+def test_the_stream_is_asked_for_on_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's default stream is number 0 on every device, and DALI takes it for that of the current one."""
+    current = [0]
+
+    @contextlib.contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        before, current[0] = current[0], device.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: (device.index, "stream"))
+    asked = []
+
+    class Pipe:
+        def share_outputs(self, cuda_stream: Any) -> list[str]:
+            asked.append((current[0], cuda_stream))
+            return ["images"]
+
+        def release_outputs(self) -> None:
+            asked.append((current[0], "released"))
+
+    stage = object.__new__(DaliStage)
+    stage.device, stage._pipe = torch.device("cuda:1"), Pipe()
+    assert stage._take() == ["images"]
+    assert asked == [(1, (1, "stream")), (1, "released")]
+    assert current == [0]
+
+
+@needs_dali
+def test_a_closed_stage_holds_no_batch(folder: Path) -> None:
+    stage = DaliStage(batch_size=4, train=True)
+    waited = []
+    event: Any = SimpleNamespace(synchronize=lambda: waited.append(1))
+    stage._pending_copies.extend([(event, "a batch of DALI's"), (event, "another")])
+    stage.close()
+    assert (len(waited), len(stage._pending_copies)) == (2, 0)
+
+
 @needs_dali
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
 def test_a_dropped_stage_leaves_no_thread(folder: Path) -> None:
@@ -424,6 +527,7 @@ def test_probe_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+    monkeypatch.setattr(roi_probe, "_driver", lambda: "550.1")
     monkeypatch.setattr(roi_probe, "_probe_in_subprocess", ask)
     cache = tmp_path / "deep" / "roi_decode.json"
     for _ in range(2):
@@ -432,7 +536,8 @@ def test_probe_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer
     if answer is not None:
         ((key, value),) = json.loads(cache.read_text()).items()
         assert value is answer
-        assert key.startswith("Some GPU | nvidia-dali")
+        assert key.startswith("Some GPU | driver 550.1 | nvidia-dali")
+        assert re.search(r"nvidia-nvimgcodec-cu\d\d [\d.]+ \| nvidia-nvjpeg(-cu\d\d)? [\d.]+$", key)
         cache.write_text("[broken")
         assert probe_roi_decode(0, cache_dir=cache.parent) is answer
 
@@ -447,9 +552,32 @@ def test_probe_survives_what_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_probe_pictures_are_what_they_should_be() -> None:
     rng = np.random.default_rng(0)
-    for kind in range(6):
-        image = Image.open(io.BytesIO(roi_probe._jpeg(rng, 33, 57, kind)))
-        assert (image.size, image.mode) == ((57, 33), "L" if kind == 4 else "RGB")
+    seen = set()
+    for kind in roi_probe._KINDS:
+        image: Any = Image.open(io.BytesIO(roi_probe._jpeg(rng, 33, 57, kind)))
+        assert (image.size, image.mode) == ((57, 33), "L" if kind.gray else "RGB")
+        seen.add((image.mode, JpegImagePlugin.get_sampling(image), bool(image.info.get("progressive"))))
+    assert {("RGB", 0, False), ("RGB", 0, True), ("L", -1, False), ("L", -1, True), ("RGB", 2, True)} <= seen
+
+
+@needs_dali
+def test_a_probe_compares_pictures_and_times(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(roi_probe, "_BATCHES", 1)
+    small = [roi_probe._batch(np.random.default_rng(1))]
+    monkeypatch.setattr(roi_probe, "_batch", lambda rng: small[0])
+    clock = itertools.count()
+    monkeypatch.setattr(roi_probe, "perf_counter", lambda: next(clock))
+    roi_probe._probe("cpu")
+    assert capsys.readouterr().out.split() == ["decoding", "passed"]
+    slow = iter([0, 2, 0, 1] * 6)
+    monkeypatch.setattr(roi_probe, "perf_counter", lambda: next(slow))
+    with pytest.raises(SystemExit, match=r"regions take 2\.00 of the time of whole images on cpu"):
+        roi_probe._probe("cpu")
+    wrong = list(roi_probe._run(roi_probe._stage("cpu"), small))
+    answers = iter([wrong, [255 - wrong[0]]] * 9)
+    monkeypatch.setattr(roi_probe, "_run", lambda stage, batches: iter(next(answers) * len(batches)))
+    with pytest.raises(SystemExit, match="a region decoded on cpu is not that of the CPU"):
+        roi_probe._probe("cpu")
 
 
 @needs_dali

@@ -42,7 +42,12 @@ class DaliEngine:
     def __init__(self, plan: Plan, options: EngineOptions) -> None:
         device, roi_decode = options.device, options.roi_decode
         if roi_decode is None:
-            roi_decode = device.type == "cpu" or probe_roi_decode(device.index or 0)
+            roi_decode = device.type == "cpu"
+        elif roi_decode and device.type == "cuda" and not probe_roi_decode(device.index or 0):
+            raise RuntimeError(
+                f"roi_decode=True: a trial in a subprocess did not decode regions on {device} rightly, or not as fast "
+                "as whole images; leave roi_decode out"
+            )
         self.mixing = False
         self._plan, self._options = plan, dataclasses.replace(options, roi_decode=roi_decode)
         self._postprocess = Postprocess(dtype=options.dtype, memory_format=options.memory_format)

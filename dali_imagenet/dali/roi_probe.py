@@ -7,12 +7,15 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from time import perf_counter
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,22 +25,23 @@ from dali_imagenet.dali.stage import DaliStage, dali_available
 from dali_imagenet.ops import FILTERS
 
 _PROBE_SECONDS = 120.0
+_BATCHES = 8
 _PROBE_STARTED = "decoding"
 _PROBE_PASSED = "passed"
 
 
 def probe_roi_decode(device_index: int = 0, *, cache_dir: str | os.PathLike[str] | None = None) -> bool:
-    """Whether decoding regions (`roi_decode=True`) works on this GPU. Never raises, never crashes the caller.
+    """Whether decoding regions (`roi_decode=True`) works on this GPU and pays. Never raises, never crashes the caller.
 
     nvImageCodec 0.9 is known to crash the whole process on some GPUs there (its issue 55), which nothing can catch. So
-    a subprocess decodes some generated JPEGs with a time limit of 120 s, and the answer is remembered by GPU, DALI and
-    nvImageCodec version in `roi_decode.json` in `cache_dir` (see `cache.cache_folder`). Delete the file to ask again. A
-    probe that could not start (no memory left on the GPU, say) is not remembered.
+    a subprocess decodes some generated JPEGs with a time limit of 120 s, and the answer is remembered by GPU, driver
+    and the versions of DALI, nvImageCodec and nvJPEG in `roi_decode.json` in `cache_dir` (see `cache.cache_folder`).
+    Delete the file to ask again. A probe that could not start (no memory left on the GPU, say) is not remembered.
     """
     try:
         if not torch.cuda.is_available() or not dali_available()[0]:
             return False
-        key = f"{torch.cuda.get_device_name(device_index)} | {_versions()}"
+        key = f"{torch.cuda.get_device_name(device_index)} | driver {_driver()} | {_versions()}"
     except Exception:  # an index that does not exist, a broken driver
         return False
     folder = cache_folder(cache_dir)
@@ -54,10 +58,25 @@ def probe_roi_decode(device_index: int = 0, *, cache_dir: str | os.PathLike[str]
     return answers[key]
 
 
+def _driver() -> str:
+    """The driver's version, such as "550.54.15"."""
+    try:
+        found = re.search(r"\b\d+\.\d+(\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        found = None
+    return found[0] if found else "unknown"
+
+
+_WHEELS = (
+    *("nvidia-dali-cuda120", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"),
+    *("nvidia-nvjpeg-cu12", "nvidia-nvjpeg"),
+)
+
+
 def _versions() -> str:
-    """Versions of the wheels that decode: "nvidia-dali-cuda120 2.4.0 | nvidia-nvimgcodec-cu12 0.9.0.20"."""
+    """Versions of the wheels that decode: "nvidia-dali-cuda120 2.4.0 | nvidia-nvimgcodec-cu12 0.9.0.20 | ..."."""
     found = []
-    for name in ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"):
+    for name in _WHEELS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{name} {importlib.metadata.version(name)}")
     return " | ".join(found)
@@ -80,7 +99,7 @@ def _write_answers(path: Path, answers: dict[str, bool]) -> None:
 
 def _probe_in_subprocess(device_index: int, seconds: float) -> bool | None:
     """True: decoded well. False: crashed or decoded wrongly. None: it did not get that far, or no answer in time."""
-    code = f"from dali_imagenet.dali.roi_probe import _probe; _probe({device_index})"
+    code = f"from dali_imagenet.dali.roi_probe import _probe; _probe('cuda:{device_index}')"
     package_parent = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
     try:
@@ -101,51 +120,89 @@ def _probe_in_subprocess(device_index: int, seconds: float) -> bool | None:
     return False if _PROBE_STARTED in said else None
 
 
-def _probe(device_index: int) -> None:
-    """Runs in the subprocess: regions of generated JPEGs, decoded on the GPU, must look as those of the CPU."""
+def _probe(device: str) -> None:
+    """Runs in the subprocess: regions of generated JPEGs, decoded there, must look as those of the CPU, and be no
+    slower than whole images. Once with the engines of the hardware, where there are some, and once without."""
     rng = np.random.default_rng(0)
-    stages = [
-        DaliStage(batch_size=64, train=True, device=device, num_threads=4, encoded=True)
-        for device in (f"cuda:{device_index}", "cpu")
-    ]
+    batches = [_batch(rng) for _ in range(_BATCHES)]
+    cpu = list(_run(_stage("cpu"), batches))
+    pairs = [[_stage(device, roi_decode=roi, hw_decoder_load=share) for roi in (True, False)] for share in (1.0, 0.0)]
     print(_PROBE_STARTED, flush=True)
-    for _ in range(8):
-        sizes = rng.integers(40, 900, (64, 2))
-        low = rng.integers(1, sizes + 1)
-        box = np.concatenate([rng.integers(0, sizes - low + 1), low], axis=1)
-        files = [_jpeg(rng, height, width, i % 6) for i, (height, width) in enumerate(sizes.tolist())]
-        plan: Any = SimpleNamespace(
-            epoch=0,
-            step=0,
-            size=(64, 64),
-            is_padding=np.zeros(64, bool),
-            source_size=sizes,
-            crop_box=box,
-            resize=np.full((64, 2), 64),
-            interpolation=np.full(64, FILTERS["bilinear"]),
-            window=np.zeros((64, 2), int),
-            window_fill=(0, 0, 0),
-            window_mode="constant",
-            color=None,
-            hflip=np.zeros(64, bool),
-            vflip=np.zeros(64, bool),
-        )
-        plan.views = (plan,)
-        for stage in stages:
-            stage.submit(plan, files)
-        gpu, cpu = (stage.collect()[0].cpu().float() for stage in stages)
-        if (gpu - cpu).abs().mean() > 3:  # 0..255: decoders differ by about 1, a wrong region by tens
-            raise SystemExit("the regions decoded on the GPU are not those of the CPU")
+    for region, whole in pairs:
+        for found, expected in zip(_run(region, batches), cpu, strict=True):
+            worst = float((found - expected).abs().mean(dim=(1, 2, 3)).max())
+            if worst > 8:  # 0..255: chroma is upsampled otherwise by up to 3, a wrong region differs by tens
+                raise SystemExit(f"a region decoded on {device} is not that of the CPU: {worst:.1f} of 255")
+        took: dict[DaliStage, float] = {}
+        for stage in (region, whole) * 3:  # in turns; the first ones start engines and warm up
+            start = perf_counter()
+            list(_run(stage, batches))
+            took[stage] = perf_counter() - start
+        if took[region] > took[whole] * 1.05:
+            raise SystemExit(f"regions take {took[region] / took[whole]:.2f} of the time of whole images on {device}")
     print(_PROBE_PASSED, flush=True)
 
 
-def _jpeg(rng: np.random.Generator, height: int, width: int, kind: int) -> bytes:
-    """A smooth picture with some noise: 4:4:4, 4:2:2, 4:2:0, 4:2:0 with an odd quality, gray or progressive."""
+def _stage(device: str, **options: Any) -> DaliStage:
+    return DaliStage(batch_size=64, train=True, device=device, num_threads=4, encoded=True, in_graph=True, **options)
+
+
+def _run(stage: DaliStage, batches: Sequence[tuple[Any, list[bytes]]]) -> Iterator[torch.Tensor]:
+    for plan, files in batches:
+        stage.submit(plan, files)
+    for _ in batches:
+        yield stage.collect()[0].cpu().float()
+
+
+def _batch(rng: np.random.Generator) -> tuple[Any, list[bytes]]:
+    """A plan, and its files."""
+    sizes = rng.integers(40, 900, (64, 2))
+    low = rng.integers(1, sizes + 1)
+    plan: Any = SimpleNamespace(
+        epoch=0,
+        step=0,
+        size=(64, 64),
+        is_padding=np.zeros(64, bool),
+        source_size=sizes,
+        crop_box=np.concatenate([rng.integers(0, sizes - low + 1), low], axis=1),
+        resize=np.full((64, 2), 64),
+        interpolation=np.full(64, FILTERS["bilinear"]),
+        window=np.zeros((64, 2), int),
+        window_fill=(0, 0, 0),
+        window_mode="constant",
+        color=None,
+        hflip=np.zeros(64, bool),
+        vflip=np.zeros(64, bool),
+    )
+    plan.views = (plan,)
+    return plan, [
+        _jpeg(rng, height, width, _KINDS[i % len(_KINDS)]) for i, (height, width) in enumerate(sizes.tolist())
+    ]
+
+
+class _Kind(NamedTuple):
+    gray: bool = False
+    subsampling: int = 0  # Pillow's: 4:4:4, 4:2:2, 4:2:0
+    progressive: bool = False
+    quality: int = 90
+
+
+# Of 1,000 ImageNet files 761 are 4:4:4 and 23 gray: with fancy upsampling nvImageCodec 0.9 decodes regions of these on
+# the GPU, and of all others on the CPU.
+_KINDS = (
+    *(_Kind(), _Kind(quality=71), _Kind(progressive=True), _Kind(gray=True), _Kind(gray=True, progressive=True)),
+    *(_Kind(subsampling=1), _Kind(subsampling=2), _Kind(subsampling=2, quality=71)),
+    _Kind(subsampling=2, progressive=True),
+)
+
+
+def _jpeg(rng: np.random.Generator, height: int, width: int, kind: _Kind) -> bytes:
+    """A smooth picture with some noise."""
     from PIL import Image
 
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((width, height))
     noisy = np.asarray(coarse).astype(np.int16) + rng.integers(-6, 7, (height, width, 1))
-    image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert("L" if kind == 4 else "RGB")
+    image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert("L" if kind.gray else "RGB")
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=71 if kind == 3 else 90, subsampling=min(kind, 2), progressive=kind == 5)
+    image.save(out, "JPEG", quality=kind.quality, subsampling=kind.subsampling, progressive=kind.progressive)
     return out.getvalue()

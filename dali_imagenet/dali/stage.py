@@ -55,7 +55,7 @@ def dali_available() -> tuple[bool, str]:
 
 
 class DaliBatchError(RuntimeError):
-    """DALI failed on one batch. The stage stays usable and no other batch is lost.
+    """DALI failed on one batch for one of its files. The stage stays usable and no other batch is lost.
 
     Attributes:
         plan, paths: the batch, as it was submitted.
@@ -333,7 +333,8 @@ class DaliStage:
         stream, as any result of torch.
 
         Raises:
-            DaliBatchError: DALI failed on this batch, which is gone; the ones behind it are not.
+            DaliBatchError: DALI failed on one of its files. This batch is gone; the ones behind it are not.
+            RuntimeError: DALI failed for another reason: no memory, or an error of the device.
             IndexError: nothing is pending.
         """
         if not self._queue:
@@ -343,13 +344,20 @@ class DaliStage:
         entry = self._queue.popleft()
         plan, rows = entry.plan, len(entry.paths)
         images: Sequence[Any] = ()
-        failure: str | None = None
+        failure = message = None
         try:
             if rows:
                 *images, self._files = self._take()
         except Exception as error:  # not chained: its traceback would keep the broken pipeline and its threads alive
-            failure = _reason(error)
-        if failure is not None:
+            message = str(error)
+            failure = _reason(message)
+        if message is not None and failure is not None:
+            if not blames_a_file(message):
+                self._pipe = None  # which is made anew where the stage is used again
+                raise RuntimeError(
+                    f"DALI failed at the batch of epoch {plan.epoch}, step {plan.step}, on {self.device}, and none of "
+                    f"its files is the reason: {failure}"
+                )
             self._restart()
             raise DaliBatchError(plan, entry.paths, [int(n) for n in re.findall(r"sample #(\d+)", failure)], failure)
         self._scheduled -= 1
@@ -361,15 +369,16 @@ class DaliStage:
             for each, view in zip(plan.views, self.views, strict=True)
         ]
         if images and self.in_graph:
-            on_gpu = self.device.type == "cuda"
             # Copied, because DALI's memory cannot know when another stream uses it (record_stream does not reach it).
             # 256 uint8 images cost the GPU about 0.02 ms.
-            with torch.cuda.device(self.device) if on_gpu else contextlib.nullcontext():
+            with self._on_device():
                 for made, each, view, full in zip(images, plan.views, self.views, out, strict=True):
                     ready = from_dlpack(made.as_tensor())
                     full[:rows].copy_(ready.permute(0, 3, 1, 2) if view.layout == "HWC" else ready)
                     reflect_(full, each)  # DALI's slice has a colour alone
-                if on_gpu:  # the copies are only queued: DALI must not use its memory again before they have run
+                if (
+                    self.device.type == "cuda"
+                ):  # the copies are only queued: DALI must not use its memory again before they have run
                     # torch does not annotate events
                     while self._pending_copies and self._pending_copies[0][0].query():  # type: ignore[no-untyped-call]
                         self._pending_copies.popleft()
@@ -411,8 +420,9 @@ class DaliStage:
         self._wait_for_copies()
 
     def _wait_for_copies(self) -> None:
-        for event, _ in getattr(self, "_pending_copies", ()):  # absent where __init__ refused its arguments
-            event.synchronize()
+        copies = getattr(self, "_pending_copies", None)  # absent where __init__ refused its arguments
+        while copies:
+            copies.popleft()[0].synchronize()
 
     def _open(self) -> None:
         if self._closed:
@@ -487,10 +497,15 @@ class DaliStage:
 
     def _take(self) -> Any:
         """Wait for the oldest batch that DALI works on: images and files, whose memory is counted by reference."""
-        stream = None if self.device.type == "cpu" else torch.cuda.current_stream(self.device)
-        outputs = self._pipe.share_outputs(cuda_stream=stream)
-        self._pipe.release_outputs()
+        # The stream's own device has to be the current one: torch's default stream has the handle 0 on each of them.
+        with self._on_device():
+            stream = None if self.device.type == "cpu" else torch.cuda.current_stream(self.device)
+            outputs = self._pipe.share_outputs(cuda_stream=stream)
+            self._pipe.release_outputs()
         return outputs
+
+    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
     def _finish_rows(
         self, images: Any, plan: BatchPlan, start: Sequence[Any], out: Sequence[torch.Tensor], rows: Iterable[int]
@@ -552,9 +567,34 @@ def _array(values: Any, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     return np.ascontiguousarray(values, dtype=dtype)
 
 
-def _reason(error: Exception) -> str:
+_OPERATOR = re.compile(r"`nvidia\.dali\.fn\.([\w.]+)`")
+_FILE_OPERATORS = ("io.file.read", "peek_image_shape", "slice", "decoders.image", "decoders.image_slice")
+# nvImageCodec's 5, 15 and 21 (nvimgcodec.h): no memory, twice, and a call to CUDA that failed.
+_DEVICE = re.compile(
+    r"alloc|out of memory|cudaError|CUDA_ERROR|CUDA (runtime|driver) API|nvImageCodec failure: '#(5|15|21)'",
+    re.IGNORECASE,
+)
+
+
+def blames_a_file(message: str) -> bool:
+    """Whether DALI failed for a file that is missing, changed or cannot be decoded, so that the others can be made.
+
+    Args:
+        message: of its exception. It names the operator; a decoder has to name the sample, or decoding, too.
+    """
+    operator = _OPERATOR.search(message)
+    if operator is None or operator[1] not in _FILE_OPERATORS or _DEVICE.search(message):
+        return False
+    return not operator[1].startswith("decoders.") or bool(re.search("sample|decod", _said(message)))
+
+
+def _said(message: str) -> str:
+    return message.rpartition("encountered:")[2]
+
+
+def _reason(message: str) -> str:
     """DALI's message without its traceback of the graph's definition."""
-    text = str(error).rpartition("encountered:")[2]
+    text = _said(message)
     lines = (line.strip() for line in text.splitlines())
     reason = " ".join(line for line in lines if line and "no longer valid" not in line and "C++ context" not in line)
     if reason.startswith("Slice can't be placed"):

@@ -287,10 +287,12 @@ def _point(images: Tensor, counts: list[int], order: Tensor, adaptive: Tensor, f
         if not count:
             continue
         if op == Op.CONTRAST:
-            mean = _gray(part.float()).floor_().mean(dim=(-3, -2, -1), keepdim=True)[:, 0]
+            gray = _gray(part.float()).floor_().sum(dim=(-3, -2, -1), keepdim=True)[:, 0]
+            mean = _divided(gray, part.shape[2] * part.shape[3])
             table = _fma(values * ratio[:count, 0], mean, rest[:count, 0]).clamp_(0, 255).expand(-1, 3, -1)
         elif op == Op.PIL_CONTRAST:
-            mean = _pil_gray(part).sum(dim=(-3, -2, -1)).double().div_(part.shape[2] * part.shape[3])
+            gray = _pil_gray(part).sum(dim=(-3, -2, -1)).double()
+            mean = _divided(gray, part.shape[2] * part.shape[3])
             mean = mean.add_(0.5).floor_().float().view(-1, 1, 1)
             table = _pil_blend(mean, values, ratio[-count:, 0]).expand(-1, 3, -1)
         elif op in (Op.AUTO_CONTRAST, Op.PIL_AUTO_CONTRAST):
@@ -302,6 +304,11 @@ def _point(images: Tensor, counts: list[int], order: Tensor, adaptive: Tensor, f
         tables.append(table.to(torch.uint8))
     table = torch.cat(tables).index_select(0, order)
     return table.gather(2, images.flatten(2).long()).view(images.shape)
+
+
+def _divided(sums: Tensor, count: int) -> Tensor:
+    """Rounded once: by a Python number CUDA multiplies by its rounded reciprocal."""
+    return sums.div_(torch.full_like(sums, count))
 
 
 def _auto_contrast(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
