@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -632,8 +633,10 @@ class Loader:
         """The next batch; None at the end of the epoch."""
         if self._owner != os.getpid():  # neither DALI's threads nor the workers have come along
             raise RuntimeError("a loader cannot be iterated in a forked child: create it there")
-        # Memory that is written from another thread, or again later, must not be an inference tensor.
-        with torch.inference_mode(False):
+        # Memory that is written from another thread, or again later, must not be an inference tensor; and pixels are
+        # computed as they are, not in the precision of the user's model.
+        off = (torch.autocast(kind, enabled=False) for kind in {"cpu", self.device.type})
+        with torch.inference_mode(False), next(off), next(off, contextlib.nullcontext()):
             engine.mixing = self._mixing
             found = next(batches, None)
             if found is None:

@@ -176,6 +176,17 @@ def test_samplers_belong_to_the_epoch_that_they_were_asked_in(index: SampleIndex
 # ---- surroundings
 
 
+@pytest.mark.parametrize("backend", ["torchvision", "reference-tensor"])
+def test_the_model_s_autocast_is_not_the_pixels(folder: Path, backend: str) -> None:
+    """A blur is a convolution, which autocast would compute in bfloat16."""
+    recipe = TrainRecipe.classic(input_size=32).replace(gaussian_blur_prob=1.0)
+    found = []
+    for enabled in (False, True):
+        with make(folder, recipe, backend=backend) as loader, torch.autocast("cpu", torch.bfloat16, enabled):
+            found.append(next(iter(loader))[0].clone())
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("backend", sorted({backend for backend, _ in ENGINES}))
 def test_a_compiled_loop_runs(backend: str) -> None:
     code = f"""if True:
