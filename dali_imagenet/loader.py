@@ -11,7 +11,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Never, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Never, NoReturn, TypeVar, cast
 
 import numpy.typing as npt
 import torch
@@ -34,6 +34,9 @@ from dali_imagenet.state import position_in, state_of
 from dali_imagenet.transforms.postprocess import soft_targets, zero_padding_
 from dali_imagenet.transforms.transfer import to_device
 from dali_imagenet.validation import choice, probability, real, sequence, whole, wrong
+
+if TYPE_CHECKING:
+    from dali_imagenet.integrations.as_dataloader import TorchDataLoader
 
 log = logging.getLogger("dali_imagenet")
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -534,6 +537,35 @@ class Loader:
         restored = self._restored is not None and self._restored[0] == epoch
         self._next = self._restored if restored else (epoch, 0)
 
+    @property
+    def coming(self) -> tuple[int, int]:
+        """Epoch and step where the next `iter()` starts."""
+        return self._next or (self.epoch, 0)
+
+    @property
+    def restored_epoch(self) -> int | None:
+        """The epoch of a state that was loaded, until an iteration begins; else None."""
+        return None if self._restored is None else self._restored[0]
+
+    def seek(self, epoch: int, step: int) -> None:
+        """Say where the next `iter()` starts; decodes nothing of what lies before."""
+        self._next = whole("epoch", epoch, 0, EPOCHS - 1), whole("step", step, 0, len(self))
+
+    def as_dataloader(self) -> TorchDataLoader:
+        """This loader as a `torch.utils.data.DataLoader`, for what insists on one: Accelerate, Fabric, Keras, fastai.
+
+        Its batches, order, shares and state are the loader's; `batch_size` is that of a rank, `len(dataset)` counts
+        samples. What a framework rebuilds from it gives the same batches; another order or share is refused.
+        docs/frameworks.md says what needs it.
+        """
+        from dali_imagenet.integrations.as_dataloader import Samples, TorchDataLoader
+
+        return TorchDataLoader(Samples(self))
+
+    def __getitems__(self, samples: object) -> NoReturn:
+        """What a DataLoader asks of a dataset."""
+        raise TypeError("a Loader is no dataset: iterate it, or give its as_dataloader() to what wants a DataLoader")
+
     def follow(self, sampler: Any) -> None:
         """Take a sampler's `epoch` as if said to `set_epoch`, where it has changed when an iteration starts."""
         self._followed = sampler, int(sampler.epoch)
@@ -557,7 +589,7 @@ class Loader:
         engine = self._open_engine()
         if self._active:
             raise RuntimeError("peek() while an iteration runs: call it before or after, or look at the batch in hand")
-        at = self._next or (self.epoch, 0)
+        at = self.coming
         found = None if self._peeked is None or self._peeked.at != at else self._peeked
         if found is None or found.form != self._form:
             self._peeked = None  # first: what it holds is the engine's
