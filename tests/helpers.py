@@ -136,6 +136,25 @@ def script(code: str, *words: str, **options: Any) -> subprocess.CompletedProces
     return python("-c", textwrap.dedent(code), *words, **options)
 
 
+def launch(processes: int, *words: str) -> subprocess.Popen[str]:
+    """A script under torchrun, or alone where one process is asked for; on the CPU."""
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    )
+    return start(*launcher, *words, env={"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """What it printed; it has to end well, in time."""
+    try:
+        out, err = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        raise
+    assert process.returncode == 0, err
+    return out
+
+
 def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), **(more or {})}
 

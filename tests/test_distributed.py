@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 from dali_imagenet.metrics import Accuracy
-from tests.helpers import BACKENDS, ROOT, start
+from tests.helpers import BACKENDS, ROOT, finish, launch
 
 EXAMPLE = str(ROOT / "examples" / "train_ddp.py")
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-
-
-def launch(processes: int, *words: str) -> subprocess.Popen[str]:
-    """A script under torchrun, or alone where one process is asked for; on the CPU."""
-    launcher = [*TORCHRUN, str(processes)] if processes > 1 else []
-    return start(*launcher, *words, env={"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    try:
-        out, err = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        raise
-    assert process.returncode == 0, err
-    return out
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -109,6 +109,7 @@ class Order(DistributedSampler[Any]):
     def __init__(self, samples: Samples) -> None:
         self.dataset, self.loader = samples, samples.loader
         self.drop_last = True  # there is nothing to cut off: what fills up a batch is marked by its targets
+        self.total_size = len(samples)  # as Composer sees that, too
         self._offset = 0
 
     @property
