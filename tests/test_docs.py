@@ -90,6 +90,15 @@ def test_python_in_the_docs_runs(page: str) -> None:
 
 
 @pytest.mark.usefixtures("imagenet")
+@pytest.mark.parametrize("needs", ["accelerate"])
+def test_python_about_frameworks_runs(needs: str) -> None:
+    pytest.importorskip(needs)
+    for code in blocks(ROOT / "docs" / "frameworks.md"):
+        if f"from {needs} import" in code:
+            run(code.replace("Accelerator(", "Accelerator(cpu=True, "), {"__name__": __name__})
+
+
+@pytest.mark.usefixtures("imagenet")
 def test_the_source_of_the_contributing_page_reads() -> None:
     lmdb = pytest.importorskip("lmdb")
     [code] = [code for code in blocks(ROOT / "CONTRIBUTING.md") if "class LmdbSource" in code]
