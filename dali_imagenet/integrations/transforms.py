@@ -8,8 +8,11 @@ here. What a recipe cannot say is refused with the line that would have to chang
 from __future__ import annotations
 
 import dataclasses
+import dis
 import logging
 import math
+import sys
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -130,6 +133,7 @@ def show(transform: Any) -> str:
 
 def flat(transform: Any) -> Iterator[Any]:
     """The transforms of a pipeline, one after the other."""
+    transform = _called(transform)
     if isinstance(transform, list | tuple):
         inner: Any = transform
     elif name_of(transform) in ("Compose", "Sequential"):
@@ -139,6 +143,21 @@ def flat(transform: Any) -> Iterator[Any]:
         return
     for each in inner:
         yield from flat(each)
+
+
+def _called(transform: Any) -> Any:
+    """What an object of a script's own class calls, if it only hands the image on: `return self.transforms(image)`."""
+    call = vars(type(transform)).get("__call__")
+    if not isinstance(call, types.FunctionType) or call.__code__.co_argcount != 2 or len(call.__code__.co_names) != 1:
+        return transform
+    done = [step.opname for step in dis.get_instructions(call) if step.opname not in _NOTHING]
+    if [name[:9] for name in done] not in (["LOAD_FAST", "LOAD_ATTR", "LOAD_FAST", "CALL", "RETURN_VA"],
+                                           ["LOAD_FAST", "LOAD_METH", "LOAD_FAST", "CALL", "RETURN_VA"]):  # fmt: skip
+        return transform
+    return getattr(transform, call.__code__.co_names[0], transform)
+
+
+_NOTHING = ("RESUME", "PRECALL", "CACHE", "PUSH_NULL", "NOP", "COPY_FREE_VARS")
 
 
 def name_of(transform: Any) -> str:
@@ -826,7 +845,8 @@ def _common(transform: Any, ops: Sequence[Any], *shared: str) -> dict[str, Any]:
     first = ops[0]
     pct = 0.3 if name_of(transform) == "AugMixAugment" else 0.45
     for op in ops:
-        same = all(getattr(op, name) == getattr(first, name) for name in shared) and op.hparams == first.hparams
+        same = all(getattr(op, name, None) == getattr(first, name, None) for name in shared)
+        same = same and op.hparams == first.hparams
         if not same or op.hparams.get("translate_pct", 0.45) != pct:
             raise refuse(transform, "its operations differ in more than timm's strings can say", "make it of a string")
     resample = first.kwargs["resample"]
@@ -836,17 +856,26 @@ def _common(transform: Any, ops: Sequence[Any], *shared: str) -> dict[str, Any]:
             "magnitude_std": float(first.magnitude_std)}  # fmt: skip
 
 
+def _operation(op: Any) -> str:
+    """Its name; before 0.6 timm's operations had none, nor a magnitude_max."""
+    if hasattr(op, "name"):
+        return str(op.name)
+    table = sys.modules[type(op).__module__]
+    same = (n for n, f in table.NAME_TO_OP.items() if f is op.aug_fn and table.LEVEL_TO_ARG[n] is op.level_fn)
+    return next(same, "")
+
+
 def _timms_randaugment(t: Any) -> TimmRandAugment:
     common = _common(t, t.ops, "prob", "magnitude", "magnitude_max")
     weights = None if t.choice_weights is None else [float(w) for w in t.choice_weights]
-    found = rand_augment_named([op.name for op in t.ops], weights)
+    found = rand_augment_named([_operation(op) for op in t.ops], weights)
     if found is None:
         raise refuse(t, "its operations are none of timm's sets", "make it of a string, such as 'rand-m9-mstd0.5'")
     transforms, increasing = found
     first = t.ops[0]
-    return TimmRandAugment(magnitude=first.magnitude, num_layers=t.num_layers, prob=first.prob,
-                           magnitude_max=first.magnitude_max or 10, increasing=increasing, transforms=transforms,
-                           **common)  # fmt: skip
+    most = getattr(first, "magnitude_max", None) or 10
+    return TimmRandAugment(magnitude=first.magnitude, num_layers=t.num_layers, prob=first.prob, magnitude_max=most,
+                           increasing=increasing, transforms=transforms, **common)  # fmt: skip
 
 
 def _timms_autoaugment(t: Any) -> TimmAutoAugment:
