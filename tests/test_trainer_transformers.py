@@ -181,20 +181,23 @@ def test_soft_labels_have_their_own_loss(folder: Path, tmp_path: Path, model: An
     assert torch.equal(loss, functional.binary_cross_entropy_with_logits(outputs.logits, batch["labels"]))
 
 
+def one_update(out: Path, data: Path, model: Any, rows: int, accumulate: int) -> torch.Tensor:
+    """The weights after it, without dropout and statistics of batches."""
+    net = model().eval()
+    net.train = lambda mode=True: net
+    made = trainer(
+        out, data, net, train_recipe=TrainRecipe.classic(input_size=32, label_smoothing=0.1), max_steps=1, optim="sgd",
+        per_device_train_batch_size=rows, gradient_accumulation_steps=accumulate, lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+    )  # fmt: skip
+    made.train()
+    return torch.cat([value.flatten().float() for value in weights(made)])
+
+
 @pytest.mark.parametrize("model", [vit, resnet])
 def test_accumulated_soft_labels_are_one_batch(folder: Path, tmp_path: Path, model: Any) -> None:
     """Two batches of four and one of eight give the same gradient, but for the order of sums."""
-    recipe = TrainRecipe.classic(input_size=32, label_smoothing=0.1)
-    found = []
-    for rows, accumulate in ((4, 2), (8, 1)):
-        net = model().eval()
-        net.train = lambda mode=True, net=net: net  # neither dropout nor statistics of batches
-        made = trainer(
-            tmp_path, folder, net, train_recipe=recipe, per_device_train_batch_size=rows, max_steps=1, optim="sgd",
-            gradient_accumulation_steps=accumulate, lr_scheduler_type="constant", max_grad_norm=0.0,
-        )  # fmt: skip
-        made.train()
-        found.append(torch.cat([value.flatten().float() for value in weights(made)]))
+    found = [one_update(tmp_path, folder, model, rows, accumulate) for rows, accumulate in ((4, 2), (8, 1))]
     assert torch.allclose(found[0], found[1], atol=1e-6)
     assert not torch.allclose(found[0], torch.cat([v.flatten().float() for v in model().state_dict().values()]))
 
@@ -279,7 +282,7 @@ def test_without_the_framework(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    """Each sample in one process, and metrics of exactly N."""
+    """Each sample in one process, metrics of exactly N, the gradient of both, and a resumed run."""
     data = make_folder(tmp_path / "data", 23)
     code = tmp_path / "run.py"
     code.write_text(
@@ -288,28 +291,41 @@ def test_two_processes(tmp_path: Path) -> None:
             from pathlib import Path
             import torch, transformers
             from dali_imagenet import create_loader
-            from tests.test_trainer_transformers import EVAL, TRAIN, trainer, vit, _accuracy
+            from tests.test_trainer_transformers import EVAL, _accuracy, one_update, resnet, trainer, vit, weights
             torch.set_num_threads(1)
-            data, out = sys.argv[1:]
+            data, out, rank = sys.argv[1], Path(sys.argv[2]), os.environ["RANK"]
             loader = create_loader(data, EVAL, batch_size=6, backend="torchvision", device="cpu", num_workers=0)
-            for name, given in (("path", data), ("loader", loader)):
-                made = trainer(Path(out), data, eval_dataset=given, compute_metrics=_accuracy, num_train_epochs=1,
-                               ddp_backend="gloo")
-                before = made.evaluate()
-                made.train()
-                found = {"before": before, "seen": [float(x.double().sum()) for x in made.seen],
-                         "step": made.state.global_step, "order": list(made._training.loader.batch_sampler)}
-                Path(out, f"{name}-{os.environ['RANK']}.json").write_text(json.dumps(found))
+            both = {"path": data, "loader": loader}
+            found = {"metrics": trainer(out, None, eval_dataset=both, compute_metrics=_accuracy).evaluate()}
+            whole = trainer(out / "run", data, save_strategy="steps", save_steps=1)
+            whole.train()
+            second = trainer(out / "run", data)
+            second.train(resume_from_checkpoint=str(out / "run" / "checkpoint-1"))
+            found |= {
+                "seen": [float(x.double().sum()) for x in whole.seen],
+                "step": second.state.global_step,
+                "resumed": second.losses == whole.losses[1:],
+                "same": all(map(torch.equal, weights(second), weights(whole))),
+                "order": list(whole._training.loader.batch_sampler),
+                "update": {model.__name__: one_update(out, data, model, 2, 2).tolist() for model in (vit, resnet)},
+            }
+            Path(out, f"{rank}.json").write_text(json.dumps(found))
         """)
     )
     words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     done = python(*words, str(code), str(data), str(tmp_path), env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     alone = trainer(tmp_path, None, eval_dataset=data, compute_metrics=_accuracy).evaluate()
-    for name in ("path", "loader"):
-        one, two = (json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(2))
-        assert one["step"] == two["step"] == 2  # 23 images, global batches of 8
-        assert len(set(one["seen"] + two["seen"])) == 4
-        assert len({i for step in one["order"] + two["order"] for i in step}) == 16
-        for key in ("eval_loss", "eval_accuracy", "eval_count"):
-            assert one["before"][key] == two["before"][key] == pytest.approx(alone[key], rel=1e-5)
+    one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert one["step"] == two["step"] == 4  # two epochs of 23 images, global batches of 8
+    assert len(set(one["seen"] + two["seen"])) == 8
+    assert len({i for step in one["order"] + two["order"] for i in step}) == 16
+    for found in (one, two):
+        assert found["resumed"]
+        assert found["same"]
+        for name in ("path", "loader"):
+            for key in ("loss", "accuracy", "count"):
+                assert found["metrics"][f"eval_{name}_{key}"] == pytest.approx(alone[f"eval_{key}"], rel=1e-5)
+    for model in (vit, resnet):
+        expected = one_update(tmp_path, data, model, 8, 1)
+        assert torch.allclose(torch.tensor(one["update"][model.__name__]), expected, atol=1e-6)
