@@ -11,8 +11,7 @@ import dataclasses
 import dis
 import logging
 import math
-import sys
-import types
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -43,6 +42,7 @@ log = logging.getLogger("dali_imagenet")
 
 _ROUNDING = "rounds as torchvision does on tensors; PIL's own may differ by 1 of 255"
 _WIDTH = 110  # characters of a transform in a message
+_COLUMNS, _INDENT = 80, 11  # of the report
 
 
 class Row(NamedTuple):
@@ -113,13 +113,19 @@ def tell(rows: Sequence[Row], report: bool) -> None:
 
 
 def table_of(rows: Sequence[Row]) -> str:
-    """The rows as text, a line each under a head."""
-    table = [Row._fields, *((r.yours, r.ours, "yes" if r.exact else "NO", r.note) for r in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(3)]
-    return "\n".join(
-        "  ".join((*(cell.ljust(w) for cell, w in zip(line[:3], widths, strict=True)), line[3])).rstrip()
-        for line in table
-    )
+    """The rows as text of 80 columns: for each what is yours, what it became, and what there is to say of it."""
+    return "\n".join(_block(row) for row in rows)
+
+
+def _block(row: Row) -> str:
+    wrap = textwrap.TextWrapper(_COLUMNS - _INDENT, break_on_hyphens=False, break_long_words=False)
+    lines = wrap.wrap(row.yours)
+    wrap.subsequent_indent = "   "
+    lines += wrap.wrap(f"-> {row.ours}") if row.ours else []
+    wrap.subsequent_indent = ""
+    lines += wrap.wrap(row.note)
+    marks = ["exact" if row.exact else "NOT exact", *[""] * (len(lines) - 1)]
+    return "\n".join(f"{mark:{_INDENT}}{line}" for mark, line in zip(marks, lines, strict=True))
 
 
 def show(transform: Any) -> str:
