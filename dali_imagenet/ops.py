@@ -40,6 +40,12 @@ class Op(IntEnum):
     GRAYSCALE = 16
     GAUSSIAN_BLUR = 17  # sigma in pixels; aux = odd kernel size
     SOLARIZE_ADD = 18  # value added below the threshold 128
+    AFFINE_X = 19  # pixels to the right, rounded; as with the next four, the AFFINE that follows does it
+    AFFINE_Y = 20  # pixels down, rounded
+    AFFINE_SCALE = 21  # factor of the size
+    AFFINE_SHEAR_X = 22  # degrees
+    AFFINE_SHEAR_Y = 23  # degrees
+    AFFINE = 24  # degrees, as torchvision's affine: the one warp of a turn and of all that; aux = 0 nearest, 2 bilinear
 
     PIL_SHEAR_X = 101  # shear factor; aux = PIL resampling filter (0 nearest, 2 bilinear, 3 bicubic)
     PIL_SHEAR_Y = 102  # as above
@@ -58,6 +64,7 @@ class Op(IntEnum):
     PIL_GRAYSCALE = 116
     PIL_GAUSSIAN_BLUR = 117  # radius in pixels
     PIL_SOLARIZE_ADD = 118  # value added below the threshold 128
+    PIL_AFFINE = 124  # torchvision's affine of PIL images; aux = PIL resampling filter
 
 
 class OpInfo(NamedTuple):
@@ -119,6 +126,12 @@ OPS: dict[Op, OpInfo] = {
     Op.GAUSSIAN_BLUR: OpInfo("torchvision", low=1e-3, high=100, aux="kernel"),
     Op.PIL_GAUSSIAN_BLUR: OpInfo("pil", low=0, high=100),
     **_both(Op.SOLARIZE_ADD, Op.PIL_SOLARIZE_ADD, low=0, high=255, whole=True),
+    Op.AFFINE_X: OpInfo("torchvision", mirror=0.0),
+    Op.AFFINE_Y: OpInfo("torchvision", mirror=0.0),
+    Op.AFFINE_SCALE: OpInfo("torchvision", low=0.05, high=20),
+    Op.AFFINE_SHEAR_X: OpInfo("torchvision", low=-85, high=85, mirror=0.0),
+    Op.AFFINE_SHEAR_Y: OpInfo("torchvision", low=-85, high=85, mirror=0.0),
+    **_both(Op.AFFINE, Op.PIL_AFFINE, mirror=0.0, aux="filter"),
 }
 """The one table of operations: a new one is an entry here, and a function in each executor."""
 
@@ -147,5 +160,8 @@ def check_aux(op: int, info: OpInfo, aux: int | None) -> None:
     if info.aux == "kernel" and not (aux and aux > 0 and aux % 2):
         raise wrong(f"{Op(op).name}: aux", aux, "the kernel size in pixels, an odd number such as 23")
 
+
+AFFINE_PARTS = frozenset({Op.AFFINE_X, Op.AFFINE_Y, Op.AFFINE_SCALE, Op.AFFINE_SHEAR_X, Op.AFFINE_SHEAR_Y})
+"""Operations that change nothing by themselves: they say what the next AFFINE or PIL_AFFINE does."""
 
 _BY_NUMBER = {int(op): info for op, info in OPS.items()}

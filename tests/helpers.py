@@ -215,6 +215,10 @@ ARGUMENTS: dict[Op, Sequence[float]] = {
     Op.GRAYSCALE: (0.0,),
     Op.GAUSSIAN_BLUR: (0.1, 0.7, 2.0),
     Op.SOLARIZE_ADD: (0.0, 40.0, 110.0, 128.0),
+    **dict.fromkeys((Op.AFFINE_X, Op.AFFINE_Y, Op.AFFINE_SHEAR_X, Op.AFFINE_SHEAR_Y), (0.0, 7.5)),
+    Op.AFFINE_SCALE: (0.05, 1.0),
+    Op.AFFINE: ANGLES,
+    Op.PIL_AFFINE: ANGLES,
     Op.PIL_SHEAR_X: (0.0, 0.27, -0.3),
     Op.PIL_SHEAR_Y: (0.0, 0.27, -0.3),
     Op.PIL_TRANSLATE_X: (0.0, 60.5, -20.25, 1e4),
@@ -234,7 +238,7 @@ ARGUMENTS: dict[Op, Sequence[float]] = {
     Op.PIL_SOLARIZE_ADD: (0.0, 40.0, 110.0, 128.0),
 }
 """Of each operation: those that change nothing, usual ones and extreme ones."""
-PIL_WARPS = (Op.PIL_SHEAR_X, Op.PIL_SHEAR_Y, Op.PIL_TRANSLATE_X, Op.PIL_TRANSLATE_Y, Op.PIL_ROTATE)
+PIL_WARPS = (Op.PIL_SHEAR_X, Op.PIL_SHEAR_Y, Op.PIL_TRANSLATE_X, Op.PIL_TRANSLATE_Y, Op.PIL_ROTATE, Op.PIL_AFFINE)
 SCRATCH = Workspace()
 
 

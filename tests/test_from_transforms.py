@@ -97,6 +97,17 @@ TRAIN: dict[str, Any] = {
         [v2.ToImage(), v2.RandomResizedCrop(SIDE), v2.RandomRotation((10, 60)), *END2[1:]]
     ),
     "affine": train(v1.RandomAffine((10, 40)), crop=v1.CenterCrop(50)),
+    "affine with all": train(
+        v1.RandomAffine(20, translate=(0.2, 0.1), scale=(0.6, 1.2), shear=(-20, 20, -5, 15), fill=(9, 99, 200)),
+        crop=v1.CenterCrop(50),
+    ),
+    "affine of tensors": v2.Compose(
+        [v2.ToImage(), v2.CenterCrop(50), v2.RandomAffine(0, scale=(0.5, 0.9), shear=(5, 30)), *END2[1:]]
+    ),
+    "affine or not": train2(
+        v2.RandomApply([v2.RandomAffine((-40, 0), scale=(1.1, 1.9), interpolation=InterpolationMode.BILINEAR)], 0.7),
+        crop=v2.CenterCrop(50),
+    ),
     "shift": train(v1.RandomAffine(0, translate=(0.2, 0.4)), crop=v1.CenterCrop(50)),
     "points": train(v1.RandomPosterize(2, 0.5), v1.RandomInvert(0.3), v1.RandomSolarize(99.5, 0.3)),
     "histograms": train2(v2.RandomEqualize(0.5), v2.RandomAutocontrast(0.6), v2.RandomAdjustSharpness(4.0, 0.6)),
@@ -221,7 +232,8 @@ def test_training_has_the_distribution_of_the_original(name: str, copies: Sample
     ("a", "b"),
     [("classic", "flip behind all"), ("jitter", "wide jitter"), ("classic", "older"), ("points", "order"),
      ("jitter", "SimCLR"), ("erasing", "erasing before normalize"), ("timm, rkrc", "timm, rkrr"),
-     ("timm, defaults", "timm, 3a"), ("rotation", "classic"), ("histograms", "choice")],
+     ("timm, defaults", "timm, 3a"), ("rotation", "classic"), ("affine with all", "affine"),
+     ("affine of tensors", "shift"), ("histograms", "choice")],
 )  # fmt: skip
 def test_other_pipelines_have_other_distributions(a: str, b: str, copies: SampleIndex) -> None:
     """What the test above would notice."""
@@ -447,7 +459,9 @@ REFUSED: list[tuple[Any, str, str]] = [
     ([_RRC, v1.Grayscale(), *END], "Grayscale", "num_output_channels=3"),
     ([_RRC, v1.GaussianBlur((3, 5)), *END], "GaussianBlur", "not square"),
     ([_RRC, v1.RandomRotation(9, expand=True), *END], "RandomRotation", "leave expand and center out"),
-    ([_RRC, v1.RandomAffine(9, scale=(0.5, 1)), *END], "RandomAffine", "leave scale, shear and center out"),
+    ([_RRC, v1.RandomAffine(9, scale=(0.5, 1), center=(3, 4)), *END], "RandomAffine", "leave center out"),
+    ([_RRC, v1.RandomAffine(9, shear=(20, 89)), *END], "RandomAffine", "AFFINE_SHEAR_X: magnitude"),
+    ([_RRC, v1.RandomAffine(0, shear=(5, 9)), v1.RandomHorizontalFlip(), *END], "HorizontalFlip", "leans to one side"),
     ([_RRC, v1.RandomAffine(0), *END], "RandomAffine", "it does nothing"),
     ([_RRC, v1.RandomRotation((10, 20)), v1.RandomHorizontalFlip(), *END], "HorizontalFlip", "leans to one side"),
     ([_RRC, v1.RandomApply([v1.RandomHorizontalFlip()]), *END], "RandomApply", "cannot be drawn within another"),

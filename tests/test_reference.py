@@ -38,6 +38,10 @@ PROGRAM = (
     Shuffled(parts=((Op.INVERT, 0.5), Choice(parts=((Op.SOLARIZE, 1, (0, 255)), (Op.PIL_EQUALIZE,))))),
     (Op.GAUSSIAN_BLUR, 0.5, (0.1, 2.0), False, 7),
 )
+AFFINE = tuple(
+    Apply(parts=((Op.AFFINE_X, 1, (-9, 9)), (Op.AFFINE_SCALE, 0.5, (0.5, 2)), (Op.AFFINE_SHEAR_Y, 1, (-20, 20)), warp))
+    for warp in ((Op.AFFINE, 1, (-50, 50)), (Op.PIL_AFFINE, 1, (-50, 50), False, 3))
+)
 TRAIN = {
     **{name: TrainRecipe(**{**PRESETS[name].fields, "input_size": 48}) for name in PRESETS},
     "oblong": TrainRecipe.strong(input_size=(40, 64), mixup_mode="elem", re_prob=0.8),
@@ -48,6 +52,7 @@ TRAIN = {
     "jitter behind the policy": TrainRecipe.deit3(input_size=48, color_order="after_policy"),
     "program": TrainRecipe(input_size=48, program=PROGRAM),
     "program with augmix": TrainRecipe(input_size=48, program=((Op.INVERT, 0.3), "augmix", (Op.EQUALIZE, 0.5))),
+    "affine": TrainRecipe(input_size=48, program=AFFINE),
     "any filter": TrainRecipe(input_size=48, interpolation="random", vflip=0.5),
     "nearest": TrainRecipe(input_size=48, interpolation="nearest", crop="random", resize_size=60),
     "lanczos": TrainRecipe(input_size=48, interpolation="lanczos"),

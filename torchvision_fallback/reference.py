@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as F
 
 from dali_imagenet.engine import Batch, EngineOptions
 from dali_imagenet.image import decoding, read_sample
-from dali_imagenet.ops import FILTERS, Op
+from dali_imagenet.ops import AFFINE_PARTS, FILTERS, Op
 from dali_imagenet.pillow import open_image
 from dali_imagenet.plan.batch_plan import BatchPlan, MixPlan
 from dali_imagenet.plan.plan import Plan
@@ -172,8 +172,13 @@ def operated(image: Any, part: OpPlan | AugMixPlan, row: int, fill: _Fill) -> An
 
 def chain(image: Any, op: Any, arg: Any, aux: Any, fill: _Fill) -> Any:
     """Operations one after the other."""
+    given: dict[int, float] = {}
     for o, a, x in zip(op.tolist(), arg.tolist(), aux.tolist(), strict=True):
-        if o != Op.IDENTITY:
+        if o in AFFINE_PARTS:
+            given[o] = a
+        elif o in (Op.AFFINE, Op.PIL_AFFINE):
+            image, given = _one_warp(image, Op(o), a, x, fill, given), {}
+        elif o != Op.IDENTITY:
             image = _TORCHVISION[o](image, a, x, fill) if o in _TORCHVISION else _by_timm(image, Op(o), a, x, fill)
     return image
 
@@ -202,6 +207,16 @@ def augmix(image: Any, chains: Sequence[Any], weights: Sequence[float], m: float
 def _affine(image: Any, aux: int, fill: _Fill, **changes: Any) -> Any:
     settings = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0], "interpolation": _MODES[aux]}
     return F.affine(image, **(settings | changes), fill=_values(fill))
+
+
+def _one_warp(image: Any, op: Op, degrees: float, aux: int, fill: _Fill, given: dict[int, float]) -> Any:
+    """torchvision's affine of all that was given; of PIL's family tensors take the way over PIL."""
+    if op == Op.PIL_AFFINE and isinstance(image, Tensor):
+        return F.pil_to_tensor(_one_warp(F.to_pil_image(image), op, degrees, aux, fill, given))
+    move = [round(given.get(part, 0.0)) for part in (Op.AFFINE_X, Op.AFFINE_Y)]
+    shear = [given.get(part, 0.0) for part in (Op.AFFINE_SHEAR_X, Op.AFFINE_SHEAR_Y)]
+    scale = given.get(Op.AFFINE_SCALE, 1.0)
+    return _affine(image, aux, fill, angle=degrees, translate=move, scale=scale, shear=shear)
 
 
 def _values(fill: _Fill) -> list[float] | None:

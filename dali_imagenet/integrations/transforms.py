@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dali_imagenet.errors import UntranslatableError
-from dali_imagenet.ops import FILTERS, Op
+from dali_imagenet.ops import AFFINE_PARTS, FILTERS, Op
 from dali_imagenet.policy import (
     Apply,
     AugmentPolicy,
@@ -551,41 +551,37 @@ class _Reader:
     def _rotation(self, t: Any) -> tuple[Any, bool, str]:
         if t.expand or t.center is not None:
             raise refuse(t, "it expands, or turns about another point than the middle", "leave expand and center out")
-        return self._turned(t, _numbers(t.degrees))
+        return self._warped(t, "ROTATE", _numbers(t.degrees))
 
-    def _turned(self, t: Any, degrees: tuple[float, ...]) -> tuple[Any, bool, str]:
-        name, fill = _filter(t), _fill(t, t.fill)
-        part, _, _ = self._step(t, "ROTATE", 1.0, degrees, FILTERS[name])
+    def _warped(self, t: Any, name: str, degrees: tuple[float, ...]) -> tuple[Any, bool, str]:
+        filtered, fill = _filter(t), _fill(t, t.fill)
+        part, _, _ = self._step(t, name, 1.0, degrees, FILTERS[filtered])
         self._fills.add(fill)
-        fades = self._pixels != "PIL" and name != "nearest" and fill == (0, 0, 0) and t.fill is not None
+        fades = self._pixels != "PIL" and filtered != "nearest" and fill == (0, 0, 0) and t.fill is not None
         return part, not fades, "the border of what was turned is a little lighter than yours" if fades else ""
 
     def _affine(self, t: Any) -> tuple[Any, bool, str]:
-        if t.scale is not None or t.shear is not None or t.center is not None:
-            raise refuse(t, "it scales, shears, or turns about another point than the middle",
-                          "leave scale, shear and center out: RandomResizedCrop and RandAugment have them")  # fmt: skip
+        if t.center is not None:
+            raise refuse(t, "it turns about another point than the middle", "leave center out")
         low, high = _numbers(t.degrees)
-        parts, notes = [], []
-        if (low, high) != (0, 0):
-            part, _, note = self._turned(t, (-high, -low))  # RandomAffine turns the other way round
-            parts.append(part)
-            notes += [note] if note else []
+        if t.translate is t.scale is t.shear is None:
+            if (low, high) == (0, 0):
+                raise refuse(t, "it does nothing", "leave it out")
+            return self._warped(t, "ROTATE", (-high, -low))  # RandomAffine turns the other way round
+        given: list[tuple[Op, tuple[float, ...]]] = []
         if t.translate is not None:
             size = self._geometry.get("input_size", self._given.get("input_size"))
             height, width = _size(_sides(self._resize) if size is None else size)
-            for name, share, side in zip("XY", t.translate, (width, height), strict=True):
-                most = math.floor(share * side)
-                if most:
-                    op = Op[f"TRANSLATE_{name}"]
-                    parts.append(Step(op, 1.0, (-most, most), False, FILTERS["nearest"]))
-            self._fills.add(_fill(t, t.fill))
-            notes.append("whole pixels, all alike likely, where yours rounds, which makes the ends rarer")
-            if len(parts) > 2 or (low, high) != (0, 0):
-                notes.append("turned, then moved: what the turn took out of sight stays out")
-        if not parts:
-            raise refuse(t, "it does nothing", "leave it out")
-        whole = parts[0] if len(parts) == 1 else Apply(parts=tuple(parts), probability=1.0)
-        return whole, not notes, "; ".join(notes)
+            most = t.translate[0] * width, t.translate[1] * height
+            given += [(op, (-m, m)) for op, m in zip((Op.AFFINE_X, Op.AFFINE_Y), most, strict=True)]
+        if t.scale is not None:
+            given.append((Op.AFFINE_SCALE, _numbers(t.scale)))
+        if t.shear is not None:
+            given.append((Op.AFFINE_SHEAR_X, _numbers(t.shear[:2])))
+            given += [(Op.AFFINE_SHEAR_Y, _numbers(t.shear[2:]))] if len(t.shear) == 4 else []
+        warp, exact, note = self._warped(t, "AFFINE", (low, high))
+        steps = [Step(op, 1.0, ends) for op, ends in given if ends[0] != ends[1] or ends[0]]  # type: ignore[arg-type]
+        return Apply(parts=(*steps, warp), probability=1.0), exact, note
 
     def _policy(self, t: Any, policy: AugmentPolicy) -> tuple[Any, bool, str]:
         return policy, True, _ROUNDING if self._pixels == "PIL" and not _by_timm(t) else ""
@@ -765,13 +761,14 @@ def _leans(part: Any) -> bool:
     """Whether a part moves pixels to one side more than to the other."""
     if isinstance(part, Apply | Choice | Shuffled):
         return any(_leans(each) for each in part.parts)
-    if not isinstance(part, Step) or part.op not in _MOVING:
+    if not isinstance(part, Step) or part.op not in _LEANING:
         return False
     low, high = part.magnitude  # type: ignore[misc]  # a pair wherever this module makes one
     return low != -high
 
 
-_MOVING = (Op.ROTATE, Op.PIL_ROTATE, Op.TRANSLATE_X, Op.TRANSLATE_Y)
+_MOVING = (Op.ROTATE, Op.PIL_ROTATE, Op.AFFINE, Op.PIL_AFFINE)
+_LEANING = (*_MOVING, *(AFFINE_PARTS - {Op.AFFINE_SCALE}))
 
 
 def _strength(given: tuple[float, float] | None, middle: float) -> float | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -22,13 +22,14 @@ from torch import Tensor
 from torch.nn.functional import conv2d, grid_sample, pad
 
 from dali_imagenet._compiled import ORACLE, compiled
-from dali_imagenet.ops import FILTERS, Op, check_op
+from dali_imagenet.ops import AFFINE_PARTS, FILTERS, Op, check_op
 from dali_imagenet.validation import wrong
 
 _pixel_ops = compiled("dali_imagenet.transforms._pixel_ops")
 
 Fill = float | Sequence[float] | None
 
+_NOTHING: Mapping[int, float] = {}
 GRAY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma as torchvision's rgb_to_grayscale rounds it
 # Point operations with a table that does not depend on the image.
 POINT_OPS = frozenset({Op.BRIGHTNESS, Op.POSTERIZE, Op.SOLARIZE, Op.INVERT, Op.SOLARIZE_ADD})
@@ -57,13 +58,18 @@ def fill_bytes(fill: Fill) -> tuple[int, int, int]:
     return r, g, b
 
 
-def affine_theta(op: int, arg: float, height: int, width: int) -> npt.NDArray[np.float32]:
-    """The inverse affine matrix [2, 3] of a torchvision shear, translation or rotation, as `_affine_grid` scales it.
+def affine_theta(
+    op: int, arg: float, height: int, width: int, given: Mapping[int, float] = _NOTHING
+) -> npt.NDArray[np.float32]:
+    """The inverse affine matrix [2, 3] of a torchvision shear, translation, rotation or affine, as `_affine_grid`
+    scales it.
 
-    It takes output coordinates centred on the image to input coordinates of -1..1. The arithmetic and its order are
-    those of `torchvision.transforms.v2.functional` (`_get_inverse_affine_matrix`), in double, then float32.
+    It takes output coordinates centred on the image to input coordinates of -1..1, in double, then float32. given:
+    the arguments of `AFFINE_PARTS` before an AFFINE.
     """
     angle, shear_x, shear_y, cx, cy, tx, ty = 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0
+    if op == Op.AFFINE:
+        return _theta(affine_matrix(arg, given, 0.0, 0.0), height, width)
     if op == Op.ROTATE:
         angle = math.radians(-(arg % 360))
     elif op == Op.TRANSLATE_X:
@@ -74,14 +80,33 @@ def affine_theta(op: int, arg: float, height: int, width: int) -> npt.NDArray[np
         cx, cy = -width * 0.5, -height * 0.5  # RandAugment shears about the corner
         shear = math.radians(math.degrees(math.atan(arg)))
         shear_x, shear_y = (shear, 0.0) if op == Op.SHEAR_X else (0.0, shear)
+    return _theta(_inverse_matrix(angle, shear_x, shear_y, 1.0, (cx, cy), (tx, ty)), height, width)
+
+
+def _theta(six: tuple[float, ...], height: int, width: int) -> npt.NDArray[np.float32]:
+    matrix = np.array(six, np.float32).reshape(2, 3)
+    matrix /= np.array([[0.5 * width], [0.5 * height]], np.float32)
+    return matrix
+
+
+def affine_matrix(degrees: float, given: Mapping[int, float], cx: float, cy: float) -> tuple[float, ...]:
+    """The six numbers of the inverse of torchvision's affine about a point; given: the arguments of `AFFINE_PARTS`."""
+    moved = round(given.get(Op.AFFINE_X, 0.0)), round(given.get(Op.AFFINE_Y, 0.0))
+    shear_x, shear_y = (math.radians(given.get(op, 0.0)) for op in (Op.AFFINE_SHEAR_X, Op.AFFINE_SHEAR_Y))
+    return _inverse_matrix(math.radians(degrees), shear_x, shear_y, given.get(Op.AFFINE_SCALE, 1.0), (cx, cy), moved)
+
+
+def _inverse_matrix(
+    angle: float, shear_x: float, shear_y: float, scale: float, center: tuple[float, float], moved: tuple[int, int]
+) -> tuple[float, ...]:
+    """v2's `_get_inverse_affine_matrix`, in its arithmetic and order; angles in radians."""
     a = math.cos(angle - shear_y) / math.cos(shear_y)
     b = -(a * math.tan(shear_x) + math.sin(angle))
     c = math.sin(angle - shear_y) / math.cos(shear_y)
     d = math.cos(angle) - c * math.tan(shear_x)
-    x, y = cx + tx, cy + ty
-    matrix = np.array([[d, -b, cx - d * x + b * y], [-c, a, cy + c * x - a * y]], np.float32)
-    matrix /= np.array([[0.5 * width], [0.5 * height]], np.float32)
-    return matrix
+    x, y = center[0] + moved[0], center[1] + moved[1]
+    a, b, c, d = d / scale, -b / scale, -c / scale, a / scale
+    return a, b, center[0] - a * x - b * y, c, d, center[1] - c * x - d * y
 
 
 def nearest_map(theta: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.int32]:
@@ -281,6 +306,7 @@ class _Work:
         self.filled = filled  # whether a fill was given
         self.workspace = workspace
         self.shape = (3, image.shape[-2], image.shape[-1])
+        self.given: dict[int, float] = {}  # arguments of `AFFINE_PARTS`, until there is an AFFINE
         self._turn = 0
 
     def planar(self) -> Tensor:
@@ -344,10 +370,14 @@ def _gather(work: _Work, op: int, arg: float, aux: int) -> None:
     if op == Op.ROTATE and arg % 360 == 0:
         return
     if aux == FILTERS["bilinear"]:
-        _bilinear(work, op, arg)
-        return
-    count = height * width
-    index = work.workspace.index_map(op, arg, height, width)
+        _interpolate(work, *work.workspace.grid(op, arg, height, width))
+    else:
+        _take(work, work.workspace.index_map(op, arg, height, width))
+
+
+def _take(work: _Work, index: Tensor) -> None:
+    """The pixels that a `nearest_map` names."""
+    count = len(index)
     if _pixel_ops is not None:
         image, out = work.planar(), work.out()
         _pixel_ops.gather(image.numpy(), out.numpy(), index.numpy(), work.fill)
@@ -360,6 +390,20 @@ def _gather(work: _Work, op: int, arg: float, aux: int) -> None:
         source[c, count] = work.fill[c]
         torch.index_select(source[c], 0, index, out=out[c].view(-1))
     work.keep(out)
+
+
+def _give(work: _Work, op: int, arg: float, aux: int) -> None:
+    work.given[op] = arg
+
+
+def _affine(work: _Work, op: int, arg: float, aux: int) -> None:
+    height, width = work.shape[1:]
+    theta = affine_theta(op, arg, height, width, work.given)
+    work.given = {}
+    if aux == FILTERS["bilinear"]:
+        _interpolate(work, torch.from_numpy(theta)[None], None)
+    else:
+        _take(work, torch.from_numpy(nearest_map(theta, height, width)))
 
 
 def _shift(work: _Work, op: int, arg: float, aux: int) -> None:
@@ -378,8 +422,7 @@ def _shift(work: _Work, op: int, arg: float, aux: int) -> None:
     work.keep(out)
 
 
-def _bilinear(work: _Work, op: int, arg: float) -> None:
-    theta, grid = work.workspace.grid(op, arg, *work.shape[1:])
+def _interpolate(work: _Work, theta: Tensor, grid: Tensor | None) -> None:
     fill = torch.tensor(work.fill, dtype=torch.float32, device="cpu").view(1, 3, 1, 1) if work.filled else None
     work.keep(work.out().copy_(bilinear_warp(work.planar()[None], theta, fill, grid)[0]))
 
@@ -591,7 +634,8 @@ _JOBS: dict[int, str] = {
     Op.PIL_GRAYSCALE: "grayscale",
     Op.PIL_GAUSSIAN_BLUR: "gaussian_blur",
 }
-_PIL_WARPS = frozenset({Op.PIL_SHEAR_X, Op.PIL_SHEAR_Y, Op.PIL_TRANSLATE_X, Op.PIL_TRANSLATE_Y, Op.PIL_ROTATE})
+_PIL_WARPS = frozenset({Op.PIL_SHEAR_X, Op.PIL_SHEAR_Y, Op.PIL_TRANSLATE_X, Op.PIL_TRANSLATE_Y, Op.PIL_ROTATE,
+                         Op.PIL_AFFINE})  # fmt: skip
 
 
 def _torch_fuses() -> bool:
@@ -622,7 +666,8 @@ def _in_c(work: _Work, op: int, arg: float, aux: int) -> bool:
     if job:
         getattr(_pixel_ops, job)(source, out.numpy(), room, height, width, arg)
     else:
-        matrix = pil_matrix(op, arg, height, width)
+        matrix = pil_matrix(op, arg, height, width, work.given)
+        work.given = {} if op == Op.PIL_AFFINE else work.given
         _pixel_ops.affine(source, out.numpy(), room, height, width, matrix, work.fill, aux == 3)
     work.keep(out)
     return True
@@ -661,7 +706,8 @@ def _pil_rotate(work: _Work, op: int, arg: float, aux: int) -> None:
 
 
 def _pil_warp(work: _Work, op: int, arg: float, aux: int) -> None:
-    image, matrix = work.as_pil(), pil_matrix(op, arg, work.shape[1], work.shape[2])
+    image, matrix = work.as_pil(), pil_matrix(op, arg, work.shape[1], work.shape[2], work.given)
+    work.given = {} if op == Op.PIL_AFFINE else work.given
     affine, resample = Image.Transform.AFFINE, Image.Resampling(aux)
     work.pil = image.transform(image.size, affine, matrix, resample=resample, fillcolor=work.fill)
 
@@ -695,8 +741,15 @@ def _pil_sharpness(work: _Work, op: int, arg: float, aux: int) -> None:
     work.keep(out)
 
 
-def pil_matrix(op: int, arg: float, height: int, width: int) -> tuple[float, ...]:
-    """The six numbers of PIL's AFFINE transform (output pixel to input pixel) for an operation of the PIL family."""
+def pil_matrix(
+    op: int, arg: float, height: int, width: int, given: Mapping[int, float] = _NOTHING
+) -> tuple[float, ...]:
+    """The six numbers of PIL's AFFINE transform (output pixel to input pixel) for an operation of the PIL family.
+
+    given: as in `affine_theta`.
+    """
+    if op == Op.PIL_AFFINE:
+        return affine_matrix(arg, given, width * 0.5, height * 0.5)
     if op == Op.PIL_SHEAR_X:
         return (1, arg, 0, 0, 1, 0)
     if op == Op.PIL_SHEAR_Y:
@@ -718,6 +771,8 @@ EXECUTORS: dict[int, Callable[[_Work, int, float, int], None]] = {
     Op.TRANSLATE_X: _shift,
     Op.TRANSLATE_Y: _shift,
     Op.ROTATE: _gather,
+    **dict.fromkeys(AFFINE_PARTS, _give),
+    Op.AFFINE: _affine,
     Op.BRIGHTNESS: _brightness,
     Op.COLOR: _color,
     Op.CONTRAST: _contrast,
@@ -736,6 +791,7 @@ EXECUTORS: dict[int, Callable[[_Work, int, float, int], None]] = {
     Op.PIL_TRANSLATE_X: _pil_warp,
     Op.PIL_TRANSLATE_Y: _pil_warp,
     Op.PIL_ROTATE: _pil_rotate,
+    Op.PIL_AFFINE: _pil_warp,
     Op.PIL_BRIGHTNESS: _point,
     Op.PIL_COLOR: _pil_color,
     Op.PIL_CONTRAST: _pil_contrast,

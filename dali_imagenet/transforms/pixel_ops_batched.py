@@ -7,7 +7,7 @@ nothing is read back: all indices and parameters travel in one pinned copy, and 
 The torchvision family gives the bytes of `pixel_ops.apply_ops_image`, and so does the PIL family but for its bilinear
 and bicubic warps: they interpolate in float32 where PIL does in double, and both truncate, so that a value may differ
 by 1 where the interpolation ends on a whole number (a shear by -0.3 does it in up to 4% of an image's values, most
-arguments in fewer than 0.1%).
+arguments in fewer than 0.1%; an affine by 90 or 180 degrees in up to 43%).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from dali_imagenet.ops import Op, check_op
+from dali_imagenet.ops import AFFINE_PARTS, Op, check_op
 from dali_imagenet.transforms.pixel_ops import (
     GRAY,
     PIL_POINT_OPS,
@@ -42,8 +42,9 @@ from dali_imagenet.transforms.transfer import to_device
 Array = npt.NDArray[Any]
 Kernel = Callable[..., Tensor]
 
-_WARP = frozenset({Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.ROTATE})
-_PIL_WARP = frozenset({Op.PIL_SHEAR_X, Op.PIL_SHEAR_Y, Op.PIL_TRANSLATE_X, Op.PIL_TRANSLATE_Y, Op.PIL_ROTATE})
+_WARP = frozenset({Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.ROTATE, Op.AFFINE})
+_PIL_WARP = frozenset({Op.PIL_SHEAR_X, Op.PIL_SHEAR_Y, Op.PIL_TRANSLATE_X, Op.PIL_TRANSLATE_Y, Op.PIL_ROTATE,
+                       Op.PIL_AFFINE})  # fmt: skip
 # Point operations whose table depends on the image, in the order in which _point expects their images.
 _ADAPTIVE = (Op.CONTRAST, Op.PIL_CONTRAST, Op.AUTO_CONTRAST, Op.PIL_AUTO_CONTRAST, Op.EQUALIZE, Op.PIL_EQUALIZE)
 
@@ -78,7 +79,9 @@ def apply_ops_batch(images: Tensor, op: Array, arg: Array, aux: Array, fill: Fil
             for x in np.unique(aux[mine]).tolist():
                 check_op(number, float(a), x)
     color = np.array(fill_bytes(fill), np.uint8).reshape(1, 3, 1, 1)
-    groups = [g for k in range(op.shape[1]) for g in _groups(op[:, k], arg[:, k], aux[:, k], *images.shape[2:])]
+    given: list[dict[int, float]] = [{} for _ in op]
+    slots = range(op.shape[1])
+    groups = [g for k in slots for g in _groups(op[:, k], arg[:, k], aux[:, k], given, *images.shape[2:])]
     if not groups:
         return images
     arrays = [color] + [a for rows, _, parameters in groups for a in (rows, *parameters)]
@@ -90,7 +93,7 @@ def apply_ops_batch(images: Tensor, op: Array, arg: Array, aux: Array, fill: Fil
         values: list[Tensor | None] = [*there[position + 1 : position + 1 + len(parameters)]]
         position += 1 + len(parameters)
         part = out if len(rows) == len(out) else out.index_select(0, where)
-        if kernel in (_warp, _pil_nearest, _pil_bilinear, _pil_bicubic):
+        if kernel in (_warp, _take, _pil_nearest, _pil_bilinear, _pil_bicubic):
             values.append(color_there)
         elif kernel is bilinear_warp:
             values.append(None if fill is None else color_there.float())
@@ -100,9 +103,12 @@ def apply_ops_batch(images: Tensor, op: Array, arg: Array, aux: Array, fill: Fil
 
 
 def _groups(
-    op: Array, arg: Array, aux: Array, height: int, width: int
+    op: Array, arg: Array, aux: Array, given: list[dict[int, float]], height: int, width: int
 ) -> list[tuple[npt.NDArray[np.int64], Kernel, list[Array]]]:
-    """One slot as (rows, kernel, parameter arrays); every row is in one group at most."""
+    """One slot as (rows, kernel, parameter arrays); every row is in one group at most.
+
+    given: the arguments of `AFFINE_PARTS` in the slots before, by row, which those of this slot change.
+    """
     groups: list[tuple[npt.NDArray[np.int64], Kernel, list[Array]]] = []
     present = {int(o) for o in np.unique(op)} - {int(Op.IDENTITY)}
 
@@ -117,18 +123,28 @@ def _groups(
             # All of a batch in one group goes without gathering, so its rows must be in order, and they are.
             groups.append((rows, kernel, list(parameters)))
 
+    for r in rows_of(*AFFINE_PARTS):
+        given[r][int(op[r])] = float(arg[r])
+
     rows = rows_of(*_WARP)
     for number, affine in ((0, _warp), (2, bilinear_warp)):
         chosen = rows[aux[rows] == number]
-        thetas = [affine_theta(int(op[r]), float(arg[r]), height, width) for r in chosen]
+        thetas = [affine_theta(int(op[r]), float(arg[r]), height, width, given[r]) for r in chosen]
         add(chosen, affine, np.array(thetas, np.float32).reshape(-1, 2, 3))
 
     rows = rows_of(*_PIL_WARP)
     for number, warp in ((0, _pil_nearest), (2, _pil_bilinear), (3, _pil_bicubic)):
         chosen = rows[aux[rows] == number]
-        matrices = [pil_matrix(int(op[r]), float(arg[r]), height, width) for r in chosen]
+        matrices = [pil_matrix(int(op[r]), float(arg[r]), height, width, given[r]) for r in chosen]
+        if number == 0:
+            scaled = np.array([_scales(m) for m in matrices], bool)
+            add(chosen[scaled], _take, *_scaled_grid([m for m in matrices if _scales(m)], height, width))
+            chosen, matrices = chosen[~scaled], [m for m in matrices if not _scales(m)]
         values = [_fixed_matrix(m) for m in matrices] if number == 0 else matrices
         add(chosen, warp, np.array(values, np.int64 if number == 0 else np.float64).reshape(-1, 6, 1, 1))
+
+    for r in rows_of(Op.AFFINE, Op.PIL_AFFINE):
+        given[r] = {}
 
     fixed = rows_of(*POINT_OPS, *PIL_POINT_OPS)
     adaptive = [rows_of(o) for o in _ADAPTIVE]
@@ -194,14 +210,14 @@ def _warp(images: Tensor, theta: Tensor, fill: Tensor) -> Tensor:
 
 
 def _take(images: Tensor, ix: Tensor, iy: Tensor, fill: Tensor) -> Tensor:
-    """Pixels at the whole coordinates ix, iy [G, H, W]; the fill where they are outside."""
+    """Pixels at the whole coordinates ix, iy, broadcast to [G, H, W]; the fill where they are outside."""
     height, width = images.shape[2:]
     inside = (ix >= 0) & (ix < width) & (iy >= 0) & (iy < height)
     return torch.where(inside[:, None], _pixels(images, ix.clamp(0, width - 1), iy.clamp(0, height - 1)), fill)
 
 
 def _pixels(images: Tensor, ix: Tensor, iy: Tensor) -> Tensor:
-    index = (iy.long() * images.shape[3]).add_(ix).view(len(images), 1, -1)
+    index = (iy.long() * images.shape[3] + ix).view(len(images), 1, -1)
     return images.flatten(2).gather(2, index.expand(-1, 3, -1)).view(images.shape)
 
 
@@ -212,6 +228,24 @@ def _fixed_matrix(matrix: tuple[float, ...]) -> tuple[int, ...]:
         return (1 << 16, 0, math.floor(c + 0.5) << 16, 0, 1 << 16, math.floor(f + 0.5) << 16)
     fixed = [math.floor(v * 65536.0 + 0.5) for v in (a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5)]
     return tuple(fixed)
+
+
+def _scales(matrix: tuple[float, ...]) -> bool:
+    """Whether PIL scales by a nearest warp, which it does in double (ImagingScaleAffine)."""
+    a, b, _, d, e, _ = matrix
+    return b == 0 and d == 0 and (a != 1 or e != 1)
+
+
+def _scaled_grid(matrices: list[tuple[float, ...]], height: int, width: int) -> tuple[Array, Array]:
+    """PIL's whole source coordinates of such warps: int32 [G, 1, W] and [G, H, 1]."""
+    m = np.array(matrices, np.float64).reshape(-1, 6)
+
+    def along(step: Array, offset: Array, size: int) -> Array:
+        at = np.repeat(step[:, None], size, axis=1)
+        at[:, :1] = (offset + step * 0.5)[:, None]
+        return np.clip(np.floor(np.add.accumulate(at, axis=1)), -1, 1 << 20).astype(np.int32)
+
+    return along(m[:, 0], m[:, 2], width)[:, None, :], along(m[:, 4], m[:, 5], height)[:, :, None]
 
 
 def _pil_nearest(images: Tensor, matrix: Tensor, fill: Tensor) -> Tensor:
@@ -456,6 +490,7 @@ EXECUTED = frozenset(
     int(op)
     for op in (
         *(*_WARP, *_PIL_WARP, *POINT_OPS, *PIL_POINT_OPS, *_ADAPTIVE, *_BLENDS),
+        *AFFINE_PARTS,
         *(Op.HUE, Op.GRAYSCALE, Op.PIL_GRAYSCALE, Op.GAUSSIAN_BLUR, Op.PIL_GAUSSIAN_BLUR),
     )
 )
