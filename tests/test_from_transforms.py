@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import pickle
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm.data.transforms as timm_transforms
 import torch
-from numpy.typing import NDArray
-from PIL import Image
-from scipy import stats
 from timm.data.auto_augment import AugmentOp, AugMixAugment
 from timm.data.auto_augment import AutoAugment as TimmAuto
 from timm.data.auto_augment import RandAugment as TimmRand
 from timm.data.random_erasing import RandomErasing as TimmErasing
 from timm.data.transforms_factory import create_transform
-from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
 
-from dali_imagenet import EvalRecipe, Op, Plan, SampleIndex, TrainRecipe, UntranslatableError, create_loader
-from dali_imagenet.engine import EngineOptions, make_engine
+from dali_imagenet import EvalRecipe, Op, SampleIndex, TrainRecipe, UntranslatableError, create_loader
 from dali_imagenet.integrations.transforms import translate
 from dali_imagenet.policy import (
     Apply,
@@ -38,11 +30,10 @@ from dali_imagenet.policy import (
     TrivialAugmentWide,
     resolve,
 )
+from tests.pipelines import PICTURES, alike, copies_in, levels_apart, ours, theirs
 
-PICTURES = Path(__file__).parent / "data" / "pictures"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE = 24
-COPIES = 300
 END = [v1.ToTensor(), v1.Normalize(MEAN, STD)]
 END2 = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
 CUBIC = InterpolationMode.BICUBIC
@@ -164,62 +155,9 @@ TRAIN: dict[str, Any] = {
 }
 
 
-@functools.cache
-def picture() -> Image.Image:
-    """83 x 61, not symmetrical."""
-    return Image.open(next(p for p in sorted(PICTURES.rglob("*.*")) if Image.open(p).size == (83, 61))).convert("RGB")
-
-
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
-    """One picture many times."""
-    root = tmp_path_factory.mktemp("copies") / "class"
-    root.mkdir()
-    for i in range(COPIES):
-        picture().save(root / f"{i:04d}.png")
-    return SampleIndex.from_folder(root.parent, progress=False, cache=False)
-
-
-def ours(index: SampleIndex, recipe: Any, seed: int = 1) -> Tensor:
-    plan = Plan(index, recipe, batch_size=len(index), seed=seed)
-    engine = make_engine("torchvision", plan, EngineOptions(device=torch.device("cpu")))
-    try:
-        return next(engine.batches(0, 0))[1][0].clone()
-    finally:
-        engine.close()
-
-
-def theirs(transform: Any) -> Tensor:
-    import random
-
-    torch.manual_seed(0)
-    random.seed(0)
-    np.random.seed(0)
-    return torch.stack([transform(picture()) for _ in range(COPIES)])
-
-
-def features(images: Tensor) -> NDArray[Any]:
-    """What differs where a draw differs: [N, features]."""
-    h, w = images.shape[2:]
-    mean, spread = images.mean((2, 3)), images.std((1, 2, 3))
-    gray = images.mean(1)
-    sides = [
-        gray[:, : h // 3].mean((1, 2)) - gray[:, -h // 3 :].mean((1, 2)),
-        gray[:, :, : w // 3].mean((1, 2)) - gray[:, :, -w // 3 :].mean((1, 2)),
-    ]
-    rough = [gray.diff(dim=1).abs().mean((1, 2)), gray.diff(dim=2).abs().mean((1, 2))]
-    places = [images[:, c, y, x] for c, y, x in ((0, 0, 0), (1, 0, w - 1), (2, h // 2, w // 2), (0, h - 1, w // 3))]
-    colour = [mean[:, 0] - mean[:, 2], mean[:, 0] - mean[:, 1]]
-    return torch.stack([*mean.unbind(1), spread, *sides, *rough, *places, *colour], dim=1).double().numpy()
-
-
-def alike(a: Tensor, b: Tensor) -> float:
-    """The least p of the features' Kolmogorov-Smirnov tests; what differs by rounding alone is the same."""
-    found = 1.0
-    for x, y in zip(features(a).T, features(b).T, strict=True):
-        if np.abs(np.sort(x) - np.sort(y)).max() > 0.05:
-            found = min(found, float(stats.ks_2samp(x.round(1), y.round(1), method="asymp").pvalue))
-    return found
+    return copies_in(tmp_path_factory.mktemp("copies"))
 
 
 @pytest.mark.parametrize("name", TRAIN)
@@ -388,16 +326,7 @@ EVAL: dict[str, Any] = {
 @pytest.mark.parametrize("engine", ["torchvision", "reference"])
 @pytest.mark.parametrize("name", EVAL)
 def test_evaluation_is_the_original(name: str, engine: str) -> None:
-    index = SampleIndex.from_folder(PICTURES, progress=False, cache=False)
-    recipe = EvalRecipe.from_transforms(EVAL[name])
-    plan = Plan(index, recipe, batch_size=len(index))
-    made = make_engine(engine, plan, EngineOptions(device=torch.device("cpu")))
-    images = next(made.batches(0, 0))[1][0]
-    expected = torch.stack([EVAL[name](Image.open(index.path(i)).convert("RGB")) for i in range(len(index))])
-    assert images.shape == expected.shape
-    levels = ((images - expected) * torch.tensor(recipe.std).view(3, 1, 1) * 255).abs()
-    made.close()
-    assert float(levels.mean()) < 0.2
+    assert levels_apart(EvalRecipe.from_transforms(EVAL[name]), EVAL[name], engine) < 0.2
 
 
 # ---- refusals
