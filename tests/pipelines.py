@@ -81,7 +81,7 @@ def levels_apart(recipe: Any, transform: Any, engine: str = "torchvision") -> fl
     index = SampleIndex.from_folder(PICTURES, progress=False, cache=False)
     made = make_engine(engine, Plan(index, recipe, batch_size=len(index)), EngineOptions(device=torch.device("cpu")))
     try:
-        images = next(made.batches(0, 0))[1]
+        [images] = next(made.batches(0, 0))[1]
     finally:
         made.close()
     expected = torch.stack([transform(Image.open(index.path(i)).convert("RGB")) for i in range(len(index))])

@@ -11,11 +11,14 @@ import dataclasses
 import dis
 import logging
 import math
+import sys
 import textwrap
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dali_imagenet.errors import UntranslatableError
+from dali_imagenet.integrations.albumentations import by_albumentations, flat_albumentations, meaning_of
 from dali_imagenet.ops import AFFINE_PARTS, FILTERS, Op
 from dali_imagenet.policy import (
     Apply,
@@ -69,7 +72,7 @@ class Translation(NamedTuple):
 
 
 def translate(kind: type[TrainRecipe] | type[EvalRecipe], transform: Any, **changes: Any) -> Translation:
-    """Read a pipeline of torchvision's (v1 or v2) or timm's as a recipe of that kind.
+    """Read a pipeline of torchvision's (v1 or v2), timm's or Albumentations' as a recipe of that kind.
 
     Args:
         kind: `TrainRecipe` or `EvalRecipe`.
@@ -85,7 +88,11 @@ def translate(kind: type[TrainRecipe] | type[EvalRecipe], transform: Any, **chan
     """
     reader = _Reader(train=kind is TrainRecipe, given=changes)
     for each in flat(transform):
-        reader.read(each)
+        if by_albumentations(each):
+            for one in flat_albumentations(each):
+                reader.read_meaning(one)
+        else:
+            reader.read(each)
     fields = reader.train_fields() if kind is TrainRecipe else reader.eval_fields()
     names = [name for name in fields if name not in changes]
     try:
@@ -256,6 +263,22 @@ class _Reader:
             )
         ours, exact, note = handler(transform)
         self.rows.append(Row(show(transform), ours, exact, note))
+
+    def read_meaning(self, transform: Any) -> None:
+        """Read what one of Albumentations' transforms means, which takes arrays of 8-bit pixels."""
+        self._pixels = "uint8" if self._pixels == "PIL" else self._pixels
+        before = len(self.rows)
+        try:
+            meaning = meaning_of(transform)
+            for part in meaning.parts:
+                self.read(part)
+        except UntranslatableError as error:
+            raise refuse(transform, error.why, error.change) from error
+        read, self.rows = self.rows[before:], self.rows[:before]
+        notes = dict.fromkeys(filter(None, [meaning.note, *(row.note for row in read)]))
+        ours = ", ".join(row.ours for row in read if row.ours)
+        exact = meaning.exact and all(row.exact for row in read)
+        self.rows.append(Row(show(transform), ours, exact, "; ".join(notes)))
 
     def _random(self, transform: Any) -> None:
         if not self.train:
