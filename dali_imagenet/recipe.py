@@ -54,7 +54,7 @@ class _Recipe:
 
     @classmethod
     def from_transforms(cls, transform: Any, *, report: bool = False, **changes: Any) -> Self:
-        """The recipe that a pipeline of torchvision's (v1 or v2), or of timm's `create_transform`, stands for.
+        """The recipe that a pipeline of torchvision's (v1 or v2), timm's or Albumentations' stands for.
 
         What is translated with another meaning is logged as a warning; `integrations.transforms.translate` gives the
         rows as data. docs/scripts.md has the table of what is read.
