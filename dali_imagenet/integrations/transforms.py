@@ -160,7 +160,7 @@ def flat(transform: Any) -> Iterator[Any]:
 
 def _called(transform: Any) -> Any:
     """What an object of a script's own class calls, if it only hands the image on: `return self.transforms(image)`."""
-    call = vars(type(transform)).get("__call__")
+    call = None if name_of(transform) else vars(type(transform)).get("__call__")
     if not isinstance(call, types.FunctionType) or call.__code__.co_argcount != 2 or len(call.__code__.co_names) != 1:
         return transform
     done = [step.opname for step in dis.get_instructions(call) if step.opname not in _NOTHING]
