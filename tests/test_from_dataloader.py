@@ -254,6 +254,7 @@ def test_mixing_comes_from_the_collate_function(folder: Path, function: Any, fie
         (v2.MixUp(alpha=0.4, num_classes=4), {"mixup_alpha": 0.4, "cutmix_alpha": 0.0}),
         (v2.CutMix(num_classes=4), {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}),
         (v2.RandomChoice([v2.MixUp(num_classes=4), v2.CutMix(num_classes=4)]), {"mixup_switch_prob": 0.5}),
+        (v2.RandomChoice([v2.CutMix(alpha=0.5, num_classes=4)]), {"mixup_alpha": 0.0, "cutmix_alpha": 0.5}),
         (Mixup(cutmix_minmax=(0.2, 0.8), num_classes=4), {"cutmix_minmax": (0.2, 0.8)}),
     ],
 )

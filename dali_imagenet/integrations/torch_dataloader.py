@@ -198,6 +198,8 @@ def _mixed(mixer: Any) -> tuple[dict[str, Any], str]:
     note = "a row is mixed with its mirror in the batch, yours with its neighbour"
     if name in ("MixUp", "CutMix"):
         return {f"{name.lower()}_alpha": float(mixer.alpha), "num_classes": mixer.num_classes}, note
+    if len(mixer.transforms) == 1:
+        return _mixed(mixer.transforms[0])
     parts = {name_of(part): part for part in mixer.transforms}
     if set(parts) != {"MixUp", "CutMix"} or len(mixer.transforms) != 2:
         raise refuse(mixer, "it does not choose between one MixUp and one CutMix", "give it these two")
