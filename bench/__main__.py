@@ -21,6 +21,7 @@ COMMANDS = (
     "compare.views",
     "ops",
     "gpu.gpu",
+    "gpu.paper",
     "checks.audit",
     "checks.parity",
     "checks.broken",

@@ -5,21 +5,20 @@ from __future__ import annotations
 import gc
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+from bench.__main__ import main as bench_main
 from bench.core import process
-from bench.gpu import gpu
+from bench.gpu import gpu, paper
+from bench.gpu.fake_cuda import Counting, Counts
+from bench.gpu.fake_cuda import fake_cuda as fake_cuda_tensors
 from dali_imagenet import EvalRecipe, Loader, Plan, SampleIndex, TrainRecipe
-from dali_imagenet.transforms import normalize_erase, postprocess
-from dali_imagenet.transforms import pixel_ops_batched as batched
 from dali_imagenet.transforms.postprocess import Postprocess, mix_
 from tests import helpers
 from tests.helpers import BACKENDS, DTYPES, MEMORY_FORMATS, ROOT, needs_dali, python, saved, script
@@ -57,25 +56,8 @@ def apart(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.fixture
-def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tensors on "cuda" that have no memory; whatever would copy from the host gives an empty tensor there."""
-
-    def to_device(arrays: Any, device: torch.device) -> list[Tensor]:
-        dtypes = [getattr(torch, str(np.asarray(a).dtype)) for a in arrays]
-        return [torch.empty(a.shape, dtype=dtype, device=device) for a, dtype in zip(arrays, dtypes, strict=True)]
-
-    def real(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            with unset_fake_temporarily():
-                return function(*arguments)
-
-        return call
-
-    for module in (batched, normalize_erase, postprocess):
-        monkeypatch.setattr(module, "to_device", to_device)
-    monkeypatch.setattr(batched, "_groups", real(batched._groups))
-    monkeypatch.setattr(normalize_erase, "_value", real(normalize_erase._value))
-    with FakeTensorMode(allow_non_fake_inputs=True):
+def fake_cuda() -> Iterator[None]:
+    with fake_cuda_tensors():
         try:
             torch.empty(2, device="cuda")[:1]
         except RuntimeError as error:  # with PyTorch 2.9
@@ -112,6 +94,62 @@ def test_fake_tensors_do_notice(fake_cuda: None) -> None:
         images + torch.empty(2, 3, 4, 4)
     with pytest.raises(Exception, match=r"data-dependent|item|_local_scalar_dense"):
         images.sum().item()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "launches", "copies", "h2d", "gigabytes"),
+    [("classic", 0, 0, 0, 0.0), ("strong", 290, 6, 3, 5.69), ("advanced", 773, 6, 3, 26.23)],
+)
+def test_what_a_batch_launches(
+    index: SampleIndex, recipe: str, launches: int, copies: int, h2d: int, gigabytes: float
+) -> None:
+    """These counts are in docs/gpu.md: whoever changes a kernel sees here what it costs."""
+    counted = paper.count(index.repeat(-(-256 // len(index))), paper.recipes()[recipe], "float32", 256, 1)
+    assert (counted["launches"], counted["memsets_and_copies"], counted["h2d_copies"]) == (launches, copies, h2d)
+    assert counted["syncs"] == 0
+    assert counted["bytes"] / 1e9 == pytest.approx(gigabytes, rel=0.1)  # a copy of an image draws otherwise
+
+
+def test_counts_are_those_of_the_operations() -> None:
+    counts = Counts()
+    with fake_cuda_tensors(counts):
+        a = torch.empty(4, 3, 8, 8, dtype=torch.uint8, device="cuda")
+        rows = torch.empty(2, dtype=torch.int64, device="cuda")
+        with Counting(counts):
+            b = a.float()  # a kernel that reads a byte and writes four
+            b[:2].view(2, -1)  # nothing
+            a.clone()  # a copy
+            b.index_copy_(0, rows, b.index_select(0, rows))  # two rows are gathered and written
+            b.add_(torch.empty(4, 1, 1, 1, device="cuda").expand(4, 3, 8, 8))  # four numbers are read
+    n, row = 4 * 3 * 8 * 8, 3 * 8 * 8 * 4
+    assert counts.kernels == [5 * n, 4 * row + 16, 4 * row + 16, 8 * n + 16]
+    assert (counts.copies, counts.h2d, counts.syncs) == ([2 * n], [], 0)
+
+
+def test_counting_notices_a_copy_that_waits() -> None:
+    counts = Counts()
+    host = torch.zeros(16)
+    with fake_cuda_tensors(counts), Counting(counts):
+        host.to("cuda")
+    assert (counts.h2d, counts.syncs) == ([64], 1)
+
+
+@needs_dali
+def test_bench_gpu_paper(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "paper.json"
+    words = ["gpu-paper", "--data", str(folder), "--batch-size", "8", "--steps", "1", "--json", str(file)]
+    assert bench_main([*words, "--recipes", "deit3"]) == 0
+    said = json.loads(file.read_text())
+    assert said["gpu"].startswith("none was run")
+    assert [(row["recipe"], row["dtype"]) for row in said["rows"]] == [("deit3", "float32"), ("deit3", "bfloat16")]
+    whole, half = said["rows"]
+    assert whole["bytes"] > half["bytes"] > 0
+    assert 0 < whole["h100_ms"] < whole["a100_ms"] < whole["rtx4090_ms"]
+    assert whole["share_of_decode_19k"] > whole["share_of_decode_6k"] > 0
+    assert whole["feeder_us"] > whole["feeder_measured_us"] > 0
+    assert whole["reader_us"] > 0
+    assert str(folder) not in file.read_text()
+    assert bench_main([*words, "--recipes", "nothing"]) == 2
 
 
 # ---- without a GPU: the benchmark
