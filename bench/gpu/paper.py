@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dali_imagenet.plan.batch_plan import BatchPlan
 
 NAME = "gpu-paper"
-HELP = "without a GPU: launches, bytes and host time of each recipe's batch, and estimated times"
+HELP = "launches, bytes and host time of a batch, on paper"
 
 # Bytes a second: what the data sheets say (H100 SXM 3.35 TB/s, A100 80 GB PCIe 1.935 TB/s; NVIDIA's Ada GPU
 # Architecture whitepaper, RTX 4090: 1.008 TB/s) times the share that streaming kernels are assumed to reach.
@@ -202,11 +202,12 @@ def _parameters(drawn: BatchPlan) -> float:
         shape = (len(drawn), 1 if isinstance(part, OpPlan) else part.op.shape[1], -1)
         op, arg, aux = (values.reshape(shape) for values in (part.op, part.arg, part.aux))
         for chain in range(shape[1]):
+            given: list[dict[int, float]] = [{} for _ in drawn.label]
             groups = [
                 group
                 for slot in range(op.shape[2])
                 for group in pixel_ops_batched._groups(
-                    op[:, chain, slot], arg[:, chain, slot], aux[:, chain, slot], *drawn.size
+                    op[:, chain, slot], arg[:, chain, slot], aux[:, chain, slot], given, *drawn.size
                 )
             ]
             to_device([array for rows, _, values in groups for array in (rows, *values)], torch.device("cpu"))
