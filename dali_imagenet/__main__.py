@@ -1,4 +1,4 @@
-"""`dali-imagenet`: look at data, pack them into shards, and see what a recipe makes of them."""
+"""`dali-imagenet`: look at data, pack them into shards, see what a recipe makes of them, and run timm's scripts."""
 
 # What a command needs is imported in it: help and wrong options shall not wait for torch (2 s).
 
@@ -58,7 +58,10 @@ def main(argv: list[str] | None = None) -> int:
     preview.add_argument("--epoch", type=int, default=0)
     preview.add_argument("--seed", type=int, default=0)
     preview.add_argument("--output", default="preview.png")
+    _add_timm_train(commands)
     options = parser.parse_args(argv)
+    if options.command == "timm-train":
+        return _timm_train(options)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -67,6 +70,27 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError, TypeError, ImportError) as error:
         print(f"error: {_as_options(str(error))}", file=sys.stderr)
         return 1
+
+
+def _add_timm_train(commands: Any) -> None:
+    timm = commands.add_parser("timm-train", help="run timm's train.py or validate.py, unmodified, with this loader")
+    timm.add_argument("script", metavar="PATH", help="the script")
+    timm.add_argument("arguments", nargs=argparse.REMAINDER, help="its own arguments")
+
+
+def _timm_train(options: argparse.Namespace) -> int:
+    """The script logs, fails and exits as by itself."""
+    if not Path(options.script).is_file():
+        print(f"error: {options.script} does not exist: give the path of timm's train.py", file=sys.stderr)
+        return 1
+    sys.path.insert(0, str(Path(options.script).resolve().parent))  # as Python does, so that a timm beside it is taken
+    try:
+        from dali_imagenet.integrations.timm import run_script
+    except ImportError as error:
+        print(f"error: {error}: pip install timm", file=sys.stderr)
+        return 1
+    run_script(options.script, options.arguments)
+    return 0
 
 
 def _as_options(message: str) -> str:

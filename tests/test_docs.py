@@ -77,7 +77,8 @@ def test_python_in_the_docs_compiles(page: Path) -> None:
 
 @pytest.mark.usefixtures("imagenet")
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/augmentation.md", "docs/exactness.md", "docs/scripts.md", "docs/views.md"]
+    "page",
+    ["README.md", "docs/augmentation.md", "docs/exactness.md", "docs/scripts.md", "docs/timm.md", "docs/views.md"],
 )
 def test_python_in_the_docs_runs(page: str) -> None:
     """Block after block, as one program, with fewer and smaller batches."""

@@ -1,0 +1,423 @@
+"""timm's `create_loader` with its own arguments, so that timm's scripts run with only the import changed.
+
+The transform is the one that timm's `create_transform` makes of these arguments: it is read as a recipe, and not run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import logging
+import os
+import runpy
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.transforms_factory import create_transform
+
+from dali_imagenet.data.index import SampleIndex
+from dali_imagenet.errors import UntranslatableError
+from dali_imagenet.integrations import torch_dataloader
+from dali_imagenet.integrations.transforms import Row, name_of, tell, translate
+from dali_imagenet.loader import Loader
+from dali_imagenet.loader import create_loader as _create_loader
+from dali_imagenet.plan.batch_plan import I64, BatchPlan
+from dali_imagenet.plan.plan import Plan
+from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
+from dali_imagenet.validation import wrong
+
+log = logging.getLogger("dali_imagenet")
+
+SEED = "DALI_IMAGENET_SEED"
+"""Environment variable: the seed of order and augmentation. timm's own differs from rank to rank."""
+
+_REPEATS = 256  # numbers of copies that draws can tell apart
+
+
+def create_loader(
+    dataset: Any,
+    input_size: int | tuple[int, int] | tuple[int, int, int],
+    batch_size: int,
+    is_training: bool = False,
+    no_aug: bool = False,
+    re_prob: float = 0.0,
+    re_mode: str = "const",
+    re_count: int = 1,
+    re_split: bool = False,
+    train_crop_mode: str | None = None,
+    scale: tuple[float, float] | None = None,
+    ratio: tuple[float, float] | None = None,
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+    color_jitter: float | tuple[float, ...] = 0.4,
+    color_jitter_prob: float | None = None,
+    grayscale_prob: float = 0.0,
+    gaussian_blur_prob: float = 0.0,
+    auto_augment: str | None = None,
+    num_aug_repeats: float = 0,
+    num_aug_splits: int = 0,
+    interpolation: str = "bilinear",
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
+    num_workers: int = 1,
+    distributed: bool = False,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+    crop_border_pixels: int | None = None,
+    collate_fn: Any = None,
+    pin_memory: bool = False,
+    fp16: bool = False,
+    img_dtype: torch.dtype = torch.float32,
+    device: torch.device = torch.device("cuda"),  # noqa: B008 - timm's own default
+    use_prefetcher: bool = True,
+    use_multi_epochs_loader: bool = False,
+    persistent_workers: bool = True,
+    worker_seeding: Any = "all",
+    tf_preprocessing: bool = False,
+    input_size_choices: Sequence[Any] | None = None,
+    batch_size_choices: Sequence[int] | None = None,
+    batch_choice_weights: Sequence[float] | None = None,
+    batch_choice_seed: int = 0,
+    batch_choice_schedule: str = "constant",
+    batch_schedule_epochs: int | None = None,
+    batch_schedule_spread: float = 0.65,
+    batch_schedule_random_mix: float = 0.1,
+    num_batches: int | None = None,
+) -> TimmLoader:
+    """As `timm.data.create_loader`, argument by argument: docs/timm.md says what becomes of each.
+
+    The seed is that of the environment variable DALI_IMAGENET_SEED, by default 0: a script's `--seed` is of its model.
+    Unreadable images are replaced by the next ones, as timm does it.
+
+    Args:
+        dataset: timm's ImageDataset (folders, tars, Hugging Face's datasets) or AugMixDataset; torchvision's
+            ImageFolder.
+        input_size: side, (height, width), or (3, height, width).
+        num_aug_repeats: a whole number, which may be a float; on one rank, too.
+        device: CUDA or the CPU. Without the prefetcher batches stay on the CPU.
+
+    Returns:
+        A loader of (images [B, 3, H, W], targets): int64 [B], or float32 [B, num_classes] with FastCollateMixup. With
+        augmentation splits B is batch_size * num_aug_splits, the clean ones first.
+
+    Raises:
+        UntranslatableError: for arguments that a loader cannot follow.
+        ValueError: for values out of range, and data that are none.
+    """
+    if tf_preprocessing:
+        _refuse("tf_preprocessing", True, "TensorFlow's own decoding and resizing are not here", "leave it out")
+    if crop_border_pixels:
+        _refuse("crop_border_pixels", crop_border_pixels, "no recipe trims a border", "take a smaller crop_pct")
+    if input_size_choices is not None:
+        why = "the size of a batch is not drawn here"
+        _refuse("input_size_choices", input_size_choices, why, "leave it out; a TrainRecipe has sizes by epoch")
+    if isinstance(input_size, tuple | list) and len(input_size) == 3 and input_size[0] != 3:
+        _refuse("input_size", input_size, "images have three channels", "take (3, height, width)")
+    if worker_seeding != "all":
+        log.info("worker_seeding=%r has no effect: workers draw nothing", worker_seeding)
+    splits, inner = _splits(dataset, num_aug_splits, use_prefetcher, is_training and not no_aug)
+    rows: list[Row] = []
+    index = index_of(inner, rows)
+    changes: dict[str, Any] = {"mean": tuple(mean), "std": tuple(std)} if use_prefetcher else {}
+    if is_training:
+        changes |= _mixing(collate_fn, rows) | _repeats(num_aug_repeats)
+        if use_prefetcher and not no_aug and re_prob > 0:
+            changes |= {"re_prob": re_prob, "re_mode": re_mode, "re_count": (1, max(1, re_count))}
+    transform = create_transform(
+        input_size,
+        is_training=is_training,
+        no_aug=no_aug,
+        train_crop_mode=train_crop_mode,
+        scale=scale,
+        ratio=ratio,
+        hflip=hflip,
+        vflip=vflip,
+        color_jitter=color_jitter,
+        color_jitter_prob=color_jitter_prob,
+        grayscale_prob=grayscale_prob,
+        gaussian_blur_prob=gaussian_blur_prob,
+        auto_augment=auto_augment,
+        interpolation=interpolation,
+        mean=mean,
+        std=std,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        re_prob=re_prob,
+        re_mode=re_mode,
+        re_count=re_count,
+        use_prefetcher=use_prefetcher,
+        separate=splits > 1,
+    )
+    recipes: list[Recipe] = []
+    for part in [transform] if splits < 2 else [(transform[0], transform[2]), transform]:
+        found = translate(TrainRecipe if is_training else EvalRecipe, part, **changes)
+        recipes.append(found.recipe)
+    rows += found.rows
+    recipes += recipes[1:] * (splits - 2)
+    if re_split and splits > 1:
+        recipes[0] = recipes[0].replace(re_prob=0.0)
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "num_workers": num_workers if splits < 2 else -(-num_workers // splits),
+        "drop_last": is_training,
+        "seed": _seed(),
+        "on_error": "replace",
+        "padding": "ignore" if is_training else "repeat",
+        "device": device if use_prefetcher else "cpu",
+        "dtype": (torch.float16 if fp16 else img_dtype or torch.float32) if use_prefetcher else torch.float32,
+        **({} if distributed else {"rank": 0, "world_size": 1}),
+    }
+    kept = batch_size // 2 if re_split and use_prefetcher and splits < 2 else 0
+    loaders = [_create_loader(index, recipe, **options) for recipe in recipes]
+    for split, loader in enumerate(loaders):
+        if split or (kept and is_training):
+            _change_plan(loader, split, kept)
+    tell(rows, False)
+    return TimmLoader(loaders, dataset, tuple(rows))
+
+
+def _refuse(name: str, value: Any, why: str, change: str) -> NoReturn:
+    raise UntranslatableError(f"{name}={value!r}", why, change)
+
+
+def _seed() -> int:
+    given = os.environ.get(SEED, "0")
+    if not (given.isascii() and given.isdigit()):
+        raise wrong(SEED, given, "a whole number from 0 on")
+    return int(given)
+
+
+def _repeats(given: float) -> dict[str, Any]:
+    """timm's script parses them as a float."""
+    if given != int(given):
+        why = "a sample comes a whole number of times"
+        _refuse("num_aug_repeats", given, why, f"take {int(given)} or {int(given) + 1}")
+    return {"num_aug_repeats": int(given)} if given > 1 else {}
+
+
+def _mixing(collate: Any, rows: list[Row]) -> dict[str, Any]:
+    if collate is None or getattr(collate, "__name__", "") == "fast_collate":
+        return {}
+    if getattr(collate, "multi_label", False):
+        _refuse("collate_fn", collate, "it mixes several labels a sample", "leave multi_label out")
+    return torch_dataloader._mixing(collate, rows)
+
+
+# ---- data
+
+
+def index_of(dataset: Any, rows: list[Row]) -> SampleIndex:
+    """The index of a dataset of timm's `create_dataset`: the same samples and labels, in the same order.
+
+    Args:
+        rows: get one more, of how it was read.
+
+    Raises:
+        UntranslatableError: for streams, and for datasets that do not hold images as files have them.
+    """
+    kind = type(dataset).__name__
+    if name_of(dataset) == "IterableImageDataset":
+        change = "give folders or tars, or a dataset of hfds/; WebDataset's shards are read by dali_imagenet itself"
+        raise UntranslatableError(
+            kind, "an epoch is a permutation of all samples, which a stream does not have", change
+        )
+    if name_of(dataset) != "ImageDataset":
+        return torch_dataloader._data(dataset, rows)
+    for name, usual in (("load_bytes", False), ("additional_features", None), ("target_transform", None)):
+        if getattr(dataset, name, usual) != usual:
+            raise UntranslatableError(f"{kind}({name}=...)", "batches are images and classes", f"leave {name} out")
+    if dataset.input_img_mode not in ("RGB", "", None):
+        what = f"{kind}(input_img_mode={dataset.input_img_mode!r})"
+        raise UntranslatableError(what, "images are RGB", "take 'RGB'")
+    reader = dataset.reader
+    index = _hub_index(reader) if name_of(reader) == "ReaderHfds" else SampleIndex.from_samples(dataset)
+    rows.append(Row(f"{kind}({type(reader).__name__})", repr(index), True, ""))
+    return index
+
+
+def _hub_index(reader: Any) -> SampleIndex:
+    if reader.remap_class or reader.target_keys or reader.dense_target:
+        what = "its targets are not a column of classes as it is"
+        raise UntranslatableError("ReaderHfds", what, "leave class_map, target_format and several target_keys out")
+    return SampleIndex.from_huggingface(
+        reader.dataset, split=".", image_key=reader.image_key, label_key=reader.label_key
+    )
+
+
+# ---- augmentation splits
+
+
+def _splits(dataset: Any, given: int, use_prefetcher: bool, augmented: bool) -> tuple[int, Any]:
+    """How many versions of each image a batch has, and the dataset within timm's AugMixDataset."""
+    if name_of(dataset) != "AugMixDataset":
+        if given:
+            change = "wrap it as timm's train.py does: AugMixDataset(dataset, num_splits=...)"
+            _refuse("num_aug_splits", given, "the dataset is no AugMixDataset", change)
+        return 1, dataset
+    if given < 1 or not use_prefetcher or not augmented:
+        why = "an AugMixDataset needs num_aug_splits, is_training without no_aug, and use_prefetcher"
+        _refuse("num_aug_splits", given, why, "give all of them, or the dataset without AugMixDataset")
+    if not 2 <= dataset.num_splits <= 16:
+        raise wrong("AugMixDataset: num_splits", dataset.num_splits, "2..16")
+    return int(dataset.num_splits), dataset.dataset
+
+
+def _change_plan(loader: Loader, split: int, kept: int) -> None:
+    made = loader._make_plan
+    make: Any = functools.partial(_SplitPlan, *made.args, split=split, kept=kept, **made.keywords)
+    loader._make_plan = make
+
+
+class _Redrawn(Plan):
+    """The same samples with other draws."""
+
+    shift = 0
+
+    def _ordered(self, epoch: int, position: I64) -> tuple[I64, I64, I64]:
+        sample, repeat, key = super()._ordered(epoch, position)
+        return sample, repeat + self.shift, key
+
+
+class _SplitPlan(Plan):
+    """A plan with the crops and flips of the clean version, and pixel operations and erasing of its own.
+
+    Args:
+        split: which version; 0 draws as always.
+        kept: rows, from the first on, that are not erased.
+    """
+
+    def __init__(self, *arguments: Any, split: int, kept: int, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._other = _Redrawn(*arguments, **options)
+        self._other.shift, self._kept = split * (self._repeats + 1), kept
+        if self._other.shift + self._repeats >= _REPEATS:
+            raise wrong("num_aug_repeats", self._repeats, f"fewer for {split + 1} augmentation splits")
+
+    def batch(self, epoch: int, step: int, failed: Collection[int] = ()) -> BatchPlan:
+        """See `Plan.batch`."""
+        found = super().batch(epoch, step, failed)
+        if self._other.shift > 0:
+            drawn = self._other.batch(epoch, step, failed)
+            found = dataclasses.replace(found, ops=drawn.ops, erase=drawn.erase, noise_key=drawn.noise_key)
+        if self._kept and found.erase is not None:
+            row = np.arange(len(found))[:, None, None]
+            found = dataclasses.replace(found, erase=np.where(row < self._kept, np.int32(0), found.erase))
+        return found
+
+
+# ---- what is handed out
+
+
+class _EverySampler:
+    """The order of the samples, and `set_epoch` for all loaders."""
+
+    def __init__(self, loaders: Sequence[Loader]) -> None:
+        self._loaders = loaders
+
+    def set_epoch(self, epoch: int) -> None:
+        for loader in self._loaders:
+            loader.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._loaders[0].sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._loaders[0].sampler)
+
+
+class TimmLoader:
+    """What timm's scripts expect of a loader. All else is asked of the `Loader` behind it.
+
+    Attributes:
+        dataset: that of timm, so that `loader.dataset.filenames()` works.
+        loaders: one, or one for each augmentation split.
+        translation: how everything was read: rows (yours, ours, exact, note).
+    """
+
+    def __init__(self, loaders: Sequence[Loader], dataset: Any, translation: tuple[Row, ...]) -> None:
+        self.loaders, self.dataset, self.translation = loaders, dataset, translation
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loaders":  # not made yet
+            raise AttributeError(name)
+        return getattr(self.loaders[0], name)
+
+    def __len__(self) -> int:
+        return len(self.loaders[0])
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loaders[0]) if len(self.loaders) == 1 else self._joined()
+
+    def _joined(self) -> Iterator[Any]:
+        with contextlib.ExitStack() as stack:
+            each = [stack.enter_context(contextlib.closing(iter(loader))) for loader in self.loaders]  # type: ignore[type-var]  # they have close
+            for batches in zip(*each, strict=True):
+                images, targets = zip(*batches, strict=True)
+                yield torch.cat(images), torch.cat(targets)
+
+    @property
+    def sampler(self) -> _EverySampler:
+        """The order; its `set_epoch` says which epoch comes next."""
+        return _EverySampler(self.loaders)
+
+    @property
+    def mixup_enabled(self) -> bool:
+        """Whether batches are mixed; False stops it from the next batch on."""
+        return bool(self.loaders[0].mixup_enabled)
+
+    @mixup_enabled.setter
+    def mixup_enabled(self, on: bool) -> None:
+        for loader in self.loaders:
+            loader.mixup_enabled = on
+
+    def set_epoch(self, epoch: int) -> None:
+        """As `Loader.set_epoch`."""
+        self.sampler.set_epoch(epoch)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As `Loader.load_state_dict`, of what `state_dict` gave."""
+        if len(self.loaders) != len(state["splits"]):
+            raise wrong("state: splits", len(state["splits"]), f"{len(self.loaders)}, as many as this loader has")
+        for loader, each in zip(self.loaders, state["splits"], strict=True):
+            loader.load_state_dict(each)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run is, as plain JSON."""
+        return {"splits": [loader.state_dict() for loader in self.loaders]}
+
+    def close(self) -> None:
+        """As `Loader.close`."""
+        for loader in self.loaders:
+            loader.close()
+
+    def __enter__(self) -> TimmLoader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+# ---- scripts
+
+
+def _no_naflex(*_: Any, **__: Any) -> NoReturn:
+    why = "images of many sizes in a batch are not here"
+    raise UntranslatableError("create_naflex_loader", why, "leave out --naflex-loader, or run the script by itself")
+
+
+def run_script(script: str, arguments: Sequence[str]) -> None:
+    """Run a script of timm's, such as train.py, as `python script arguments` would, with `create_loader` from here.
+
+    What it raises, and its SystemExit, come out.
+    """
+    for name in ("timm.data", "timm.data.loader"):
+        vars(importlib.import_module(name))["create_loader"] = create_loader
+    vars(sys.modules["timm.data"])["create_naflex_loader"] = _no_naflex
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
