@@ -115,8 +115,12 @@ def _of_files(dataset: Any) -> Read:
 
 def _of_reader(reader: Any) -> SampleIndex:
     """What a reader of timm's lists."""
-    if name_of(reader) == "ReaderHfds" and not reader.remap_class:
-        return SampleIndex.from_huggingface(reader.dataset, image_key=reader.image_key, label_key=reader.label_key)
+    if name_of(reader) == "ReaderHfds":
+        if reader.remap_class or reader.target_keys or reader.dense_target:
+            change = "leave class_map, target_format and several target_keys out"
+            raise _refuse(reader, "its targets are not a column of classes as it is", change)
+        keys = {"image_key": reader.image_key, "label_key": reader.label_key}
+        return SampleIndex.from_huggingface(reader.dataset, split=".", **keys)
     return SampleIndex.from_samples(_Reads(reader))
 
 

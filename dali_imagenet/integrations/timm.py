@@ -23,7 +23,8 @@ from timm.data.transforms_factory import create_transform
 
 from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.errors import UntranslatableError
-from dali_imagenet.integrations import torch_dataloader
+from dali_imagenet.integrations.datasets import read_dataset
+from dali_imagenet.integrations.torch_dataloader import mixing_of
 from dali_imagenet.integrations.transforms import Row, name_of, tell, translate
 from dali_imagenet.loader import Loader
 from dali_imagenet.loader import create_loader as _create_loader
@@ -206,7 +207,7 @@ def _mixing(collate: Any, rows: list[Row]) -> dict[str, Any]:
         return {}
     if getattr(collate, "multi_label", False):
         _refuse("collate_fn", collate, "it mixes several labels a sample", "leave multi_label out")
-    return torch_dataloader._mixing(collate, rows)
+    return mixing_of(collate, rows)
 
 
 # ---- data
@@ -221,33 +222,9 @@ def index_of(dataset: Any, rows: list[Row]) -> SampleIndex:
     Raises:
         UntranslatableError: for streams, and for datasets that do not hold images as files have them.
     """
-    kind = type(dataset).__name__
-    if name_of(dataset) == "IterableImageDataset":
-        change = "give folders or tars, or a dataset of hfds/; WebDataset's shards are read by dali_imagenet itself"
-        raise UntranslatableError(
-            kind, "an epoch is a permutation of all samples, which a stream does not have", change
-        )
-    if name_of(dataset) != "ImageDataset":
-        return torch_dataloader._data(dataset, rows)
-    for name, usual in (("load_bytes", False), ("additional_features", None), ("target_transform", None)):
-        if getattr(dataset, name, usual) != usual:
-            raise UntranslatableError(f"{kind}({name}=...)", "batches are images and classes", f"leave {name} out")
-    if dataset.input_img_mode not in ("RGB", "", None):
-        what = f"{kind}(input_img_mode={dataset.input_img_mode!r})"
-        raise UntranslatableError(what, "images are RGB", "take 'RGB'")
-    reader = dataset.reader
-    index = _hub_index(reader) if name_of(reader) == "ReaderHfds" else SampleIndex.from_samples(dataset)
-    rows.append(Row(f"{kind}({type(reader).__name__})", repr(index), True, ""))
-    return index
-
-
-def _hub_index(reader: Any) -> SampleIndex:
-    if reader.remap_class or reader.target_keys or reader.dense_target:
-        what = "its targets are not a column of classes as it is"
-        raise UntranslatableError("ReaderHfds", what, "leave class_map, target_format and several target_keys out")
-    return SampleIndex.from_huggingface(
-        reader.dataset, split=".", image_key=reader.image_key, label_key=reader.label_key
-    )
+    read = read_dataset(dataset)
+    rows.append(Row(read.says, repr(read.data), True, ""))
+    return read.data
 
 
 # ---- augmentation splits

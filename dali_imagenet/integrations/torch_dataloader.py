@@ -93,7 +93,7 @@ def from_dataloader(
     order, shuffled, repeats = _order(dataloader, rows)
     repeated = {"num_aug_repeats": repeats} if repeats > 1 else {}
     if recipe is None:
-        changes = {**_mixing(dataloader.collate_fn, rows), **repeated, **(fields or {})}
+        changes = {**mixing_of(dataloader.collate_fn, rows), **repeated, **(fields or {})}
         found = _translated(_transform(read, dataloader.dataset), shuffled, changes)
     else:
         given = Row("transform, collate_fn", "recipe=", True, "not looked at")
@@ -156,7 +156,7 @@ _DRAWING = (
 # ---- mixing
 
 
-def _mixing(collate: Any, rows: list[Row]) -> dict[str, Any]:
+def mixing_of(collate: Any, rows: list[Row]) -> dict[str, Any]:
     """The fields of a recipe that say what a collate function mixes."""
     if collate is torch.utils.data.default_collate or getattr(collate, "__name__", "") == "default_convert":
         return {}
