@@ -73,7 +73,7 @@ PRESETS["torchvision_v2"] = Preset(
 )
 PRESETS["rsb_a1"] = Preset(
     {
-        "interpolation": "bicubic",
+        "interpolation": "random",
         "auto_augment": "rand-m7-mstd0.5-inc1",
         "mixup_alpha": 0.2,
         "cutmix_alpha": 1.0,
@@ -82,9 +82,8 @@ PRESETS["rsb_a1"] = Preset(
     },
     """ResNet strikes back, A1 (600 epochs, 80.4%); Wightman et al. 2021, table 2. Evaluate at crop_pct 0.95.
 
-    The loss is binary cross-entropy. timm's script draws the filter for each image:
-    `interpolation="random"`; without it this preset is bicubic, as it always was.
-    """,
+    The loss is binary cross-entropy. The filter of the resize is drawn for each image, bilinear or bicubic, as timm's
+    script does by default.""",
 )
 PRESETS["rsb_a2"] = _from(
     "rsb_a1",
@@ -116,6 +115,7 @@ PRESETS["deit3"] = Preset(
     {
         "interpolation": "bicubic",
         "color_jitter": (0.3, 0.3, 0.3, 0.0),
+        "color_order": "after_policy",
         "auto_augment": "3-augment",
         "mixup_alpha": 0.8,
         "cutmix_alpha": 1.0,
@@ -123,9 +123,8 @@ PRESETS["deit3"] = Preset(
     },
     """DeiT III on ImageNet-1k. Touvron, Cord, Jégou 2022, table 1 and augment.py.
 
-    3-Augment, colour jitter 0.3, no erasing, no smoothing, three repeats; loss binary cross-entropy; evaluate at
-    crop_pct 1.0. The original jitters after 3-Augment: `color_order="after_policy"`; without it this preset
-    jitters before, as it always did.""",
+    3-Augment, then colour jitter 0.3, no erasing, no smoothing, three repeats; loss binary cross-entropy; evaluate at
+    crop_pct 1.0.""",
 )
 PRESETS["convnext"] = _from(
     "deit",

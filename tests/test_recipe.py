@@ -29,7 +29,8 @@ PLAIN = {
 }
 NOISE = {"re_prob": 0.25, "re_mode": "pixel", "re_scale": (0.02, 1 / 3), "re_ratio": (0.3, 1 / 0.3)}
 RAND9 = "rand-m9-mstd0.5-inc1"
-RSB = {"input_size": 224, "interpolation": "bicubic", "auto_augment": "rand-m7-mstd0.5-inc1", "cutmix_alpha": 1.0}
+# The filter is what timm's train.py has by default.
+RSB = {"input_size": 224, "interpolation": "random", "auto_augment": "rand-m7-mstd0.5-inc1", "cutmix_alpha": 1.0}
 DEIT = {
     "input_size": 224,
     "interpolation": "bicubic",
@@ -86,6 +87,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "interpolation": "bicubic",
         "auto_augment": "3-augment",
         "color_jitter": (0.3, 0.3, 0.3, 0.0),
+        "color_order": "after_policy",  # augment.py: primary, secondary, ColorJitter
         "mixup_alpha": 0.8,
         "cutmix_alpha": 1.0,
         "num_aug_repeats": 3,

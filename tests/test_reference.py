@@ -49,7 +49,7 @@ TRAIN = {
     "mixing by pair": TrainRecipe(input_size=48, mixup_alpha=0.8, cutmix_alpha=1.0, mixup_mode="pair"),
     "cutmix minmax": TrainRecipe(input_size=48, cutmix_minmax=(0.2, 0.8), mixup_mode="elem"),
     "color_jitter": TrainRecipe(input_size=48, color_jitter=ROUGH, vflip=0.5),
-    "jitter behind the policy": TrainRecipe.deit3(input_size=48, color_order="after_policy"),
+    "jitter behind the policy": TrainRecipe.deit3(input_size=48),
     "program": TrainRecipe(input_size=48, program=PROGRAM),
     "program with augmix": TrainRecipe(input_size=48, program=((Op.INVERT, 0.3), "augmix", (Op.EQUALIZE, 0.5))),
     "affine": TrainRecipe(input_size=48, program=AFFINE),

@@ -144,8 +144,8 @@ def test_a_random_crop_decodes_no_more_than_it_shows() -> None:
 
 
 def test_the_jitter_goes_behind_the_policy() -> None:
-    before = TrainRecipe.deit3(input_size=48)
-    after = before.replace(color_order="after_policy")
+    after = TrainRecipe.deit3(input_size=48)
+    before = after.replace(color_order="before_policy")
     a, b = one(drawn(before, rows=200)), one(drawn(after, rows=200))
     policy = a.op.shape[1] - 4
     for name in ("op", "arg", "aux"):
