@@ -5,7 +5,6 @@ The transform is the one that timm's `create_transform` makes of these arguments
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import importlib
@@ -21,24 +20,21 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.transforms_factory import create_transform
 
-from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.errors import UntranslatableError
 from dali_imagenet.integrations.datasets import read_dataset
 from dali_imagenet.integrations.torch_dataloader import mixing_of
 from dali_imagenet.integrations.transforms import Row, name_of, tell, translate
 from dali_imagenet.loader import Loader
 from dali_imagenet.loader import create_loader as _create_loader
-from dali_imagenet.plan.batch_plan import I64, BatchPlan
+from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import Plan
-from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
+from dali_imagenet.recipe import EvalRecipe, TrainRecipe
 from dali_imagenet.validation import wrong
 
 log = logging.getLogger("dali_imagenet")
 
 SEED = "DALI_IMAGENET_SEED"
 """Environment variable: the seed of order and augmentation. timm's own differs from rank to rank."""
-
-_REPEATS = 256  # numbers of copies that draws can tell apart
 
 
 def create_loader(
@@ -124,7 +120,8 @@ def create_loader(
         log.info("worker_seeding=%r has no effect: workers draw nothing", worker_seeding)
     splits, inner = _splits(dataset, num_aug_splits, use_prefetcher, is_training and not no_aug)
     rows: list[Row] = []
-    index = index_of(inner, rows)
+    read = read_dataset(inner)
+    rows.append(Row(read.says, repr(read.data), True, ""))
     changes: dict[str, Any] = {"mean": tuple(mean), "std": tuple(std)} if use_prefetcher else {}
     if is_training:
         changes |= _mixing(collate_fn, rows) | _repeats(num_aug_repeats)
@@ -155,17 +152,12 @@ def create_loader(
         use_prefetcher=use_prefetcher,
         separate=splits > 1,
     )
-    recipes: list[Recipe] = []
-    for part in [transform] if splits < 2 else [(transform[0], transform[2]), transform]:
-        found = translate(TrainRecipe if is_training else EvalRecipe, part, **changes)
-        recipes.append(found.recipe)
+    kind = TrainRecipe if is_training else EvalRecipe
+    found = translate(kind, transform, **changes)
     rows += found.rows
-    recipes += recipes[1:] * (splits - 2)
-    if re_split and splits > 1:
-        recipes[0] = recipes[0].replace(re_prob=0.0)
     options: dict[str, Any] = {
         "batch_size": batch_size,
-        "num_workers": num_workers if splits < 2 else -(-num_workers // splits),
+        "num_workers": num_workers,
         "drop_last": is_training,
         "seed": _seed(),
         "on_error": "replace",
@@ -174,13 +166,18 @@ def create_loader(
         "dtype": (torch.float16 if fp16 else img_dtype or torch.float32) if use_prefetcher else torch.float32,
         **({} if distributed else {"rank": 0, "world_size": 1}),
     }
-    kept = batch_size // 2 if re_split and use_prefetcher and splits < 2 else 0
-    loaders = [_create_loader(index, recipe, **options) for recipe in recipes]
-    for split, loader in enumerate(loaders):
-        if split or (kept and is_training):
-            _change_plan(loader, split, kept)
+    recipe = found.recipe
+    if splits > 1:
+        clean = {**changes, "re_prob": 0.0} if re_split else changes
+        recipe = translate(kind, (transform[0], transform[2]), **clean).recipe
+        options |= {"views": [recipe, *[found.recipe] * (splits - 1)], "share_geometry": True, "transform": _joined}
+    loader = _create_loader(read.data, recipe, **options)
+    if re_split and use_prefetcher and is_training and splits < 2:
+        made = loader._make_plan
+        make: Any = functools.partial(_HalfErased, *made.args, **made.keywords)
+        loader._make_plan = make
     tell(rows, False)
-    return TimmLoader(loaders, dataset, tuple(rows))
+    return TimmLoader(loader, dataset, tuple(rows))
 
 
 def _refuse(name: str, value: Any, why: str, change: str) -> NoReturn:
@@ -210,23 +207,6 @@ def _mixing(collate: Any, rows: list[Row]) -> dict[str, Any]:
     return mixing_of(collate, rows)
 
 
-# ---- data
-
-
-def index_of(dataset: Any, rows: list[Row]) -> SampleIndex:
-    """The index of a dataset of timm's `create_dataset`: the same samples and labels, in the same order.
-
-    Args:
-        rows: get one more, of how it was read.
-
-    Raises:
-        UntranslatableError: for streams, and for datasets that do not hold images as files have them.
-    """
-    read = read_dataset(dataset)
-    rows.append(Row(read.says, repr(read.data), True, ""))
-    return read.data
-
-
 # ---- augmentation splits
 
 
@@ -240,144 +220,68 @@ def _splits(dataset: Any, given: int, use_prefetcher: bool, augmented: bool) -> 
     if given < 1 or not use_prefetcher or not augmented:
         why = "an AugMixDataset needs num_aug_splits, is_training without no_aug, and use_prefetcher"
         _refuse("num_aug_splits", given, why, "give all of them, or the dataset without AugMixDataset")
-    if not 2 <= dataset.num_splits <= 16:
-        raise wrong("AugMixDataset: num_splits", dataset.num_splits, "2..16")
+    if dataset.num_splits < 2:
+        raise wrong("AugMixDataset: num_splits", dataset.num_splits, "at least 2")
     return int(dataset.num_splits), dataset.dataset
 
 
-def _change_plan(loader: Loader, split: int, kept: int) -> None:
-    made = loader._make_plan
-    make: Any = functools.partial(_SplitPlan, *made.args, split=split, kept=kept, **made.keywords)
-    loader._make_plan = make
+def _joined(images: list[torch.Tensor], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One batch of all versions, the clean ones first, as timm's fast_collate makes it."""
+    return torch.cat(images), targets.repeat(len(images))
 
 
-class _Redrawn(Plan):
-    """The same samples with other draws."""
-
-    shift = 0
-
-    def _ordered(self, epoch: int, position: I64) -> tuple[I64, I64, I64]:
-        sample, repeat, key = super()._ordered(epoch, position)
-        return sample, repeat + self.shift, key
-
-
-class _SplitPlan(Plan):
-    """A plan with the crops and flips of the clean version, and pixel operations and erasing of its own.
-
-    Args:
-        split: which version; 0 draws as always.
-        kept: rows, from the first on, that are not erased.
-    """
-
-    def __init__(self, *arguments: Any, split: int, kept: int, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._other = _Redrawn(*arguments, **options)
-        self._other.shift, self._kept = split * (self._repeats + 1), kept
-        if self._other.shift + self._repeats >= _REPEATS:
-            raise wrong("num_aug_repeats", self._repeats, f"fewer for {split + 1} augmentation splits")
+class _HalfErased(Plan):
+    """A plan that erases nothing in the first half of a batch."""
 
     def batch(self, epoch: int, step: int, failed: Collection[int] = ()) -> BatchPlan:
         """See `Plan.batch`."""
         found = super().batch(epoch, step, failed)
-        if self._other.shift > 0:
-            drawn = self._other.batch(epoch, step, failed)
-            found = dataclasses.replace(found, ops=drawn.ops, erase=drawn.erase, noise_key=drawn.noise_key)
-        if self._kept and found.erase is not None:
-            row = np.arange(len(found))[:, None, None]
-            found = dataclasses.replace(found, erase=np.where(row < self._kept, np.int32(0), found.erase))
-        return found
+        if found.erase is None:
+            return found
+        kept = np.arange(len(found))[:, None, None] < len(found) // 2
+        return dataclasses.replace(found, erase=np.where(kept, np.int32(0), found.erase))
 
 
 # ---- what is handed out
-
-
-class _EverySampler:
-    """The order of the samples, and `set_epoch` for all loaders."""
-
-    def __init__(self, loaders: Sequence[Loader]) -> None:
-        self._loaders = loaders
-
-    def set_epoch(self, epoch: int) -> None:
-        for loader in self._loaders:
-            loader.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self._loaders[0].sampler)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._loaders[0].sampler)
 
 
 class TimmLoader:
     """What timm's scripts expect of a loader. All else is asked of the `Loader` behind it.
 
     Attributes:
+        loader: that one.
         dataset: that of timm, so that `loader.dataset.filenames()` works.
-        loaders: one, or one for each augmentation split.
         translation: how everything was read: rows (yours, ours, exact, note).
     """
 
-    def __init__(self, loaders: Sequence[Loader], dataset: Any, translation: tuple[Row, ...]) -> None:
-        self.loaders, self.dataset, self.translation = loaders, dataset, translation
+    def __init__(self, loader: Loader, dataset: Any, translation: tuple[Row, ...]) -> None:
+        self.loader, self.dataset, self.translation = loader, dataset, translation
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loaders":  # not made yet
+        if name == "loader":  # not made yet
             raise AttributeError(name)
-        return getattr(self.loaders[0], name)
+        return getattr(self.loader, name)
 
     def __len__(self) -> int:
-        return len(self.loaders[0])
+        return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.loaders[0]) if len(self.loaders) == 1 else self._joined()
-
-    def _joined(self) -> Iterator[Any]:
-        with contextlib.ExitStack() as stack:
-            each = [stack.enter_context(contextlib.closing(iter(loader))) for loader in self.loaders]  # type: ignore[type-var]  # they have close
-            for batches in zip(*each, strict=True):
-                images, targets = zip(*batches, strict=True)
-                yield torch.cat(images), torch.cat(targets)
-
-    @property
-    def sampler(self) -> _EverySampler:
-        """The order; its `set_epoch` says which epoch comes next."""
-        return _EverySampler(self.loaders)
+        return iter(self.loader)
 
     @property
     def mixup_enabled(self) -> bool:
         """Whether batches are mixed; False stops it from the next batch on."""
-        return bool(self.loaders[0].mixup_enabled)
+        return bool(self.loader.mixup_enabled)
 
     @mixup_enabled.setter
     def mixup_enabled(self, on: bool) -> None:
-        for loader in self.loaders:
-            loader.mixup_enabled = on
-
-    def set_epoch(self, epoch: int) -> None:
-        """As `Loader.set_epoch`."""
-        self.sampler.set_epoch(epoch)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As `Loader.load_state_dict`, of what `state_dict` gave."""
-        if len(self.loaders) != len(state["splits"]):
-            raise wrong("state: splits", len(state["splits"]), f"{len(self.loaders)}, as many as this loader has")
-        for loader, each in zip(self.loaders, state["splits"], strict=True):
-            loader.load_state_dict(each)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the run is, as plain JSON."""
-        return {"splits": [loader.state_dict() for loader in self.loaders]}
-
-    def close(self) -> None:
-        """As `Loader.close`."""
-        for loader in self.loaders:
-            loader.close()
+        self.loader.mixup_enabled = on
 
     def __enter__(self) -> TimmLoader:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        self.loader.close()
 
 
 # ---- scripts
