@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -583,3 +584,10 @@ def test_real_images(sample: Path) -> None:
     for i in range(0, len(index), 50):
         with Image.open(index.path(i)) as image:
             assert image.size == (index.width[i], index.height[i])
+
+
+def test_an_index_leaves_no_thread(folder: Path) -> None:
+    """A progress bar that is not shown has none either."""
+    before = threading.active_count()
+    SampleIndex.from_folder(folder, cache=False)
+    assert threading.active_count() == before
