@@ -78,7 +78,7 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
     """Counts the operations on CUDA tensors in a `with` block."""
 
     def __init__(self, counts: Counts) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.counts = counts
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -45,8 +45,7 @@ class LoaderState(Callback):  # type: ignore[misc]  # Any where Composer is not 
     def fit_start(self, state: Any, logger: Any) -> None:
         """Go where Composer's clock stands."""
         epoch, step = int(state.timestamp.epoch), int(state.timestamp.batch_in_epoch)
-        self._loader.load_state_dict({**self._loader.state_dict(), "epoch": epoch, "step": step})
-        self._loader.set_epoch(epoch)  # of a finished epoch nothing is left, and the next is not begun
+        self._loader.seek(epoch, step)
         state.dataset_resumption["train"] = True  # Composer skips nothing
         if not step:
             self._random = None  # restored by Composer itself

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import operator
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
 
 from dali_imagenet.data.index import SampleIndex
+from dali_imagenet.integrations.as_dataloader import Samples, Ticket, TorchDataLoader
 from dali_imagenet.integrations.frameworks import framework
 from dali_imagenet.loader import Loader, create_loader
 from dali_imagenet.plan.batch_plan import PADDING
 from dali_imagenet.recipe import EvalRecipe, Recipe, TrainRecipe
+from dali_imagenet.state import position_in
 
 if TYPE_CHECKING:
     from transformers import Trainer as Base
@@ -71,7 +71,7 @@ class DaliTrainerMixin(Base):  # type: ignore[misc]  # Any where transformers is
         self.train_recipe, self.eval_recipe = train_recipe, eval_recipe
         self.loader_options = dict(loader_options or {})
         self._made: dict[tuple[bool, Any], tuple[Any, Loader]] = {}  # data are held, so that an id stays theirs
-        self._training: _Steps | None = None
+        self._training: _Training | None = None
         self._saved: Path | None = None
         self._rows: _Rows | None = None  # the evaluation that runs
         self._loss_is_next = False
@@ -141,12 +141,12 @@ class DaliTrainerMixin(Base):  # type: ignore[misc]  # Any where transformers is
             self._training = None
             return super().get_train_dataloader()
         self._train_batch_size = loader.batch_size
-        self._training = _Steps(loader)
+        self._training = _Training(loader)
         if self._saved is not None:
-            loader.load_state_dict(json.loads(self._saved.read_text(encoding="utf-8")))
+            epoch, step = position_in(loader.plan, json.loads(self._saved.read_text(encoding="utf-8")))
             if not self.args.ignore_data_skip:
-                self._training.resume_at = _next_step(loader)
-        return _Front(self._training)
+                self._training.resume_at = (epoch + 1, 0) if step == len(loader) else (epoch, step)
+        return TorchDataLoader(self._training)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The loader of `eval_dataset`: data, or a name where the Trainer's eval_dataset is a dictionary."""
@@ -267,82 +267,30 @@ class DaliTrainerMixin(Base):  # type: ignore[misc]  # Any where transformers is
         return framework("accelerate.utils").recursively_apply(real, gathered)
 
 
-class _Steps(Dataset[Any]):
-    """A loader's batches by (epoch, step): in order they come from one iteration; elsewhere it goes there."""
+class _Training(Samples):
+    """The batches of the training loader, as dictionaries.
+
+    Args:
+        loader: whose they are.
+    """
 
     def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+        super().__init__(loader)
         self.resume_at: tuple[int, int] | None = None  # where the first batch must be
-        self._running: Iterator[Any] | None = None
-        self._at = (-1, 0)
 
     def __len__(self) -> int:
         """Samples of an epoch over all processes."""
         return self.loader.plan.rows(0) * self.loader.plan.world_size
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        if self._running is None or key != self._at:
-            self._go_to(*key)
-        assert self._running is not None
-        batch = next(self._running)
-        self._at = key[0], key[1] + 1
-        return _as_dict(self.loader, batch)
-
-    def _go_to(self, epoch: int, step: int) -> None:
+    def __getitems__(self, ticket: list[int]) -> dict[str, Any]:
         wanted, self.resume_at = self.resume_at, None
-        if wanted not in (None, (epoch, step)):
+        if wanted is not None and isinstance(ticket, Ticket) and wanted != ticket.at:
             raise ValueError(
                 f"the checkpoint was saved at epoch {wanted[0]}, step {wanted[1]} of the loader, and the Trainer goes "
-                f"on at epoch {epoch}, step {step}: resume with the gradient_accumulation_steps of that run, or give "
-                "ignore_data_skip=True to begin the epoch again"
+                f"on at epoch {ticket.at[0]}, step {ticket.at[1]}: resume with the gradient_accumulation_steps of that "
+                "run, or give ignore_data_skip=True to begin the epoch again"
             )
-        self.stop()
-        self.loader.load_state_dict({**self.loader.state_dict(), "epoch": epoch, "step": step})
-        self.loader.set_epoch(epoch)
-        self._running = iter(self.loader)
-
-    def stop(self) -> None:
-        """Free what is in flight; at the end of an epoch the loader keeps what it has made of the next."""
-        running, self._running = self._running, None
-        if running is not None and self._at[1] == len(self.loader):
-            next(running, None)
-
-
-class _Order:
-    """A batch sampler of keys of `_Steps`, of which Accelerate leaves out the first ones to resume."""
-
-    def __init__(self, steps: _Steps) -> None:
-        self._steps, self.epoch = steps, 0
-        self.batch_size, self.drop_last = steps.loader.batch_size, steps.loader.drop_last
-
-    def set_epoch(self, epoch: int) -> None:
-        """As DistributedSampler's; the Trainer says it before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._steps.loader)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        try:
-            for step in range(len(self)):
-                yield [(self.epoch, step)]
-        finally:
-            self._steps.stop()
-
-
-class _Front(DataLoader[Any]):
-    """What the Trainer and Accelerate's skip_first_batches take for a DataLoader; it draws no random number."""
-
-    def __init__(self, steps: _Steps) -> None:
-        order: Any = _Order(steps)
-        super().__init__(
-            steps, batch_sampler=order, collate_fn=operator.itemgetter(0), generator=torch.Generator().manual_seed(0)
-        )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is."""
-        order: Any = self.batch_sampler
-        order.set_epoch(epoch)
+        return _as_dict(self.loader, super().__getitems__(ticket))
 
 
 class _Rows:
@@ -383,13 +331,6 @@ class _SavesPosition(TrainerCallback):  # type: ignore[misc]  # Any where transf
         folder = Path(self._trainer._get_output_dir(None), f"checkpoint-{state.global_step}")
         if folder.exists():  # a search for hyperparameters saves elsewhere, and does not resume
             (folder / STATE_FILE).write_text(json.dumps(training.loader.state_dict()), encoding="utf-8")
-
-
-def _next_step(loader: Loader) -> tuple[int, int]:
-    """Where the loader goes on: a finished epoch is the beginning of the next."""
-    state = loader.state_dict()
-    epoch, step = state["epoch"], state["step"]
-    return (epoch + 1, 0) if step == len(loader) else (epoch, step)
 
 
 def _as_dict(loader: Loader, batch: Any) -> dict[str, Any]:
