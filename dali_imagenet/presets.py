@@ -82,8 +82,8 @@ PRESETS["rsb_a1"] = Preset(
     },
     """ResNet strikes back, A1 (600 epochs, 80.4%); Wightman et al. 2021, table 2. Evaluate at crop_pct 0.95.
 
-    The loss is binary cross-entropy. The filter of the resize is drawn for each image, bilinear or bicubic, as timm's
-    script does by default.""",
+    The loss is binary cross-entropy. The filters of the resize and of the policy's warps are drawn, bilinear or
+    bicubic, as timm's script does by default.""",
 )
 PRESETS["rsb_a2"] = _from(
     "rsb_a1",
