@@ -1057,10 +1057,8 @@ static PyObject *run_blur_bounds(PyObject *self, PyObject *args)
     PyObject *result = PyTuple_New(BINADES);
     for (int e = 0; result != NULL && e < BINADES; e++) {
         PyObject *number = PyFloat_FromDouble(bound[e]);
-        if (number == NULL)
+        if (number == NULL || PyTuple_SetItem(result, e, number) < 0)
             Py_CLEAR(result);
-        else
-            PyTuple_SET_ITEM(result, e, number);
     }
     return result;
 }

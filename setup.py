@@ -1,0 +1,37 @@
+"""The compiled modules, in the two ways that pyproject.toml cannot say.
+
+All may be missing: without a C compiler Python takes over, with the same results. With DALI_IMAGENET_ABI3=1, which
+.ci/wheel sets, none may, and one wheel serves every Python from 3.11 on: its name would promise what is not in it.
+"""
+
+import os
+import sysconfig
+
+from setuptools import Extension, setup
+
+ABI3 = os.environ.get("DALI_IMAGENET_ABI3", "0") not in ("", "0")
+if ABI3 and sysconfig.get_config_var("Py_GIL_DISABLED"):
+    raise SystemExit("DALI_IMAGENET_ABI3=1: a free-threaded Python has no limited API; take another to build with")
+
+PIXELS = ["-O3", "-ffp-contract=off", "-fno-trapping-math"]
+FLAGS = {
+    "decode._jpeg": ["-O3", "-falign-loops=32"],
+    "transforms._image_kernels": PIXELS,
+    "transforms._pixel_ops": PIXELS,
+}
+
+setup(
+    ext_modules=[
+        Extension(
+            f"dali_imagenet.{name}",
+            [f"dali_imagenet/{name.replace('.', '/')}.c"],
+            libraries=["m"] if name == "transforms._pixel_ops" else [],
+            extra_compile_args=flags,
+            define_macros=[("Py_LIMITED_API", "0x030b0000")] if ABI3 else [],
+            py_limited_api=ABI3,
+            optional=not ABI3,
+        )
+        for name, flags in FLAGS.items()
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
+)
