@@ -1,13 +1,14 @@
-"""The compiled modules, in the two ways that pyproject.toml cannot say.
+"""What pyproject.toml cannot say: that bench/ bears another name where it is installed, and two kinds of builds.
 
-All may be missing: without a C compiler Python takes over, with the same results. With DALI_IMAGENET_ABI3=1, which
-.ci/wheel sets, none may, and one wheel serves every Python from 3.11 on: its name would promise what is not in it.
+All compiled modules may be missing: without a C compiler Python takes over, with the same results. With
+DALI_IMAGENET_ABI3=1, which .ci/wheel sets, none may, and one wheel serves every Python from 3.11 on: its name would
+promise what is not in it.
 """
 
 import os
 import sysconfig
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 ABI3 = os.environ.get("DALI_IMAGENET_ABI3", "0") not in ("", "0")
 if ABI3 and sysconfig.get_config_var("Py_GIL_DISABLED"):
@@ -20,7 +21,14 @@ FLAGS = {
     "transforms._pixel_ops": PIXELS,
 }
 
+BENCH = find_packages(include=["bench", "bench.*"])
+
 setup(
+    packages=[
+        *find_packages(include=["dali_imagenet*", "torchvision_fallback*"]),
+        *(f"dali_imagenet_{name}" for name in BENCH),
+    ],
+    package_dir={"dali_imagenet_bench": "bench"},
     ext_modules=[
         Extension(
             f"dali_imagenet.{name}",

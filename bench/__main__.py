@@ -1,4 +1,7 @@
-"""`python -m bench`: compare image loaders on this machine, and check them. `--help` lists the commands."""
+"""`python -m bench`, or `dali-imagenet bench`: compare image loaders on this machine, and check them.
+
+`--help` lists the commands.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ WITHOUT_EXTRA = ("gpu", "checkouts")
 def need_extra() -> None:
     absent = [module for module in EXTRA if importlib.util.find_spec(module) is None]
     if absent:
-        sys.exit(f"The comparison needs {', '.join(absent)}. Install its extra: pip install -e '.[compare]'")
+        sys.exit(f"The comparison needs {', '.join(absent)}. Install its extra: pip install 'dali-imagenet[compare]'")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,7 +70,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.words = words[1:]
     if options.command not in WITHOUT_EXTRA:
         need_extra()
+    try:
+        _unpack(options)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"--data: {error}", file=sys.stderr)
+        return 2
     return int(options.run(options))
+
+
+def _unpack(options: argparse.Namespace) -> None:
+    """`--data` of any kind as the folder that the commands and all contestants read."""
+    if isinstance(getattr(options, "data", None), str):  # a command that takes folders alone has a Path
+        from .core import images
+
+        options.data = images.as_folder(options.data)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""`dali-imagenet`: look at data, pack them into shards, see what a recipe makes of them, and run timm's scripts."""
+"""`dali-imagenet`: look at data, pack them, see what a recipe makes of them, run timm's scripts, compare."""
 
 # What a command needs is imported in it: help and wrong options shall not wait for torch (2 s).
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import re
 import sys
@@ -59,7 +60,11 @@ def main(argv: list[str] | None = None) -> int:
     preview.add_argument("--seed", type=int, default=0)
     preview.add_argument("--output", default="preview.png")
     _add_timm_train(commands)
-    options = parser.parse_args(argv)
+    commands.add_parser("bench", help="compare image loaders on this machine (the extra compare); see: bench --help")
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["bench"]:
+        return _bench(words[1:])
+    options = parser.parse_args(words)
     if options.command == "timm-train":
         return _timm_train(options)
     handler = logging.StreamHandler(sys.stderr)
@@ -91,6 +96,14 @@ def _timm_train(options: argparse.Namespace) -> int:
         return 1
     run_script(options.script, options.arguments)
     return 0
+
+
+def _bench(words: list[str]) -> int:
+    """The comparison has a parser, and words for its errors, of its own."""
+    if importlib.util.find_spec("dali_imagenet_bench") is None:
+        print("error: the comparison is not installed: pip install 'dali-imagenet[compare]'", file=sys.stderr)
+        return 1
+    return int(importlib.import_module("dali_imagenet_bench.__main__").main(words))
 
 
 def _as_options(message: str) -> str:

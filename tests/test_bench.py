@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,31 @@ def test_generated_tree_is_an_image_folder(tiny: Path) -> None:
     assert len(images.image_files(val)) == 4
     assert sorted(p.name for p in train.iterdir()) == ["class00", "class01"]
     assert not [p for p in tiny.parent.iterdir() if p != tiny]
+
+
+def test_data_of_any_kind_become_a_folder(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "cache_dir", lambda: tmp_path / "cache")
+    assert images.as_folder(str(tiny)) == tiny
+    assert images.as_folder(str(tiny / "train")) == tiny / "train"
+    tar, listed = tmp_path / "all.tar", tmp_path / "list.csv"
+    with tarfile.open(tar, "w") as made:
+        made.add(tiny / "train", "")
+    files = images.image_files(tiny / "train")
+    listed.write_text("path,label\n" + "".join(f"{file},{file.parent.name}\n" for file in files))
+    for data, linked in ((tar, False), (listed, True)):
+        root = images.as_folder(str(data))
+        found = images.image_files(root)
+        assert root.name == data.name
+        assert [file.read_bytes() for file in found] == [file.read_bytes() for file in files]
+        assert [file.parent.name for file in found] == [f"0000{file.parent.name[-1]}" for file in files]
+        assert all(file.is_symlink() == linked for file in found)
+        assert images.as_folder(str(data)) == root
+    assert len(images.image_files(images.as_folder(str(tar), most=3))) == 3
+
+
+def test_data_that_are_not_there_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gpu", "--device", "cpu", "--data", str(tmp_path / "none.tar")]) == 2
+    assert capsys.readouterr().err.startswith("--data: ")
 
 
 def test_small_data_is_repeated_by_links(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import dali_imagenet
-from tests.helpers import ROOT
+from tests.helpers import ROOT, make_folder, python
 
 pytest.importorskip("build")
 pytestmark = [
@@ -22,6 +23,11 @@ pytestmark = [
 ]
 
 COMPILED = {f"dali_imagenet/{name}" for name in ("decode/_jpeg", "transforms/_image_kernels", "transforms/_pixel_ops")}
+PACKAGES = {
+    "dali_imagenet": "dali_imagenet",
+    "torchvision_fallback": "torchvision_fallback",
+    "dali_imagenet_bench": "bench",
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,7 @@ def build(tree: Path, out: Path, *words: str, **env: str) -> subprocess.Complete
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
-        [*words, str(out)], cwd=tree, env={**clean, "PATH": path, **env}, capture_output=True, text=True, timeout=120
+        [*words, str(out)], cwd=tree, env={**clean, "PATH": path, **env}, capture_output=True, text=True, timeout=540
     )
 
 
@@ -57,9 +63,33 @@ def test_one_command_makes_both_distributions(tree: Path, tmp_path: Path) -> Non
     assert {f"{name}.pyi" for name in COMPILED} <= set(installed)
     kinds = {Path(name).suffix for name in installed if ".dist-info/" not in name and not name.endswith("/")}
     assert kinds == {".py", ".pyi", ".so", ".typed"}
-    for package in ("dali_imagenet", "torchvision_fallback"):
-        modules = {str(path.relative_to(tree)) for path in (tree / package).rglob("*.py")}
+    for package, folder in PACKAGES.items():
+        modules = {f"{package}/{path.relative_to(tree / folder)}" for path in (tree / folder).rglob("*.py")}
         assert modules == {name for name in installed if name.startswith(f"{package}/") and name.endswith(".py")}
+    compares_without_a_checkout(wheel, tmp_path)
+
+
+def compares_without_a_checkout(wheel: Path, tmp_path: Path) -> None:
+    """The command, from shards, with contestants in processes of their own."""
+    site, work = tmp_path / "site", tmp_path / "work"
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(site)
+    work.mkdir()
+    tar = work / "images.tar"
+    with tarfile.open(tar, "w") as made:
+        made.add(make_folder(tmp_path / "data", 8), "")
+    env = {"PYTHONPATH": str(site), "DALI_IMAGENET_CACHE": str(work / "cache")}
+    words = ("--data", tar.name, "--only", "ours-torchvision,tv-v1-pil", "--recipes", "classic", "--device", "cpu",
+             "--sections", "loaders", "--rounds", "1", "--seconds", "0.1", "--workers", "0", "--batch-size", "4",
+             "--epoch-images", "16", "--quick", "--minutes", "10", "--out", "out")  # fmt: skip
+    done = python("-m", "dali_imagenet", "bench", *words, cwd=work, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((work / "out" / "results.json").read_text())
+    assert found["data"]["name"] == tar.name
+    assert found["data"]["train"]["distinct"] == 8
+    assert [cell["error"] for cell in found["cells"]] == ["", ""]
+    listed = python("-m", "dali_imagenet", "bench", "--help", cwd=work, env=env, check=True)
+    assert listed.stdout.startswith("usage: dali-imagenet bench")
 
 
 def test_no_abi3_wheel_without_its_modules(tree: Path, tmp_path: Path) -> None:

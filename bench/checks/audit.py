@@ -138,7 +138,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--data", type=Path, metavar="DIR", help="ImageFolder tree; default: generated images")
+    p.add_argument("--data", metavar="DATA", help="ImageFolder tree or any other data; default: generated images")
     p.add_argument("--only", default=LOADERS, metavar="NAMES", help=f"loaders, by commas ({LOADERS})")
     p.add_argument("--recipe", choices=("classic", "eval"), default="classic")
     p.add_argument("--images", type=int, metavar="N", default=800, help="images to audit (800)")

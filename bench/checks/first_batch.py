@@ -68,7 +68,7 @@ def once(folder: Path, count: int, batch_size: int, workers: int, backend: str, 
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--data", type=Path, metavar="DIR", help="ImageFolder tree; default: generated")
+    p.add_argument("--data", metavar="DATA", help="ImageFolder tree or any other data; default: generated")
     p.add_argument("--count", type=int, metavar="N", default=1_281_167, help="samples to simulate (1281167)")
     p.add_argument("--batch-size", type=int, metavar="N", default=64, help="images a batch (64)")
     p.add_argument("--workers", type=int, metavar="N", default=2, help="workers or threads (2)")

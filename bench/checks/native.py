@@ -145,6 +145,9 @@ def run_kernels(seconds: float, seed: int) -> list[str]:
 
 def run(options: argparse.Namespace) -> int:
     """0 where nothing was found, 1 otherwise."""
+    if not (PACKAGE / "decode" / "_jpeg.c").exists():
+        print("The C sources are not installed: run it in a checkout.", file=sys.stderr)
+        return 2
     findings = list[str]()
     for reason in (missing_fuzzer(), missing_sanitizer()):
         if reason:

@@ -46,7 +46,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--data", type=Path, metavar="DIR", help="ImageFolder tree; default: generated images")
+    p.add_argument("--data", metavar="DATA", help="ImageFolder tree or any other data; default: generated images")
     p.add_argument("--images", type=int, metavar="N", default=128, help="images a recipe (128)")
     p.add_argument("--cifar", type=Path, metavar="DIR", help="train/ and test/ of CIFAR-10 JPEGs, for the top-1")
     p.add_argument("--steps", type=int, metavar="N", default=196, help="training steps of its network (196, an epoch)")

@@ -229,7 +229,7 @@ def run(options: argparse.Namespace) -> int:
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--minutes", type=float, metavar="N", default=5, help="for each backend (5)")
     p.add_argument("--backend", default="torchvision,dali", metavar="NAMES", help="backends, by commas (both)")
-    p.add_argument("--data", type=Path, metavar="DIR", required=True, help="ImageFolder tree")
+    p.add_argument("--data", metavar="DATA", required=True, help="ImageFolder tree or any other data")
     p.add_argument("--batch-size", type=int, metavar="N", default=64, help="images a batch (64)")
     p.add_argument("--workers", type=int, metavar="N", default=2, help="workers or threads (2)")
     p.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/soak"), help="for the report (runs/soak)")

@@ -33,7 +33,11 @@ FIELDS = ("rounds", "seconds", "batch_size", "workers", "device", "images", "epo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="ImageFolder tree, or train/ and val/ of it; default: generated")
+    add(
+        "--data",
+        metavar="DATA",
+        help="ImageFolder tree or any other data, or train/ and val/ of it; default: generated",
+    )
     add("--quick", action="store_true", help="four loaders, classic and strong, within two minutes")
     add("--only", default="", metavar="NAMES", help="contestants to run, separated by commas (see --list)")
     add("--recipes", default="", metavar="NAMES", help=",".join(RECIPES))

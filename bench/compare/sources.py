@@ -36,7 +36,7 @@ FOLDER = "folder"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="ImageFolder tree; default: generated images")
+    add("--data", metavar="DATA", help="ImageFolder tree or any other data; default: generated images")
     add("--images", type=int, metavar="N", default=800, help="images taken of it (800)")
     add("--only", default="", metavar="KINDS", help=f"separated by commas, of {', '.join(containers.KINDS)}")
     add("--rounds", type=int, metavar="N", default=7, help="measured rounds; one is made before them (7)")

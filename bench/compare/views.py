@@ -35,7 +35,7 @@ RECIPES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="ImageFolder tree; default: generated images")
+    add("--data", metavar="DATA", help="ImageFolder tree or any other data; default: generated images")
     add("--images", type=int, metavar="N", default=128, help="images a round (128)")
     add("--rounds", type=int, metavar="N", default=5, help="measured rounds; one is made before them (5)")
     add("--recipe", choices=tuple(RECIPES), default="simclr", help="(simclr)")

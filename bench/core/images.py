@@ -11,18 +11,23 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from dali_imagenet.cache import cache_folder
+
+if TYPE_CHECKING:
+    from dali_imagenet import SampleIndex
 
 VERSION = 1  # of the generator: part of the cached folder's name
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's ImageFolder
@@ -199,6 +204,75 @@ def split_roots(data: Path) -> tuple[Path, Path]:
     train = data / "train" if (data / "train").is_dir() else data
     val = data / "val" if (data / "val").is_dir() else train
     return train, val
+
+
+def as_folder(data: str, most: int = 10_000) -> Path:
+    """The ImageFolder tree of whatever `SampleIndex.open` reads, as not every contestant reads all of it.
+
+    A folder that is one, or holds train/ of one, is returned as it is. Of anything else (the training part, where there
+    are parts) a tree is made in the cache folder once: links where images are local files, else copies.
+
+    Args:
+        data: as `SampleIndex.open` takes it.
+        most: images, evenly chosen among the healthy ones that torchvision's ImageFolder would list.
+
+    Raises:
+        OSError, ValueError, ImportError: as `SampleIndex.open`, or nothing usable in it.
+    """
+    if Path(data).is_dir() and _is_tree(split_roots(Path(data))[0]):
+        return Path(data)
+    from dali_imagenet import SampleIndex
+    from dali_imagenet.data.places import public
+    from dali_imagenet.formats import FORMATS
+
+    index = SampleIndex.open(data, default_split="train")
+    listed = [number for number, name in enumerate(FORMATS) if f".{name.lower()}" in EXTENSIONS]
+    usable = np.flatnonzero(~index.broken & np.isin(index.format, listed))
+    if not len(usable):
+        raise ValueError(f"{public(data)} holds no image that can be compared")
+    name = re.sub(r"[^\w.-]+", "_", Path(public(data)).name) or "data"  # reports show it
+    key = json.dumps([index.fingerprint, index.root, most])
+    target = cache_dir() / "unpacked" / hashlib.sha256(key.encode()).hexdigest()[:16] / name
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix="partial.", dir=target.parent))
+    try:
+        chosen = usable[np.linspace(0, len(usable) - 1, min(most, len(usable))).round().astype(int)]
+        for some in np.array_split(chosen, -(-len(chosen) // 64)):
+            _write_out(index, some.tolist(), partial, FORMATS)
+        partial.rename(target)
+    except OSError:  # another process was faster
+        if not target.is_dir():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        index.source.close()
+    return target
+
+
+def _write_out(index: SampleIndex, samples: list[int], root: Path, formats: Sequence[str]) -> None:
+    files = [root / f"{index.labels[i]:05d}" / f"{i:08d}.{formats[index.format[i]].lower()}" for i in samples]
+    for folder in {file.parent for file in files}:
+        folder.mkdir(exist_ok=True)
+    places = [index.source.local_path(i) for i in samples]
+    if places[0] is not None:  # either every sample has one, or none
+        for file, place in zip(files, places, strict=True):
+            try:
+                os.symlink(os.path.abspath(str(place)), file)
+            except (OSError, NotImplementedError):  # links are not allowed everywhere
+                shutil.copyfile(str(place), file)
+        return
+    for file, data in zip(files, index.source.read_many(samples), strict=True):
+        if isinstance(data, Exception):
+            raise data
+        file.write_bytes(data)
+
+
+def _is_tree(root: Path) -> bool:
+    """Whether one of its folders has an image."""
+    folders = (entry for entry in os.scandir(root) if entry.is_dir())
+    return any(entry.name.lower().endswith(EXTENSIONS) for folder in folders for entry in os.scandir(folder))
 
 
 def linked(root: Path, limit: int, at_least: int) -> Path:

@@ -306,7 +306,9 @@ def write(results: dict[str, Any], folder: Path, picture: bool) -> None:
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--data", type=Path, metavar="DIR", help="ImageFolder tree, or train/ of it; default: generated")
+    p.add_argument(
+        "--data", metavar="DATA", help="ImageFolder tree or any other data, or train/ of it; default: generated"
+    )
     p.add_argument("--device", choices=("cuda", "cpu"), help="cuda where there is a GPU")
     p.add_argument("--quick", action="store_true", help="fewer questions and shorter ones")
     p.add_argument("--minutes", type=float, metavar="N", default=10.0, help="time for everything (10)")

@@ -49,7 +49,7 @@ def recipes() -> dict[str, TrainRecipe]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="ImageFolder tree; default: generated images")
+    add("--data", metavar="DATA", help="ImageFolder tree or any other data; default: generated images")
     add("--batch-size", type=int, metavar="N", default=256, help="images a batch (256)")
     add("--steps", type=int, metavar="N", default=4, help="batches a recipe, of which the mean is taken (4)")
     add("--recipes", metavar="NAME", nargs="+", help="some only, such as strong rsb_a1; default: all")
