@@ -11,7 +11,7 @@ from typing import get_args
 
 import pytest
 
-from dali_imagenet.__main__ import BACKENDS
+from dali_imagenet.cli.common import BACKENDS
 from dali_imagenet.engine import ENGINES
 from dali_imagenet.loader import Backend
 
@@ -36,6 +36,7 @@ LAYERS = (
     ("loader",),
     ("metrics", "packing", "preview"),
     ("integrations",),
+    ("cli",),
     ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -461,7 +461,6 @@ def test_the_command_line_chooses(
         ("preview ROOT --count 100", r"--count 100: must be a whole number in \[1, 4\]"),
         ("preview ROOT --count 0", r"--count 0: must be a whole number in \[1, 4\]"),
         ("preview ROOT --output p", r"--output 'p': must be a name that ends in \.png, \.jpg or another"),
-        ("preview ROOT --seed -1 --count 2", "--seed -1: must be a whole number"),
         (
             "preview ROOT --recipe eval --split test",
             "--split 'test': .* holds no folder of that name; it holds train, val",
@@ -473,7 +472,7 @@ def test_the_command_line_speaks_its_own_words(
 ) -> None:
     classes(tmp_path, "train/a", "train/b", "val/a")
     given = [word.replace("ROOT", str(tmp_path)).replace("VOID", "") for word in words.split()]
-    assert main(given) == 1
+    assert main(given) == (2 if message.startswith("--") else 1)
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.match(f"error: .*{message}", said), said
     assert "Traceback" not in said

@@ -201,7 +201,7 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "23 images in 4 shard(s) of" in capsys.readouterr().out
     assert main(["index", out]) == 0
     assert "23 images in 4 classes, 0 broken" in capsys.readouterr().out
-    assert main(["pack", str(folder), out, "--part", "2"]) == 1
+    assert main(["pack", str(folder), out, "--part", "2"]) == 2
     assert "error: --part '2': must be I/N" in capsys.readouterr().err
-    assert main(["pack", str(folder), out, "--shard-size", "x"]) == 1
+    assert main(["pack", str(folder), out, "--shard-size", "x"]) == 2
     assert "error: --shard-size 'x': must be a number of bytes" in capsys.readouterr().err

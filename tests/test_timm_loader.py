@@ -293,7 +293,7 @@ def test_the_command_runs_a_script_as_it_is(data: Path, tmp_path: Path) -> None:
         done
     )
     missing = python("-m", "dali_imagenet", "timm-train", str(tmp_path / "none.py"))
-    assert (missing.returncode, "does not exist" in missing.stderr) == (1, True)
+    assert (missing.returncode, "does not exist" in missing.stderr) == (2, True)
 
 
 def test_help_does_not_import_timm() -> None:
