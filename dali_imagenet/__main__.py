@@ -12,7 +12,7 @@ from typing import Any
 
 from dali_imagenet.cli.common import EXIT_CODES, FAILED, USAGE, CommandError
 
-COMMANDS = ("index", "pack", "preview", "timm_train", "bench")
+COMMANDS = ("index", "pack", "preview", "explain", "failures", "cache", "timm_train", "bench")
 """Modules of `dali_imagenet.cli`, in the order of the help."""
 
 
@@ -71,7 +71,9 @@ def _usage(command: argparse.ArgumentParser) -> str:
     for action in command._actions:
         if not action.option_strings:
             name = str(action.metavar or action.dest).upper()
-            words.append({"?": f"[{name}]", argparse.REMAINDER: "..."}.get(str(action.nargs), name))
+            words.append(
+                {"?": f"[{name}]", "*": f"[{name} ...]", argparse.REMAINDER: "..."}.get(str(action.nargs), name)
+            )
     return " ".join([command.prog, *words, "[options]"]).replace(" ... [options]", " ...")
 
 

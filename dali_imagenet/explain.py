@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dali_imagenet.engine import Engine
-from dali_imagenet.ops import FILTERS, Op
+from dali_imagenet.escape import escaped
+from dali_imagenet.ops import FILTERS, OPS, Op
 from dali_imagenet.plan.batch_plan import BatchPlan, MixPlan
 from dali_imagenet.plan.plan import Plan
 from dali_imagenet.plan.program import color_matrix
@@ -103,6 +104,87 @@ def _mix(batch: BatchPlan, mix: MixPlan, row: int) -> dict[str, Any]:
         "box": mix.box[row].tolist() if mix.use_cutmix[row] else None,
         "partner": {"row": other, "index": int(batch.source_index[other]), "label": int(batch.label[other])},
     }
+
+
+def in_words(row: dict[str, Any]) -> list[str]:
+    """A row of `explain` as lines of text, sides as width x height and places as (from the left, from the top)."""
+    if row["index"] < 0:
+        return [f"row {row['row']}: padding, no image"]
+    top, left, height, width = row["box"]
+    source_height, source_width = row["source_size"]
+    share = height * width / (source_height * source_width)
+    read = f", read in the place of sample {row['drawn']}, which is broken" if row["drawn"] != row["index"] else ""
+    lines = [
+        f"row {row['row']}: {escaped(row['path'])}",
+        f"  sample    {row['index']}, class {escaped(row['class'])} ({row['label']}), "
+        f"place {row['position']} of the order{read}",
+        f"  image     {source_width} x {source_height}",
+        f"  region    {width} x {height} at ({left}, {top}), {share:.0%} of it",
+        f"  resize    to {row['resize'][1]} x {row['resize'][0]}, {row['interpolation']}",
+    ]
+    if row["resize"] != row["size"]:
+        lines.append(f"  crop      {row['size'][1]} x {row['size'][0]} at ({row['crop'][1]}, {row['crop'][0]})")
+    flips = [way for way, drawn in (("horizontal", row["hflip"]), ("vertical", row["vflip"])) if drawn]
+    if flips:
+        lines.append(f"  flip      {' and '.join(flips)}")
+    if row["color"]:
+        told = (f"{name.removesuffix('_degrees')} {value:.3g}" for name, value in row["color"].items())
+        lines.append(f"  colour    {', '.join(told)} degrees")
+    lines += [f"  policy    {_said(part)}" for part in row["program"] if part]
+    lines += [f"  erase     {w} x {h} at ({x}, {y}), {_FILLED[row['erase_mode']]}" for y, x, h, w in row["erase"]]
+    if row["mix"]:
+        lines.append(f"  mixing    {_mixed(row['mix'])}")
+    return lines
+
+
+_FILLED = {"const": "one colour", "rand": "a random colour", "pixel": "noise"}
+
+
+def said_of(op: dict[str, Any]) -> str:
+    """An operation of `explain` in words: its name, its argument with the unit, its filter or kernel."""
+    name, info = op["op"].removeprefix("PIL_"), OPS[Op[op["op"]]]
+    before, after = _UNITS.get(name, ("", None))
+    words = [name.lower().replace("_", " ")]
+    if after is not None:
+        words += [before, f"{op['arg']:.4g}", after]
+    if info.aux == "filter":
+        words.append(f"({FILTER_NAMES[op['aux']]})")
+    elif info.aux == "kernel":
+        words.append(f"(kernel of {op['aux']})")
+    return " ".join(word for word in words if word)
+
+
+_UNITS: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(("SHEAR_X", "SHEAR_Y"), ("by", "")),
+    **dict.fromkeys(("TRANSLATE_X", "TRANSLATE_Y", "AFFINE_X", "AFFINE_Y"), ("by", "pixels")),
+    **dict.fromkeys(("ROTATE", "AFFINE", "AFFINE_SHEAR_X", "AFFINE_SHEAR_Y"), ("by", "degrees")),
+    **dict.fromkeys(("BRIGHTNESS", "COLOR", "CONTRAST", "SHARPNESS", "AFFINE_SCALE"), ("factor", "")),
+    "POSTERIZE": ("to", "bits"),
+    "SOLARIZE": ("from", "on"),
+    "SOLARIZE_ADD": ("of", "below 128"),
+    "HUE": ("by", "turns"),
+    "GAUSSIAN_BLUR": ("of", "pixels"),
+}
+"""What stands before and after an operation's argument; without an entry it has none."""
+
+
+def _said(part: list[dict[str, Any]] | dict[str, Any]) -> str:
+    if isinstance(part, list):
+        return ", then ".join(map(said_of, part))
+    chains = zip(part["weights"], part["chains"], strict=True)
+    told = "; ".join(
+        f"{weight:.2f} of {', then '.join(map(said_of, chain)) or 'the image'}" for weight, chain in chains
+    )
+    return f"AugMix ({part['mode']}), m {part['m']:.2f}: {told}"
+
+
+def _mixed(mix: dict[str, Any]) -> str:
+    other = f"row {mix['partner']['row']} (sample {mix['partner']['index']}, class {mix['partner']['label']})"
+    text = f"{mix['kind']} with {other}: {mix['lam']:.2f} of this image"
+    if mix["box"] is None:
+        return text
+    top, bottom, left, right = mix["box"]
+    return f"{text}, the other's {right - left} x {bottom - top} at ({left}, {top})"
 
 
 def to_plan(row: dict[str, Any]) -> BatchPlan:

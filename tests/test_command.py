@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dali_imagenet import SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.__main__ import COMMANDS, main
+from dali_imagenet.cache import KINDS, entries
+from dali_imagenet.explain import said_of
+from dali_imagenet.ops import OPS
 from tests.helpers import write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,8 +84,7 @@ def test_index(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said == "error: --label-key cannot be given here: such data take --split, --classes, --labels"
 
 
-def test_index_with_broken_images(new_folder: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert callable(new_folder)
+def test_index_with_broken_images(new_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = new_folder(6)
     write(next(root.iterdir()) / "odd\x1b.jpg", b"no image")
     assert main(["index", str(root)]) == 3
@@ -111,3 +116,103 @@ def test_errors_speak_the_options_words(
     assert main(given) == status
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.match(f"error: .*{message}", said), said
+
+
+def test_explain_tells_the_rows_of_a_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["explain", str(folder), "--recipe", "advanced", "--batch-size", "6", "--epoch", "1", "--step", "2"]
+    with create_loader(folder, TrainRecipe.advanced(), batch_size=6, device="cpu", num_workers=0) as loader:
+        expected = loader.explain(2, epoch=1)
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == expected
+    assert main([*words, "--row", "4"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    row = expected[4]
+    assert f"row 4: {row['path']}" in said
+    assert f"region {row['box'][3]} x {row['box'][2]} at ({row['box'][1]}, {row['box'][0]})" in said
+    assert ("flip horizontal" in said) == row["hflip"]
+    assert f"with row 1 (sample {expected[1]['index']}, class {expected[1]['label']})" in said
+    operations = [op for part in row["program"] for op in part]
+    assert operations
+    assert all(op["op"].removeprefix("PIL_").lower().replace("_", " ") in said for op in operations)
+    # what that run had lost, as Loader.save_failures wrote it
+    lost = write(tmp_path / "lost.json", json.dumps([{"sample": row["index"], "path": "x", "reason": "y"}]).encode())
+    assert main([*words, "--row", "4", "--failures", str(lost)]) == 0
+    assert f"read in the place of sample {row['index']}" in " ".join(capsys.readouterr().out.split())
+    assert main([*words, "--row", "6"]) == 2
+    assert "error: --row 6: must be a whole number in [0, 5]" in capsys.readouterr().err
+    assert main([*words[:-1], "4"]) == 2
+    assert "error: --step 4: must be a whole number in [0, 3]" in capsys.readouterr().err
+
+
+def test_every_operation_has_words() -> None:
+    for op, info in OPS.items():
+        aux = {"none": 0, "filter": info.filters[-1], "kernel": 23}[info.aux]
+        said = said_of({"op": op.name, "arg": 0.4375, "aux": aux})
+        assert said.startswith(op.name.removeprefix("PIL_").lower().split("_")[0])
+        assert ("0.4375" in said) == ((info.low, info.high) != (-math.inf, math.inf) or info.mirror is not None), said
+
+
+def test_failures_of_a_run(new_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = new_folder(6)
+    table = str(tmp_path / "bad.csv")
+    options: dict[str, Any] = {"batch_size": 2, "device": "cpu", "num_workers": 0, "on_error": "replace"}
+    with create_loader(root, TrainRecipe.classic(input_size=32), max_broken=1.0, **options) as loader:
+        loader.save_failures(table)
+        assert main(["failures", table]) == 0
+        assert capsys.readouterr().out == "0 images could not be read\n"
+        Path(loader.dataset.path(3)).unlink()
+        list(loader)
+        loader.save_failures(table)
+        lost = loader.dataset.path(3)
+    assert main(["failures", table]) == 3
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{lost}: ")
+    assert f"{lost}: {lost}: " not in first
+    assert last == "1 images could not be read"
+    assert main(["failures", table, "--json"]) == 3
+    assert [row["sample"] for row in json.loads(capsys.readouterr().out)] == [3]
+    assert main(["failures", str(write(tmp_path / "x.json", b"{}"))]) == 1
+
+
+def test_the_cache_is_listed_and_cleared_and_nothing_else(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("DALI_IMAGENET_CACHE", str(cache))
+    SampleIndex.from_folder(folder)
+    own = {path.name for path in cache.iterdir()}
+    assert {path.name for kind in KINDS for path in entries(kind, cache)} == own
+    write(cache / "roi_decode.json", b"{}")
+    write(cache / "images-v1-seed0" / "train" / "a.jpg", b"0" * 5000)
+    write(cache / "links" / ("0" * 16) / "a.jpg", b"0")
+    foreign = ["notes.txt", "index-mine.bin", "links/mine/a.jpg", "converted/a.jpg", "images/a.jpg", "rows-x.rows"]
+    for name in foreign:
+        write(cache / name, b"mine")
+    (cache / "images-v1-seed7").symlink_to(tmp_path)
+    assert main(["cache", "--json"]) == 0
+    kinds = {row["kind"]: row for row in json.loads(capsys.readouterr().out)["kinds"]}
+    assert {name: row["entries"] for name, row in kinds.items()} == {"index": len(own), "probe": 1, "images": 2}
+    assert kinds["images"]["bytes"] >= 5001
+    assert main(["cache", "clear", "probe", "images"]) == 0
+    assert "removed    2 file(s)" in capsys.readouterr().out
+    assert not (cache / "roi_decode.json").exists()
+    assert not (cache / "images-v1-seed0").exists()
+    assert own <= {path.name for path in cache.iterdir()}
+    assert main(["cache", "clear", "--all"]) == 0
+    left = {path.relative_to(cache).as_posix() for path in cache.rglob("*") if path.is_symlink() or not path.is_dir()}
+    assert left == {*foreign, "images-v1-seed7"}
+    assert (tmp_path / "cache").is_dir()
+
+
+def test_copies_of_remote_files_are_cleared_in_their_own_folder(tmp_path: Path) -> None:
+    copy = write(tmp_path / f"{'0' * 24}-{'1' * 24}.copy", b"0")
+    other = write(tmp_path / "mine.copy", b"0")
+    assert main(["cache", "clear", "remote"]) == 2
+    assert main(["cache", "clear", "remote", "--local-cache", str(tmp_path)]) == 0
+    assert (copy.exists(), other.exists()) == (False, True)
+
+
+@pytest.mark.parametrize("words", ["cache clear", "cache clear nothing", "cache list index", "cache clear index --all"])
+def test_wrong_words_for_the_cache(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 2
+    assert capsys.readouterr().err.startswith("error: ")
