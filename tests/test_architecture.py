@@ -36,6 +36,7 @@ LAYERS = (
     ("loader",),
     ("metrics", "packing", "preview"),
     ("integrations",),
+    ("train",),
     ("cli",),
     ("__main__",),
 )

@@ -21,7 +21,7 @@ from tests.helpers import write
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [name.replace("_", "-") for name in COMMANDS]
-OWN = ("bench",)  # has a parser of its own
+OWN = ("bench", "train")  # have parsers of their own
 HEAVY = {"torch", "torchvision", "timm", "PIL", "scipy", "nvidia", "tqdm", "platformdirs"}
 
 
