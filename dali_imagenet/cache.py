@@ -28,6 +28,7 @@ KINDS = (
         "index", "sizes and health of images", rf"(index-{_HEX}\.bin|container-{_HEX}\.rows)(\.\w+)?|rows-{_HEX}[-.].+"
     ),
     Kind("probe", "whether a GPU decodes regions well", r"roi_decode\.json"),
+    Kind("trial", "what a trial of the backends measured", r"trial\.json(\.\w+)?"),
     Kind(
         "images",
         "images and copies that bench made",

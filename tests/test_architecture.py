@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the ground up; each may import from its own line and from those above it.
 LAYERS = (
     ("_compiled", "cache", "cores", "errors", "escape", "formats", "validation"),
-    ("failures", "jpeg_markers", "ops", "rng", "storage"),
+    ("failures", "jpeg_markers", "machine", "ops", "rng", "storage"),
     ("pillow",),
     ("policy",),
     ("presets",),
@@ -34,7 +34,8 @@ LAYERS = (
     ("output", "ranks", "samplers", "state"),
     ("explain",),
     ("loader",),
-    ("metrics", "packing", "preview"),
+    ("metrics", "packing", "preview", "trial"),
+    ("doctor",),
     ("integrations",),
     ("train",),
     ("cli",),

@@ -191,7 +191,12 @@ def test_the_cache_is_listed_and_cleared_and_nothing_else(
     (cache / "images-v1-seed7").symlink_to(tmp_path)
     assert main(["cache", "--json"]) == 0
     kinds = {row["kind"]: row for row in json.loads(capsys.readouterr().out)["kinds"]}
-    assert {name: row["entries"] for name, row in kinds.items()} == {"index": len(own), "probe": 1, "images": 2}
+    assert {name: row["entries"] for name, row in kinds.items()} == {
+        "index": len(own),
+        "probe": 1,
+        "trial": 0,
+        "images": 2,
+    }
     assert kinds["images"]["bytes"] >= 5001
     assert main(["cache", "clear", "probe", "images"]) == 0
     assert "removed    2 file(s)" in capsys.readouterr().out

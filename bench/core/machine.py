@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
 import platform
 from typing import Any
+
+from dali_imagenet import machine
 
 PACKAGES = (
     "torch", "torchvision", "timm", "numpy", "pillow", "nvidia-dali-cuda120", "nvidia-nvimgcodec-cu12", "simplejpeg",
@@ -19,12 +20,7 @@ def versions() -> dict[str, str]:
     from dali_imagenet._compiled import compiled_modules
     from dali_imagenet.decode.decode import decoder_name
 
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    found = {"python": platform.python_version()} | machine.versions(PACKAGES)
     found["compiled modules"] = ", ".join(compiled_modules()) or "none"
     found["our JPEG decoder"] = decoder_name()
     return found
@@ -37,17 +33,6 @@ def cores() -> int:
     return math.ceil(usable_cores())
 
 
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def describe() -> dict[str, Any]:
     import psutil
     import torch
@@ -55,7 +40,7 @@ def describe() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
-        "processor": _processor(),
+        "processor": machine.processor(),
         "cores": cores(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus,
