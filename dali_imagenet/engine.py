@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dali_imagenet.decode.seek_index import SeekIndex
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import Plan
 from dali_imagenet.validation import wrong
@@ -49,6 +50,8 @@ class EngineOptions:
     hw_decoder_load: float | None = None
     in_graph: bool | None = None
     """Whether DALI does on the CPU what it always does on a GPU; None: no, torch is faster."""
+    seek_index: SeekIndex | None = None
+    """Where the rows of the data set's JPEGs begin."""
 
 
 class Engine(Protocol):

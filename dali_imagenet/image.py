@@ -15,6 +15,7 @@ from torch import Tensor
 from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.data.source import ReadsAhead
 from dali_imagenet.decode.decode import Box, Pixels, decode
+from dali_imagenet.decode.seek_index import SeekIndex
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.escape import escaped, printable
 from dali_imagenet.plan.batch_plan import BatchPlan
@@ -25,7 +26,11 @@ from dali_imagenet.transforms.resize import enclosing, part_of, required_region,
 
 
 def decode_and_resize(
-    index: SampleIndex, plan: BatchPlan, row: int, workspace: Workspace | None = None
+    index: SampleIndex,
+    plan: BatchPlan,
+    row: int,
+    workspace: Workspace | None = None,
+    remembered: SeekIndex | None = None,
 ) -> list[Tensor]:
     """One row of a plan in each of its views, up to the pixel operations: uint8 [3, H, W], strides as they fall.
 
@@ -37,14 +42,20 @@ def decode_and_resize(
     """
     regions = [required_region(view, row) for view in plan.views]
     box = enclosing([region.box for region in regions])
-    pixels = read_pixels(index, int(plan.source_index[row]), box, workspace)
+    pixels = read_pixels(index, int(plan.source_index[row]), box, workspace, remembered)
     return [
         resize_crop_flip(part_of(pixels, box, region.box), region, view, row)
         for view, region in zip(plan.views, regions, strict=True)
     ]
 
 
-def read_pixels(index: SampleIndex, sample: int, box: Box, workspace: Workspace | None = None) -> Pixels:
+def read_pixels(
+    index: SampleIndex,
+    sample: int,
+    box: Box,
+    workspace: Workspace | None = None,
+    remembered: SeekIndex | None = None,
+) -> Pixels:
     """Decode a box (top, left, height, width) of one sample: uint8 [height, width, 3], in the workspace if any.
 
     Raises:
@@ -57,7 +68,7 @@ def read_pixels(index: SampleIndex, sample: int, box: Box, workspace: Workspace 
     if workspace is not None:  # fresh memory for each image costs a page fault for every 4 KiB
         memory = workspace.get("decoded", (height * width * 3,), torch.uint8).numpy()
     with decoding(index, sample):
-        return decode(data, (height, width), box, memory)
+        return decode(data, (height, width), box, memory, None if remembered is None else remembered.slot(sample))
 
 
 def read_sample(index: SampleIndex, sample: int) -> bytes:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dali_imagenet.cores import worker_count
 from dali_imagenet.data.index import Classes, SampleIndex
+from dali_imagenet.decode.seek_index import OUTCOMES, SeekIndex, seek_index_for
 from dali_imagenet.engine import Batch, Engine, EngineOptions, choose_backend, make_engine
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.escape import escaped, printable
@@ -87,6 +88,7 @@ def create_loader(
     multiprocessing_context: str | None = None,
     roi_decode: bool | None = None,
     hw_decoder_load: float | None = None,
+    jpeg_index: bool | None = None,
     **others: Never,
 ) -> Loader:
     """Make a loader: `for images, targets in create_loader(folder, TrainRecipe.strong(), batch_size=256)`.
@@ -189,6 +191,10 @@ def create_loader(
         roi_decode: whether DALI decodes only the region that is needed. None: yes on the CPU, whole images on a GPU.
             True on a GPU asks a probe in a subprocess first, and raises RuntimeError where it fails.
         hw_decoder_load: share of the JPEGs for the GPU's hardware decoder; None is DALI's default.
+        jpeg_index: whether the torchvision backend remembers, in a file in the cache folder (300 bytes an image), where
+            the rows of each JPEG begin, so that from the second epoch on a crop's decoding begins at its first row.
+            Changes no pixel. None: yes where the cache folder can hold it. True raises RuntimeError where it cannot.
+            See docs/data.md.
 
     Returns:
         A `Loader` of (images [B, 3, H, W], targets): targets int64 [B], or float32 [B, num_classes] where the recipe
@@ -209,6 +215,7 @@ def create_loader(
     choice("dtype", dtype, (torch.float32, torch.float16, torch.bfloat16))
     choice("memory_format", memory_format, (torch.contiguous_format, torch.channels_last))
     choice("multiprocessing_context", multiprocessing_context, (None, "fork", "spawn", "forkserver"))
+    choice("jpeg_index", jpeg_index, (None, False, True))
     max_broken = probability("max_broken", max_broken)
     timeout = real("timeout", timeout, 0)
     if hw_decoder_load is not None:
@@ -234,6 +241,7 @@ def create_loader(
             "timeout": timeout,
             "roi_decode": roi_decode,
             "hw_decoder_load": hw_decoder_load,
+            "jpeg_index": jpeg_index,
         },
     )
     views = sequence(views) or views  # a tuple: a list may change before the plan is made
@@ -254,10 +262,13 @@ def create_loader(
         roi_decode=roi_decode,
         hw_decoder_load=hw_decoder_load,
     )
-    return Loader(
+    loader = Loader(
         make_plan, chosen, options, num_workers=num_workers, ranks=(rank, world_size),
-        num_classes=_num_classes(index, recipe), max_broken=max_broken, output=out,
+        num_classes=_num_classes(index, recipe), max_broken=max_broken, output=out, jpeg_index=jpeg_index,
     )  # fmt: skip
+    if jpeg_index:
+        loader._seek_index  # noqa: B018  # or it is refused now
+    return loader
 
 
 # What DataLoader takes and create_loader does not, and what to do.
@@ -288,7 +299,7 @@ def _warn_of_unused(backend: str, device: torch.device, given: Mapping[str, obje
     """Options that the chosen backend has no use for."""
     used = {
         "dali": {"roi_decode"} | ({"hw_decoder_load"} if device.type == "cuda" else set()),
-        "torchvision": {"multiprocessing_context", "timeout"},
+        "torchvision": {"multiprocessing_context", "timeout", "jpeg_index"},
     }
     for name, value in given.items():
         if value and name not in used.get(backend, set()):
@@ -433,6 +444,7 @@ class Loader:
         num_classes: int,
         max_broken: float,
         output: Output,
+        jpeg_index: bool | None = None,
     ) -> None:
         self.dataset: SampleIndex = make_plan.args[0]
         self.recipe: Recipe = make_plan.args[1]
@@ -442,6 +454,7 @@ class Loader:
         self.mixup_enabled = self.recipe.mixing
         self._make_plan, self._options = make_plan, options
         self._num_workers, self._ranks = num_workers, ranks
+        self._jpeg_index = jpeg_index
         self._output, self.output, self.output_names = output, output.form, output.names
         self._grouped = False  # the ranks are those of a process group
         self._compared = False  # with the other ranks
@@ -493,6 +506,23 @@ class Loader:
     def roi_decode(self) -> bool | None:
         """Whether DALI decodes the crop alone; None where it is not DALI that decodes."""
         return self._open_engine().roi_decode
+
+    @functools.cached_property
+    def _seek_index(self) -> SeekIndex | None:
+        return seek_index_for(self.dataset, self._jpeg_index) if self.backend == "torchvision" else None
+
+    @property
+    def jpeg_index(self) -> dict[str, Any] | None:
+        """The "file" that remembers where the rows of JPEGs begin, its "bytes", and how many JPEGs were decoded how.
+
+        "from the top": nothing was known yet. "from a row": of the crop, or the last one before it that was known.
+        "dropped": from the top, because what was remembered is not of the file as it is now. None where nothing is
+        remembered.
+        """
+        seek = self._seek_index
+        if seek is None:
+            return None
+        return {"file": seek.file, "bytes": seek.nbytes, **dict(zip(OUTCOMES, seek.counts, strict=True))}
 
     def __repr__(self) -> str:
         """Backend, data, batch, ranks and position."""
@@ -791,7 +821,8 @@ class Loader:
             workers = self._num_workers
             if workers is None:
                 workers = worker_count(plan.world_size, torch.cuda.device_count())
-            self._engine = make_engine(self.backend, plan, dataclasses.replace(self._options, num_workers=workers))
+            options = dataclasses.replace(self._options, num_workers=workers, seek_index=self._seek_index)
+            self._engine = make_engine(self.backend, plan, options)
             what = "%s decodes JPEGs, num_workers=%d, rank %d of %d"
             log.info(what, self._engine.decoder, workers, plan.rank, plan.world_size)
         return self._engine

@@ -50,6 +50,7 @@ class TorchvisionEngine:
             pin_memory=not self._on_cpu,
             multiprocessing_context=_context(plan.index.source, options),
             timeout=options.timeout,
+            seek_index=options.seek_index,
         )
 
     @property

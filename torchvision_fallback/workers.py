@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from dali_imagenet.data.source import share_among
+from dali_imagenet.decode.seek_index import SeekIndex
 from dali_imagenet.engine import Batch
 from dali_imagenet.image import announce, decode_and_resize
 from dali_imagenet.plan.batch_plan import BatchPlan
@@ -62,6 +63,7 @@ class WorkerResult(NamedTuple):
     images: list[Tensor] | None
     failures: dict[int, str]
     mixed: bool
+    sought: tuple[int, ...] = ()  # `SeekIndex.counts` of these
 
 
 _PARENTS: list[DataLoader[WorkerResult]] = []  # what a forked child must not end
@@ -70,8 +72,15 @@ _PARENTS: list[DataLoader[WorkerResult]] = []  # what a forked child must not en
 class _Batches(Dataset[WorkerResult]):
     """Executes tasks; lives in the workers."""
 
-    def __init__(self, plan: Plan, postprocess: Postprocess | None, ring: Sequence[Tensor], num_workers: int) -> None:
-        self.plan, self.postprocess, self.ring = plan, postprocess, ring
+    def __init__(
+        self,
+        plan: Plan,
+        postprocess: Postprocess | None,
+        ring: Sequence[Tensor],
+        num_workers: int,
+        seek_index: SeekIndex | None,
+    ) -> None:
+        self.plan, self.postprocess, self.ring, self.seek_index = plan, postprocess, ring, seek_index
         self._every = max(1, num_workers)  # step is this worker's: the DataLoader deals them out in turn
         self._workspace = Workspace()
 
@@ -90,10 +99,11 @@ class _Batches(Dataset[WorkerResult]):
                 mix_pair_(images[0], mix, len(plan) - 1 - row)
 
         plan, failures = self.plan.execute_rows(plan, make, None if mix is None else _pairs(len(plan)))
-        return WorkerResult(plan, task.slot, images if task.slot == _NO_SLOT else None, failures, task.mix)
+        sought = () if self.seek_index is None else self.seek_index.taken()
+        return WorkerResult(plan, task.slot, images if task.slot == _NO_SLOT else None, failures, task.mix, sought)
 
     def _row(self, plan: BatchPlan, row: int, out: list[Tensor]) -> None:
-        pixels = decode_and_resize(self.plan.index, plan, row, self._workspace)
+        pixels = decode_and_resize(self.plan.index, plan, row, self._workspace, self.seek_index)
         for view, image, images in zip(plan.views, pixels, out, strict=True):
             if self.postprocess is None:
                 images[row].copy_(image)
@@ -161,6 +171,7 @@ class Workers:
         pin_memory: copy batches to pinned memory (for a GPU).
         multiprocessing_context: "fork", "spawn", "forkserver" or None for the platform's default.
         timeout: seconds without a batch after which iteration fails with RuntimeError; 0 waits for ever.
+        seek_index: of the plan's index; counts what its workers have.
 
     Attributes:
         mixing: whether the next batch that is handed out shall be mixed; only where `postprocess` is given.
@@ -176,8 +187,9 @@ class Workers:
         pin_memory: bool = False,
         multiprocessing_context: str | None = None,
         timeout: float = 0,
+        seek_index: SeekIndex | None = None,
     ) -> None:
-        self._plan, self._postprocess = plan, postprocess
+        self._plan, self._postprocess, self._seek_index = plan, postprocess, seek_index
         self.mixing = False
         self._ring: Sequence[Tensor] = []
         if postprocess is not None:
@@ -188,7 +200,7 @@ class Workers:
         self._tasks = _Tasks(plan, len(self._ring))
         self._results: Iterator[WorkerResult] | None = None  # where they come from; None: from a new iteration
         self._loader: DataLoader[WorkerResult] | None = DataLoader(
-            _Batches(plan, postprocess, self._ring, num_workers),
+            _Batches(plan, postprocess, self._ring, num_workers, seek_index),
             batch_size=None,
             sampler=self._tasks,
             num_workers=num_workers,
@@ -228,6 +240,8 @@ class Workers:
                     self._stop_workers()
                 raise
             plan, failures = done[0].plan, done[0].failures
+            if self._seek_index is not None:
+                self._seek_index.add(done[0].sought)
             if (plan.epoch, plan.step) != (epoch, start):
                 raise RuntimeError(f"expected step {start} of epoch {epoch}, got {plan.step} of {plan.epoch}")
             self._tasks.in_flight.popleft()

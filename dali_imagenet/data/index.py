@@ -16,11 +16,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from dali_imagenet.cache import cache_folder
 from dali_imagenet.data import algebra, huggingface, lists, parquet, tfrecord
 from dali_imagenet.data import labels as labelling
 from dali_imagenet.data.arrow import Arrow
@@ -208,6 +210,12 @@ class SampleIndex:
     source: Source
     rows: Rows
     _fingerprint: str | None = None
+    _cache_dir: str | os.PathLike[str] | Literal[False] | None = None
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """Where what took time is remembered of these images; None where nothing shall (`cache=False`) or can be."""
+        return None if self._cache_dir is False else cache_folder(self._cache_dir)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -962,11 +970,9 @@ class SampleIndex:
             rows = found.rows
             return rows.replace(label=numbers), tuple(order), n
 
-        if version is None:
-            settings = settings._replace(cache=False)
         said = "sorted" if classes is None else _said(labelling.classes_of(classes))
         key = ["reads", what, n, version, None if names is None else key_of(list(names)), said]
-        return cls._made(key, what, make, settings, source, False)
+        return cls._made(key, what, make, settings, source, False, may_share=version is not None)
 
     @classmethod
     def _from_containers(
@@ -1009,6 +1015,7 @@ class SampleIndex:
         options: ScanOptions,
         source: Callable[[Rows], Source],
         listed: bool,
+        may_share: bool = True,
     ) -> SampleIndex:
         """An index of what `make` gives (rows, classes, images read now), or another process has made by that key."""
         from PIL import ImageFile
@@ -1020,14 +1027,15 @@ class SampleIndex:
             rows, classes, read = make()
             return rows, {"classes": classes, "fingerprint": _fingerprint(rows, classes)}
 
-        if options.cache:
+        if options.cache and may_share:
             full = key_of(*key, *options.limits, bool(ImageFile.LOAD_TRUNCATED_IMAGES))
             rows, info, here = shared(full, made, options.cache_dir, listed=listed)
         else:
             (rows, info), here = made(), True
         n = len(rows)
         scan = Scan(n, read, n - read, time.perf_counter() - start)
-        index = cls(root, tuple(info["classes"]), scan, source(rows), rows, str(info["fingerprint"]))
+        fingerprint, known = str(info["fingerprint"]), tuple(info["classes"])
+        index = cls(root, known, scan, source(rows), rows, fingerprint, options.cache_dir if options.cache else False)
         how = f"{read} files read and {n - read} from the cache" if here else "mapped from another process or start"
         logger.info("%r; %s in %.1f s (%.0f files/s)", index, how, scan.seconds, scan.files_per_second)
         return index
@@ -1305,7 +1313,8 @@ class SampleIndex:
     def _of(self, rows: Rows, source: Source, classes: Sequence[str], root: str | None = None) -> SampleIndex:
         """An index of what is known already."""
         scan = Scan(len(rows), 0, 0, 0.0)
-        return SampleIndex(self.root if root is None else root, tuple(classes), scan, source, rows)
+        root = self.root if root is None else root
+        return SampleIndex(root, tuple(classes), scan, source, rows, _cache_dir=self._cache_dir)
 
     @property
     def class_to_idx(self) -> dict[str, int]:

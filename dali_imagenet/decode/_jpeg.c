@@ -1,13 +1,14 @@
 /* Decodes a region of a baseline JPEG: of what lies above and beside it only the codes are read, of what lies below
-   nothing. The pixels are bit for bit those that libjpeg-turbo gives for the whole image (its exact inverse DCT, its
-   "fancy" chroma upsampling), which is what Pillow shows.
+   nothing; and where it is remembered at which bits the rows begin, nothing of what lies above it and to its right. The
+   pixels are bit for bit those that libjpeg-turbo gives for the whole image (its exact inverse DCT, its "fancy" chroma
+   upsampling), which is what Pillow shows.
 
    Gray and YCbCr images with 8 bits a sample, one Huffman-coded scan, chroma in full, half or quarter resolution
    (4:4:4, 4:2:2, 4:2:0). Whatever else there is, or looks damaged, is a ValueError: the caller then asks Pillow.
 
    Faster than libjpeg-turbo because a code is found together with the bits that belong to it, often two at once, because
-   the byte stuffing is taken out beforehand, because blocks that nobody wants are skipped several codes at a time, and because two blocks
-   go through the inverse DCT at once. */
+   the byte stuffing is taken out beforehand, because blocks that nobody wants are skipped several codes at a time, and
+   because two blocks go through the inverse DCT at once. */
 
 #ifndef WITHOUT_PYTHON /* as the fuzzer wants it */
 #define PY_SSIZE_T_CLEAN
@@ -38,6 +39,7 @@
 #define BLOCKS 6 /* the most of a minimum coded unit */
 #define AHEAD (BLOCKS * 64 * 4) /* bytes that its codes can take: at most 31 bits for a coefficient */
 #define CHUNK 16384
+#define BEHIND 8 /* bytes that the bit buffer holds, kept in front of what is read next */
 #define MOST 65500 /* pixels of a side, to libjpeg */
 #define MAX_SEGMENTS 4096     /* as in dali_imagenet.jpeg_markers: of a header, */
 #define MAX_HEADER (1 << 20) /* and bytes of it, besides metadata */
@@ -538,6 +540,12 @@ struct component {
     ptrdiff_t stride, first;
 };
 
+/* Where a row of minimum coded units begins, or the last one ends; before the restart marker, if there is one. */
+struct row {
+    int64_t at;    /* bits of the file, stuffing and markers among them */
+    int16_t dc[3]; /* predictors: more than 16 bits of them have no say */
+};
+
 struct image {
     const uint8_t *data, *end, *at;
     ptrdiff_t width, height, top, left, rows, columns; /* rows and columns: of the region */
@@ -550,8 +558,15 @@ struct image {
     uint8_t *out, *lines; /* lines: chroma of a row in full resolution */
     struct bits bits;
     const uint8_t *bytes_end;
-    int complete;                      /* the interval's last byte is there */
-    uint8_t bytes[CHUNK + AHEAD + 16]; /* codes without stuffing, of the current interval */
+    ptrdiff_t wanted;                           /* bytes of it to have at once */
+    int complete;                               /* the interval's last byte is there */
+    uint8_t bytes[BEHIND + CHUNK + AHEAD + 16]; /* codes without stuffing, of the current interval */
+    const uint8_t *placed;                      /* one of them, and where it is in the file */
+    ptrdiff_t place;
+    size_t room;               /* for what is remembered of the file; 0: nothing is */
+    struct row *known, start;  /* rows 0, `every`, 2 * `every` ... and, where the last one was read to its end, the end */
+    ptrdiff_t count_known, every;
+    uint64_t content; /* hash of the file, where it was asked for */
 };
 
 static int refuse(struct image *m, const char *problem)
@@ -693,15 +708,38 @@ static int read_header(struct image *m)
     return refuse(m, "a broken header");
 }
 
+/* Brings `placed`, of which one knows where it is in the file, to a later byte. */
+static void place(struct image *m, const uint8_t *to)
+{
+    ptrdiff_t count = to - m->placed;
+    if (count <= 0)
+        return;
+    m->place += count;
+    while (count > 0) {
+        uint8_t stuffed = 0;
+        int few = count < 128 ? (int)count : 128;
+        for (int i = 0; i < few; i++)
+            stuffed += m->placed[i] == 0xFF;
+        m->place += stuffed;
+        m->placed += few;
+        count -= few;
+    }
+}
+
 /* Sees to it that the codes of a whole minimum coded unit are in `bytes`, as far as there are any. */
 INLINE void supply(struct image *m)
 {
     if (LIKELY(m->complete || m->bytes_end - m->bits.at >= AHEAD))
         return;
     size_t left = (size_t)(m->bytes_end - m->bits.at);
-    memmove(m->bytes, m->bits.at, left);
-    m->bits.at = m->bytes;
-    uint8_t *to = m->bytes + left, *full = m->bytes + CHUNK;
+    if (m->room) {
+        place(m, m->bits.at - BEHIND);
+        m->placed -= m->bits.at - BEHIND - m->bytes;
+    }
+    memmove(m->bytes, m->bits.at - BEHIND, BEHIND + left);
+    m->bits.at = m->bytes + BEHIND;
+    uint8_t *to = m->bytes + BEHIND + left, *full = m->bytes + BEHIND + m->wanted;
+    m->wanted = CHUNK;
     while (to < full) {
         size_t count = (size_t)(full - to);
         if (count > (size_t)(m->end - m->at))
@@ -730,9 +768,12 @@ static ptrdiff_t bits_left(const struct image *m) { return (m->bytes_end - m->bi
 
 static void start_interval(struct image *m)
 {
-    m->bits = (struct bits){m->bytes, 0, 0};
-    m->bytes_end = m->bytes;
+    m->bytes_end = m->bytes + BEHIND;
+    m->bits = (struct bits){m->bytes_end, 0, 0};
+    m->wanted = CHUNK;
     m->complete = 0;
+    m->placed = m->bytes_end;
+    m->place = m->at - m->data;
     for (int i = 0; i < m->count; i++)
         m->components[i].predictor = 0;
 }
@@ -836,6 +877,12 @@ static void mend_edges(struct image *m, ptrdiff_t unit_row)
 
 struct span { ptrdiff_t first, last; }; /* minimum coded units */
 
+static ptrdiff_t units_down(const struct image *m)
+{
+    int v = m->components[0].v;
+    return (m->height + 8 * v - 1) / (8 * v);
+}
+
 /* The units that hold samples begin..end (of luma), and the chroma beside them that is interpolated with. */
 static struct span units(ptrdiff_t begin, ptrdiff_t end, int factor, ptrdiff_t extent)
 {
@@ -851,17 +898,236 @@ INLINE void zero(int16_t *block)
         memcpy(block + 16 * i, nothing, 32);
 }
 
+/* ---- what is remembered of an image ---- */
+
+/* What a slot begins with. Behind it, `count` times as many bits as `bits` say: by how much the row's length is above
+   `least`, and the predictors above `least_dc`. In the byte order of the machine. */
+struct record {
+    uint64_t check; /* of all that follows, and of the file; 0 where there is none */
+    uint32_t least;
+    int16_t least_dc[3];
+    uint16_t count; /* rows, without the first of all */
+    uint8_t every, bits[4];
+};
+#define HEAD (offsetof(struct record, bits) + 4)
+
+/* Not against malice. A change of one word always changes it, other damage all but once in 2^64 times. */
+static uint64_t hash_of(const uint8_t *data, size_t size, uint64_t seed)
+{
+    const uint64_t odd = 0x9E3779B185EBCA87u;
+    uint64_t lane[8], word[8] = {0}, hash = seed ^ size * odd; /* so many multiplications are in flight at once */
+    for (int i = 0; i < 8; i++)
+        lane[i] = odd * (seed + (uint64_t)i + 1);
+#define TAKE                                                                                                           \
+    for (int i = 0; i < 8; i++) {                                                                                      \
+        uint64_t mixed = lane[i] ^ word[i];                                                                            \
+        lane[i] = (mixed << 29 | mixed >> 35) * odd;                                                                   \
+    }
+    for (; size >= sizeof word; data += sizeof word, size -= sizeof word) {
+        memcpy(word, data, sizeof word);
+        TAKE
+    }
+    memset(word, 0, sizeof word);
+    memcpy(word, data, size);
+    TAKE
+    for (int i = 0; i < 8; i++) {
+        hash ^= lane[i];
+        hash = (hash << 29 | hash >> 35) * odd;
+        hash ^= hash >> 32;
+    }
+    return hash;
+}
+#undef TAKE
+
+struct packer {
+    uint8_t *to;
+    uint64_t held;
+    int count;
+};
+
+static void put(struct packer *p, uint64_t value, int bits)
+{
+    p->held |= value << p->count;
+    for (p->count += bits; p->count >= 8; p->count -= 8, p->held >>= 8)
+        *p->to++ = (uint8_t)p->held;
+}
+
+static int width_of(uint64_t largest)
+{
+    int bits = 0;
+    for (; largest; largest >>= 1)
+        bits++;
+    return bits;
+}
+
+/* The number that the end has among what is known. */
+static ptrdiff_t last_number(const struct image *m) { return (units_down(m) + m->every - 1) / m->every; }
+
+/* Every other row is forgotten, but the end is not. */
+static void thin_out(struct image *m)
+{
+    ptrdiff_t last = last_number(m), ended = m->count_known == last + 1, count = 0;
+    struct row end = m->known[m->count_known - 1];
+    for (ptrdiff_t i = 0; i < m->count_known; i += 2)
+        m->known[count++] = m->known[i];
+    m->every *= 2;
+    if (ended && last % 2)
+        m->known[count++] = end;
+    m->count_known = count;
+}
+
+static uint64_t check_of(const uint8_t *record, size_t size, uint64_t content)
+{
+    return hash_of(record + sizeof(uint64_t), size - sizeof(uint64_t), content);
+}
+
+/* What is known as a record of at most `room` bytes; its length, or 0 where it cannot be. */
+static size_t pack(struct image *m, uint8_t *record)
+{
+    for (;; thin_out(m)) {
+        ptrdiff_t count = m->count_known - 1;
+        if (count < 1 || m->every > 128)
+            return 0;
+        int64_t least = INT64_MAX, most = 0;
+        int low[3] = {INT16_MAX, INT16_MAX, INT16_MAX}, high[3] = {INT16_MIN, INT16_MIN, INT16_MIN};
+        for (ptrdiff_t i = 1; i <= count; i++) {
+            int64_t length = m->known[i].at - m->known[i - 1].at;
+            least = length < least ? length : least;
+            most = length > most ? length : most;
+            for (int c = 0; c < 3; c++) {
+                int dc = m->known[i].dc[c];
+                low[c] = dc < low[c] ? dc : low[c];
+                high[c] = dc > high[c] ? dc : high[c];
+            }
+        }
+        if (most > UINT32_MAX)
+            return 0;
+        struct record r = {.least = (uint32_t)least, .count = (uint16_t)count, .every = (uint8_t)m->every};
+        r.bits[0] = (uint8_t)width_of((uint64_t)(most - least));
+        size_t bits = r.bits[0];
+        for (int c = 0; c < 3; c++) {
+            r.least_dc[c] = (int16_t)low[c];
+            r.bits[1 + c] = (uint8_t)width_of((uint64_t)(high[c] - low[c]));
+            bits += r.bits[1 + c];
+        }
+        size_t size = HEAD + (bits * (size_t)count + 7) / 8;
+        if (size > m->room)
+            continue;
+        struct packer p = {record + HEAD, 0, 0};
+        for (ptrdiff_t i = 1; i <= count; i++) {
+            put(&p, (uint64_t)(m->known[i].at - m->known[i - 1].at - least), r.bits[0]);
+            for (int c = 0; c < 3; c++)
+                put(&p, (uint64_t)(m->known[i].dc[c] - low[c]), r.bits[1 + c]);
+        }
+        put(&p, 0, 7);
+        memcpy(record, &r, HEAD);
+        r.check = check_of(record, size, m->content);
+        memcpy(record, &r, sizeof r.check);
+        return size;
+    }
+}
+
+static uint64_t take(const uint8_t *bytes, size_t *at, int bits)
+{
+    const uint8_t *p = bytes + *at / 8;
+    uint64_t value = p[0] | p[1] << 8 | p[2] << 16 | (uint64_t)p[3] << 24 | (uint64_t)p[4] << 32;
+    value >>= *at % 8;
+    *at += (size_t)bits;
+    return value & (((uint64_t)1 << bits) - 1);
+}
+
+/* The rows that a record knows; -1 where it is another file's, or not whole. */
+static int unpack(struct image *m, const uint8_t *record)
+{
+    struct record r;
+    memcpy(&r, record, HEAD);
+    size_t bits = 0, at = 8 * HEAD, size = (size_t)(m->end - m->data);
+    for (int i = 0; i < 4; i++)
+        bits += r.bits[i];
+    size_t length = HEAD + (bits * r.count + 7) / 8;
+    m->content = hash_of(m->data, size, 0);
+    if (length > m->room || r.check != check_of(record, length, m->content))
+        return -1;
+    if (!r.every || r.bits[0] > 32 || r.bits[1] > 16 || r.bits[2] > 16 || r.bits[3] > 16)
+        return -1; /* nobody writes this, but it must not do harm */
+    m->every = r.every;
+    if (r.count > last_number(m))
+        return -1;
+    for (int i = 1; i <= r.count; i++) {
+        struct row *row = &m->known[i];
+        row->at = row[-1].at + r.least + (int64_t)take(record, &at, r.bits[0]);
+        for (int c = 0; c < 3; c++)
+            row->dc[c] = (int16_t)(r.least_dc[c] + (int)take(record, &at, r.bits[1 + c]));
+        if (row->at > 8 * (int64_t)size)
+            return -1;
+    }
+    m->count_known = r.count + 1;
+    return 0;
+}
+
+/* ---- rows that are gone to ---- */
+
+static int is_known(const struct image *m, ptrdiff_t row)
+{
+    return row % m->every == 0 && row / m->every < m->count_known;
+}
+
+/* To where a row begins: the number of it among those that are known. */
+static void go_to(struct image *m, ptrdiff_t number, ptrdiff_t units_x)
+{
+    const struct row *row = &m->known[number];
+    ptrdiff_t unit = number * m->every * units_x;
+    m->at = m->data + row->at / 8;
+    start_interval(m);
+    m->restarts = m->interval && unit ? (int)((unit - 1) / m->interval) : 0;
+    if (number + 1 < m->count_known && row[1].at - row->at < 8 * (CHUNK - 2 * AHEAD))
+        m->wanted = (ptrdiff_t)(row[1].at - row->at) / 8 + 2 * AHEAD;
+    supply(m);
+    if (row->at % 8) {
+        refill(&m->bits);
+        drop(&m->bits, (int)(row->at % 8));
+    }
+    for (int i = 0; i < m->count; i++)
+        m->components[i].predictor = (uint32_t)(int32_t)row->dc[i];
+}
+
+static struct row row_here(struct image *m)
+{
+    struct row here = {0, {0, 0, 0}};
+    place(m, m->bits.at - (m->bits.count + 7) / 8);
+    here.at = 8 * (int64_t)m->place + (8 - m->bits.count % 8) % 8;
+    for (int i = 0; i < m->count; i++)
+        here.dc[i] = (int16_t)m->components[i].predictor;
+    return here;
+}
+
+/* Remembers where the row begins that would be read next, or compares it; -1 where it is not where it was. */
+static int note_row(struct image *m, ptrdiff_t row, ptrdiff_t units_y)
+{
+    ptrdiff_t number = (row + m->every - 1) / m->every;
+    if (row % m->every && row < units_y)
+        return 0;
+    struct row here = row_here(m), *known = &m->known[number];
+    if (number < m->count_known)
+        return known->at == here.at && !memcmp(known->dc, here.dc, sizeof here.dc) ? 0 : refuse(m, "another row");
+    if (number == m->count_known)
+        m->known[m->count_known++] = here;
+    return 0;
+}
+
 INLINE int decode_scan(struct image *m, int simd, int pairs)
 {
     struct component *luma = &m->components[0];
     int h = luma->h, v = luma->v;
     struct span x = units(m->left, m->left + m->columns, h, m->width), y = units(m->top, m->top + m->rows, v, m->height);
-    ptrdiff_t units_x = (m->width + 8 * h - 1) / (8 * h), unit = 0, written = m->top;
+    ptrdiff_t units_x = (m->width + 8 * h - 1) / (8 * h), units_y = units_down(m), written = m->top;
     _Alignas(32) int16_t blocks[2][64 + 16];
     struct task waiting = {NULL, NULL, NULL, 0};
-    start_interval(m);
-    for (ptrdiff_t row = 0; row <= y.last; row++) {
-        ptrdiff_t end = row == y.last ? x.last + 1 : units_x;
+    ptrdiff_t nearest = y.first / m->every < m->count_known ? y.first / m->every : m->count_known - 1;
+    go_to(m, nearest, units_x);
+    for (ptrdiff_t row = nearest * m->every; row <= y.last; row++) {
+        int leap = row < y.last && is_known(m, row + 1);
+        ptrdiff_t end = leap || row == y.last ? x.last + 1 : units_x, unit = row * units_x;
         for (ptrdiff_t column = 0; column < end; column++, unit++) {
             if (m->interval && unit && unit % m->interval == 0 && restart(m))
                 return -1;
@@ -910,6 +1176,10 @@ INLINE int decode_scan(struct image *m, int simd, int pairs)
             if (bits_left(m) < 0)
                 return refuse(m, "the data end too early");
         }
+        if (m->room && end == units_x && note_row(m, row + 1, units_y))
+            return -1;
+        if (leap && end < units_x)
+            go_to(m, (row + 1) / m->every, units_x);
         if (row < y.first)
             continue;
         if (waiting.to != NULL) {
@@ -955,11 +1225,9 @@ static int make_pairs(struct image *m, int when)
     return 1;
 }
 
-/* 0, or -1 with the reason in m->problem. No Python in here: other threads run meanwhile. */
-static int decode(struct image *m, int simd, int pairs)
+/* What follows the header, as far as the region goes. */
+static int decode_body(struct image *m, int simd, int pairs)
 {
-    if (read_header(m))
-        return -1;
     struct component *luma = &m->components[0];
     struct span x = units(m->left, m->left + m->columns, luma->h, m->width);
     ptrdiff_t strides[3], total = 0;
@@ -981,31 +1249,83 @@ static int decode(struct image *m, int simd, int pairs)
     m->lines = at;
 #ifdef X86
     simd = simd && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-#else
-    simd = 0;
-#endif
-    pairs = make_pairs(m, pairs);
-#ifdef X86
     int failed = (simd ? decode_scan_avx2 : decode_scan_plain)(m, pairs);
 #else
     int failed = decode_scan_plain(m, pairs);
 #endif
     free(memory);
-    return failed ? failed : check_rest(m);
+    return failed;
+}
+
+enum { FROM_THE_TOP, FROM_A_ROW, DROPPED }; /* DROPPED: from the top, because what was remembered does not fit */
+
+/* 0, or -1 with the reason in m->problem. No Python in here: other threads run meanwhile.
+
+   `slot`: NULL, or m->room bytes that hold what is remembered of the file; other processes may write to them. `made`: as
+   many zeros, for what is to be remembered from now on, of that length (0: nothing new). */
+static int decode(struct image *m, int simd, int pairs, const uint8_t *slot, uint8_t *made, size_t *length, int *outcome)
+{
+    *length = 0;
+    *outcome = FROM_THE_TOP;
+    m->known = &m->start;
+    m->count_known = m->every = 1;
+    if (read_header(m))
+        return -1;
+    m->start.at = 8 * (int64_t)(m->at - m->data);
+    pairs = make_pairs(m, pairs);
+    if (m->room < HEAD)
+        m->room = 0;
+    ptrdiff_t before = 1;
+    uint8_t *copy = NULL;
+    if (m->room) {
+        size_t rows = (size_t)last_number(m) + 1, bytes = rows * sizeof(struct row);
+        copy = calloc(1, bytes + m->room + sizeof(uint64_t));
+        if (copy == NULL)
+            return refuse(m, "no memory left");
+        m->known = (struct row *)copy;
+        m->known[0] = m->start;
+        uint8_t *record = copy + bytes;
+        memcpy(record, slot, m->room); /* as it is now */
+        uint64_t check;
+        memcpy(&check, record, sizeof check);
+        if (check)
+            *outcome = unpack(m, record) ? DROPPED : FROM_A_ROW;
+        before = m->count_known;
+    }
+    int failed = *outcome == FROM_A_ROW ? decode_body(m, simd, pairs) : -1;
+    if (failed) {
+        if (*outcome == FROM_A_ROW)
+            *outcome = DROPPED;
+        m->problem = NULL;
+        m->count_known = m->every = before = 1;
+        failed = decode_body(m, simd, pairs);
+        failed = failed ? failed : check_rest(m); /* of a file that is remembered it has been checked */
+    }
+    if (!failed && m->room && m->count_known > before) {
+        if (*outcome != FROM_A_ROW)
+            m->content = hash_of(m->data, (size_t)(m->end - m->data), 0);
+        *length = pack(m, made);
+    }
+    free(copy);
+    m->known = &m->start;
+    return failed;
 }
 
 #ifndef WITHOUT_PYTHON
 static PyObject *decode_region(PyObject *self, PyObject *args)
 {
-    Py_buffer data, out;
+    Py_buffer data, out, slot = {0};
     ptrdiff_t height, width, top, left, rows, columns;
-    int simd = 1, pairs = WHERE_IT_PAYS, failed = -1;
-    if (!PyArg_ParseTuple(args, "y*(nn)(nnnn)w*|pi:decode_region", &data, &height, &width, &top, &left, &rows, &columns,
-                          &out, &simd, &pairs))
+    int simd = 1, pairs = WHERE_IT_PAYS, failed = -1, outcome = FROM_THE_TOP;
+    if (!PyArg_ParseTuple(args, "y*(nn)(nnnn)w*|piy*:decode_region", &data, &height, &width, &top, &left, &rows, &columns,
+                          &out, &simd, &pairs, &slot))
         return NULL;
     struct image *m = calloc(1, sizeof *m);
+    size_t room = slot.buf == NULL ? 0 : (size_t)slot.len, length = 0;
+    uint8_t *made = calloc(1, room + 1);
     const char *problem = "no memory left";
-    if (m != NULL) {
+    if (m != NULL && made != NULL) {
+        m->room = room;
         m->data = data.buf;
         m->end = m->data + data.len;
         m->height = height;
@@ -1026,28 +1346,40 @@ static PyObject *decode_region(PyObject *self, PyObject *args)
             problem = "a broken header";
         else {
             Py_BEGIN_ALLOW_THREADS
-            failed = decode(m, simd, pairs);
+            failed = decode(m, simd, pairs, slot.buf, made, &length, &outcome);
             Py_END_ALLOW_THREADS
             problem = m->problem;
         }
-        free(m);
     }
+    free(m);
     PyBuffer_Release(&data);
     PyBuffer_Release(&out);
-    if (failed) {
+    if (slot.buf != NULL)
+        PyBuffer_Release(&slot);
+    PyObject *result = NULL;
+    if (failed && room) {
+        PyObject *told = Py_BuildValue("si", problem, outcome);
+        if (told != NULL)
+            PyErr_SetObject(PyExc_ValueError, told);
+        Py_XDECREF(told);
+    } else if (failed)
         PyErr_SetString(PyExc_ValueError, problem);
-        return NULL;
-    }
-    Py_RETURN_NONE;
+    else
+        result = Py_BuildValue("iy#", outcome, made, (Py_ssize_t)length);
+    free(made);
+    return result;
 }
 
 static PyMethodDef methods[] = {
     {"decode_region", decode_region, METH_VARARGS,
-     "decode_region(data, (height, width), (top, left, rows, columns), out, simd=True, pairs=1)\n\n"
+     "decode_region(data, (height, width), (top, left, rows, columns), out, simd=True, pairs=1, slot=b'')\n\n"
      "Writes uint8 [rows, columns, 3] RGB to the start of `out`. ValueError: no JPEG, damaged, with markers where none\n"
      "belong (as `jpeg_markers.find_marker_anomaly` finds them), of another size, or of a kind that is not known here. For\n"
      "tests, with the same bits: simd=False, without this processor's vector instructions; pairs, the tables of two\n"
-     "coefficients: 0 never, 1 where they pay, 2 always."},
+     "coefficients: 0 never, 1 where they pay, 2 always.\n\n"
+     "`slot` holds what is remembered of the file, zeros for nothing. Returns how it was decoded (0 from the top, 1 from a\n"
+     "row, 2 from the top because what was remembered does not fit), and what is to be remembered from now on, b\"\" where\n"
+     "that is nothing new; in a ValueError how it was decoded comes second."},
     {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_jpeg", NULL, 0, methods, NULL, NULL, NULL, NULL};

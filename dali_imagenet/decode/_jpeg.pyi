@@ -7,4 +7,5 @@ def decode_region(
     out: Buffer,
     simd: bool = True,
     pairs: int = 1,
-) -> None: ...
+    slot: Buffer = b"",
+) -> tuple[int, bytes]: ...

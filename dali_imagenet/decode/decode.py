@@ -10,13 +10,14 @@ import threading
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from dali_imagenet._compiled import ORACLE, compiled
+from dali_imagenet.decode.seek_index import Slot
 from dali_imagenet.jpeg_markers import find_marker_anomaly, lower_height
 from dali_imagenet.pillow import open_image
 
@@ -32,6 +33,14 @@ if hasattr(os, "register_at_fork"):  # else a worker that is forked meanwhile wo
     os.register_at_fork(before=_QUIET.acquire, after_in_parent=_QUIET.release, after_in_child=_QUIET.release)
 
 
+class Decode(Protocol):
+    def __call__(
+        self, data: bytes, size: Size, box: Box, buffer: Pixels | None, slot: Slot | None = None
+    ) -> Pixels | None:
+        """The arguments of `decode`; `slot` is the region decoder's."""
+        ...
+
+
 class Decoder(NamedTuple):
     """One way to decode. To add one: an entry of `DECODERS`, before whatever is slower.
 
@@ -42,11 +51,10 @@ class Decoder(NamedTuple):
     name: str
     available: Callable[[], bool]
     """Whether it takes part in this process."""
-    decode: Callable[[bytes, Size, Box, Pixels | None], Pixels | None]
-    """The arguments of `decode`."""
+    decode: Decode
 
 
-def decode(data: bytes, size: Size, box: Box, buffer: Pixels | None = None) -> Pixels:
+def decode(data: bytes, size: Size, box: Box, buffer: Pixels | None = None, slot: Slot | None = None) -> Pixels:
     """Decode a box of an image file to RGB.
 
     Args:
@@ -55,6 +63,7 @@ def decode(data: bytes, size: Size, box: Box, buffer: Pixels | None = None) -> P
         box: (top, left, height, width) within it.
         buffer: uint8 memory that the result may lie in, large enough for the whole image: fresh memory for every image
             costs a page fault for every 4 KiB.
+        slot: what is remembered of this file, which is used and brought up to date; changes no pixel.
 
     Returns:
         uint8 [height, width, 3], bit for bit those of the whole image. Of a JPEG what lies below the box need not be
@@ -65,7 +74,7 @@ def decode(data: bytes, size: Size, box: Box, buffer: Pixels | None = None) -> P
     """
     if data[:2] == b"\xff\xd8":
         for decoder in DECODERS[:-1]:
-            if decoder.available() and (pixels := decoder.decode(data, size, box, buffer)) is not None:
+            if decoder.available() and (pixels := decoder.decode(data, size, box, buffer, slot)) is not None:
                 return pixels
     return _pillow(data, size, box)
 
@@ -75,19 +84,24 @@ def decoder_name() -> str:
     return next(decoder.name for decoder in DECODERS if decoder.available())
 
 
-def _region(data: bytes, size: Size, box: Box, buffer: Pixels | None) -> Pixels | None:
+def _region(data: bytes, size: Size, box: Box, buffer: Pixels | None, slot: Slot | None = None) -> Pixels | None:
     """Our own: the box of a baseline JPEG and nothing else. It looks at the markers itself."""
     assert _jpeg is not None
     _, _, height, width = box
     made: Pixels = np.empty(height * width * 3, np.uint8) if buffer is None else buffer[: height * width * 3]
     try:
-        _jpeg.decode_region(data, size, box, made, True, 0 if ORACLE else 1)
-    except ValueError:  # progressive, of a rarer kind, or damaged
+        if slot is None:
+            _jpeg.decode_region(data, size, box, made, True, 0 if ORACLE else 1)
+        else:
+            slot.note(*_jpeg.decode_region(data, size, box, made, True, 1, slot.record))
+    except ValueError as error:  # progressive, of a rarer kind, or damaged
+        if slot is not None:
+            slot.refuse(error.args[1])
         return None
     return made.reshape(height, width, 3)
 
 
-def _simplejpeg(data: bytes, size: Size, box: Box, buffer: Pixels | None) -> Pixels | None:
+def _simplejpeg(data: bytes, size: Size, box: Box, buffer: Pixels | None, slot: Slot | None = None) -> Pixels | None:
     """The whole file, strictly: otherwise it says nothing of an error after a warning, and the memory that it returns
     holds another image. Where the header has been lowered there are always warnings."""
     if find_marker_anomaly(data):  # cut short, or with markers where none belong: decoders disagree on these
@@ -108,7 +122,7 @@ def _simplejpeg_module() -> Any:
     return compiled("simplejpeg")
 
 
-def _pillow_rows(data: bytes, size: Size, box: Box, buffer: Pixels | None) -> Pixels | None:
+def _pillow_rows(data: bytes, size: Size, box: Box, buffer: Pixels | None, slot: Slot | None = None) -> Pixels | None:
     """Pillow, down to the last row of the box."""
     if find_marker_anomaly(data):
         return None
@@ -121,7 +135,7 @@ def _pillow_rows(data: bytes, size: Size, box: Box, buffer: Pixels | None) -> Pi
         return None
 
 
-def _pillow(data: bytes, size: Size | None, box: Box, buffer: Pixels | None = None) -> Pixels:
+def _pillow(data: bytes, size: Size | None, box: Box, buffer: Pixels | None = None, slot: Slot | None = None) -> Pixels:
     top, left, height, width = box
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about palettes: of no use to a training run
