@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from bench.checks.fuzzers.rows import ON_FILES, ON_RECORDS, attack_rows, write_files
 from bench.checks.inputs import segment
 from dali_imagenet import EvalRecipe, SampleIndex, TrainRecipe
 from dali_imagenet.decode import decode as decoding
@@ -220,6 +221,17 @@ def test_a_damaged_file_fails_as_it_did_and_nothing_beyond_the_damage_is_remembe
         slot = filled(record, 4000) if record else slot
     assert 8 < reached < 152
     assert struct.unpack_from("<H", slot, 18)[0] <= reached // 8
+
+
+def test_no_attack_of_the_fuzzer_gives_another_crop(tmp_path: Path) -> None:
+    """By hand for minutes: `python -m bench fuzz --only jpeg-index --minutes 5`."""
+    write_files(tmp_path / "rows", [])
+    account = attack_rows(tmp_path / "rows", seed=1, trials=300)
+    assert account["wrong"] == []
+    assert account["images"] == 24
+    assert min(account[attack.__name__] for attack in (*ON_FILES, *ON_RECORDS)) > 20
+    assert min(account[outcome] for outcome in ("from a row", "dropped")) > 200
+    assert 0 < account["crops refused"] < account["crops"] / 4
 
 
 # ---- the file, and loaders that have one

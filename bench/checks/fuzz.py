@@ -1,9 +1,10 @@
-"""Mutated images and index caches through both CPU backends, in subprocesses.
+"""Mutated images, index caches and what is remembered of rows, through both CPU backends, in subprocesses.
 
 A round indexes a folder of mutated JPEGs, evaluates it with on_error="skip" and trains on it with "replace"; then the
 files are mutated once more, behind the index's back, and the same loaders run again. A sample is accounted for where it
 is either delivered with its label or counted as padding and named in Loader.failures. A crash, a hang, an account that
-does not add up, or a sample that one backend loses or shows otherwise than the other is a finding.
+does not add up, or a sample that one backend loses or shows otherwise than the other is a finding. So is a crop that is
+another one from its first row than from the top, whatever has become of the file and of the record (`fuzzers.rows`).
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import numpy as np
 
 from ..core import PROGRAM
 from ..core.machine import describe, versions
+from .fuzzers.rows import attack_rows, write_files
 from .inputs import encoded, with_segment
 
 NAME = "fuzz"
-HELP = "mutated images and index caches through both CPU backends"
-SCHEMA = "dali_imagenet fuzz 2"
+HELP = "mutated images, index caches and records of rows through both CPU backends"
+SCHEMA = "dali_imagenet fuzz 3"
 PER_ROUND = 500
 """Images of a round, at most; each is mutated twice."""
 CACHES = 500
@@ -208,6 +210,11 @@ def index_cache(root: Path, backend: str) -> None:
     print(json.dumps({"wrong": wrong, "samples": CACHES}))
 
 
+def jpeg_index(root: Path, seed: str) -> None:
+    """The subprocess: crops from rows that are remembered."""
+    print(json.dumps(attack_rows(root / "rows", int(seed))))
+
+
 def _ask(what: str, root: Path, argument: str) -> dict[str, Any]:
     command = [sys.executable, "-m", f"{__package__}.fuzz", what, str(root), argument]
     try:
@@ -222,7 +229,8 @@ def _ask(what: str, root: Path, argument: str) -> dict[str, Any]:
 
 def fill(root: Path, rng: np.random.Generator, count: int, sources: list[bytes]) -> None:
     """`data`: mutated files of several classes. `later`: what becomes of them, every other time of the same length."""
-    shutil.rmtree(root, ignore_errors=True)
+    for part in ("data", "later"):
+        shutil.rmtree(root / part, ignore_errors=True)
     for i in range(count):
         data, other = (sources[int(k)] for k in rng.integers(0, len(sources), 2))
         change = mutate_metadata if i % 5 == 4 else functools.partial(mutate, other=other)
@@ -235,9 +243,15 @@ def fill(root: Path, rng: np.random.Generator, count: int, sources: list[bytes])
             file.write_bytes(content)
 
 
-def one_round(seed: int, number: int, count: int, sources: list[bytes], root: Path) -> dict[str, dict[str, Any]]:
-    """The accounts of both backends, of what they agree on and of the index cache. Leaves `root` behind."""
+def one_round(
+    seed: int, number: int, count: int, sources: list[bytes], root: Path, only: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """The accounts of both backends, of what they agree on, of the index cache and the index of rows. Leaves `root`."""
     accounts: dict[str, dict[str, Any]] = {}
+    write_files(root / "rows", sources)
+    accounts["jpeg index"] = _ask("rows", root, str(1000 * seed + number))
+    if only == "jpeg-index" or accounts["jpeg index"]["wrong"]:
+        return accounts
     seen = []
     for backend in ("torchvision", "dali"):
         rng = np.random.default_rng((seed, number))
@@ -261,7 +275,7 @@ def run(options: argparse.Namespace) -> int:
     each = max(1, min(PER_ROUND, options.count // 2))
     while number * 2 * each < options.count and time.monotonic() - start < options.minutes * 60:
         root = folder / f"round-{number}"
-        accounts = one_round(options.seed, number, each, sources, root)
+        accounts = one_round(options.seed, number, each, sources, root, options.only)
         for name, account in accounts.items():
             wrong = account.pop("wrong")
             findings += [{"round": number, "where": name, "what": what} for what in wrong]
@@ -274,13 +288,14 @@ def run(options: argparse.Namespace) -> int:
     results = {
         "schema": SCHEMA,
         "command": f"{PROGRAM} fuzz --seed {options.seed} --count {options.count}"
+        + (f" --only {options.only}" if options.only else "")
         + (" --data FOLDER" if options.data else ""),
         "machine": describe(),
         "versions": versions(),
         "seed": options.seed,
         "sources": len(sources),
-        "mutated images": number * 2 * each,
-        "mutated caches": number * CACHES,
+        "mutated images": number * 2 * each * (options.only is None),
+        "mutated caches": number * CACHES * (options.only is None),
         "seconds": round(time.monotonic() - start),
         "findings": findings,
         "totals": {name: dict(total) for name, total in totals.items()},
@@ -300,9 +315,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seed", type=int, metavar="N", default=0, help="of the mutations (0)")
     p.add_argument("--count", type=int, metavar="N", default=10_000, help="mutated images, each through both (10000)")
     p.add_argument("--minutes", type=float, metavar="N", default=60, help="stop after this time (60)")
+    p.add_argument("--only", choices=["jpeg-index"], help="crops from remembered rows alone, round after round")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder of real JPEGs to mutate besides the generated ones")
     p.add_argument("--out", type=Path, metavar="FILE", help="JSON file of the outcome")
 
 
 if __name__ == "__main__":
-    {"images": images, "cache": index_cache}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3])
+    {"images": images, "cache": index_cache, "rows": jpeg_index}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3])
