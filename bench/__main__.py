@@ -25,6 +25,7 @@ COMMANDS = (
     "ops",
     "gpu.gpu",
     "gpu.paper",
+    "gpu.host",
     "checks.audit",
     "checks.parity",
     "checks.broken",

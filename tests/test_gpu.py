@@ -152,6 +152,17 @@ def test_bench_gpu_paper(folder: Path, tmp_path: Path) -> None:
     assert bench_main([*words, "--recipes", "nothing"]) == 2
 
 
+def test_bench_gpu_host(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "host.json"
+    words = ["gpu-host", "--data", str(folder), "--rounds", "1", "--steps", "2", "--json", str(file)]
+    assert bench_main([*words, "--ask", "workers"]) == 0
+    said = json.loads(file.read_text())
+    assert said["gpu"] == "none was run"
+    assert [row["way"] for row in said["rows"]] == ["ring", "shared memory"]
+    assert all(row["main_ms_a_batch"] > 0 for row in said["rows"])
+    assert str(folder) not in file.read_text()
+
+
 # ---- without a GPU: the benchmark
 
 POINTS: gpu.Points = {

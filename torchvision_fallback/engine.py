@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import multiprocessing
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 
-import torch
+from torch import Tensor
 
 from dali_imagenet.data.source import Source
 from dali_imagenet.decode.decode import decoder_name
 from dali_imagenet.engine import Batch, EngineOptions
 from dali_imagenet.plan.plan import Plan
 from dali_imagenet.transforms.postprocess import Postprocess
+from torchvision_fallback.upload import Upload
 from torchvision_fallback.workers import Workers
 
 log = logging.getLogger("dali_imagenet")
@@ -31,27 +33,33 @@ def _context(source: Source, options: EngineOptions) -> str | None:
 
 
 class TorchvisionEngine:
-    """See `dali_imagenet.engine.Engine`."""
+    """See `dali_imagenet.engine.Engine`.
+
+    Args:
+        upload: makes what copies batches from the ring's slots to a GPU; None: CUDA, where the device is one.
+    """
 
     roi_decode = None
 
-    def __init__(self, plan: Plan, options: EngineOptions) -> None:
+    def __init__(
+        self, plan: Plan, options: EngineOptions, upload: Callable[[Sequence[Tensor]], Upload] | None = None
+    ) -> None:
         self._options = options
         self._postprocess = Postprocess(dtype=options.dtype, memory_format=options.memory_format)
         self._mixing = False
-        self._on_cpu = options.device.type == "cpu"
-        # copies pass by the model's queued work; torch does not annotate streams
-        self._side = None if self._on_cpu else torch.cuda.Stream(options.device)  # type: ignore[no-untyped-call]
+        if upload is None and options.device.type != "cpu":
+            upload = functools.partial(Upload, options.device)
+        self._in_workers = upload is None
         self._workers = Workers(
             plan,
-            self._postprocess if self._on_cpu else None,
+            self._postprocess if self._in_workers else None,
             num_workers=options.num_workers,
             prefetch=options.prefetch,
-            pin_memory=not self._on_cpu,
             multiprocessing_context=_context(plan.index.source, options),
             timeout=options.timeout,
             seek_index=options.seek_index,
         )
+        self._upload = None if upload is None else upload(self._workers.slots)
 
     @property
     def decoder(self) -> str:
@@ -66,31 +74,25 @@ class TorchvisionEngine:
     @mixing.setter
     def mixing(self, on: bool) -> None:
         self._mixing = on
-        self._workers.mixing = on and self._on_cpu
+        self._workers.mixing = on and self._in_workers
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """See `dali_imagenet.engine.Engine.batches`."""
         batches = self._workers.batches(epoch, step)
-        if self._side is None:
+        if self._upload is None:
             yield from batches
             return
-        device = self._options.device
         while True:
-            with torch.cuda.device(device):  # else pinning opens a context on the current device
-                batch = next(batches, None)
+            self._upload.wait()
+            batch = next(batches, None)
             if batch is None:
                 return
             plan, pixels, failures = batch
-            with torch.cuda.stream(self._side):
-                copies = [part.to(device, non_blocking=True) for part in pixels]
-            stream = torch.cuda.current_stream(device)
-            stream.wait_stream(self._side)
-            done = []
-            for view in plan.views:
-                copies[0].record_stream(stream)
-                done.append(self._postprocess.finish_batch(copies.pop(0), view, mix=self.mixing))
-            yield plan, [done.pop(0) for _ in plan.views], failures  # not held here while the user has them
+            images, done = self._upload(pixels), []
             del batch, pixels
+            for view in plan.views:
+                done.append(self._postprocess.finish_batch(images.pop(0), view, mix=self.mixing))
+            yield plan, [done.pop(0) for _ in plan.views], failures  # not held here while the user has them
 
     def for_plan(self, plan: Plan) -> TorchvisionEngine:
         """See `dali_imagenet.engine.Engine.for_plan`."""
@@ -98,4 +100,6 @@ class TorchvisionEngine:
 
     def close(self) -> None:
         """See `dali_imagenet.engine.Engine.close`."""
+        if self._upload is not None:
+            self._upload.close()
         self._workers.close()

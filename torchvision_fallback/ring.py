@@ -34,6 +34,12 @@ class Ring(Sequence[Tensor]):
         self._shared = state.get("shared")
         self._slots = state["slots"] if self._shared is None else self._shared.slots(state["count"], state["nbytes"])
 
+    def for_device(self) -> Ring:
+        """The same memory at other addresses, where it can be: what CUDA registers, no forked worker shall inherit."""
+        if self._shared is None:
+            return self
+        return Ring(self._shared.slots(len(self), self._slots[0].numel(), anew=True))
+
     def __len__(self) -> int:
         return len(self._slots)
 
@@ -65,25 +71,28 @@ class _Shared:
         with contextlib.suppress(OSError, AttributeError):
             os.close(self._fd)  # the mapping stays for as long as a tensor lies on it
 
-    def slots(self, count: int, nbytes: int) -> list[Tensor]:
-        """That many tensors, each at the start of a page."""
+    def slots(self, count: int, nbytes: int, *, anew: bool = False) -> list[Tensor]:
+        """That many tensors, each at the start of a page.
+
+        Args:
+            anew: at addresses of their own, the same memory.
+        """
         stride = _pages(nbytes)
-        return [
-            torch.frombuffer(self._memory, dtype=torch.uint8, count=nbytes, offset=i * stride) for i in range(count)
-        ]
+        memory = mmap.mmap(self._fd, count * stride) if anew else self._memory
+        return [torch.frombuffer(memory, dtype=torch.uint8, count=nbytes, offset=i * stride) for i in range(count)]
 
 
 def _pages(nbytes: int) -> int:
     return -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
-def make_ring(slots: int, nbytes: int, num_workers: int, context: str | None) -> Ring:
-    """That many slots of `nbytes`, or a few more where they cost nothing."""
+def make_ring(slots: int, nbytes: int, num_workers: int, context: str | None, *, for_device: bool = False) -> Ring:
+    """That many slots of `nbytes`, or a few more where they cost nothing; `for_device`: `Ring.for_device` is called."""
     if num_workers == 0:
         return Ring([torch.empty(nbytes, dtype=torch.uint8, device="cpu") for _ in range(slots + _SPARE)])
     processes = torch.multiprocessing
     method = context or processes.get_start_method(allow_none=True)  # without deciding on one for the user
-    if (method or processes.get_all_start_methods()[0]) == "fork":
+    if (method or processes.get_all_start_methods()[0]) == "fork" and not (for_device and hasattr(os, "memfd_create")):
         # taken only when written to
         return Ring([torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8) for _ in range(slots + _SPARE)])
     if hasattr(os, "memfd_create"):

@@ -13,6 +13,8 @@
     yields (plan, images, failures)
       ... the last tensor on that memory is gone: finalize puts the slot back among the free ones
 
+For a GPU the pixels stay uint8, and a slot is free again when the device has copied it (`upload`).
+
 Where no slot is free the worker allocates, and the DataLoader's own sharing carries the images. In training the workers
 are fed across the ends of epochs: to the DataLoader all epochs are one. With num_workers=0 both sides are one process.
 """
@@ -41,7 +43,7 @@ from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import Plan
 from dali_imagenet.transforms.pixel_ops import Workspace
 from dali_imagenet.transforms.postprocess import Postprocess, mix_pair_
-from torchvision_fallback.ring import batch_bytes, batch_on, make_ring, new_batch
+from torchvision_fallback.ring import batch_bytes, batch_dtype, batch_on, make_ring, new_batch
 
 _NO_SLOT = -1
 
@@ -168,12 +170,12 @@ class Workers:
         postprocess: what follows the pixels, for a CPU target; None hands over uint8 pixels (for a GPU).
         num_workers: worker processes; 0 renders in-process.
         prefetch: batches a worker has in hand.
-        pin_memory: copy batches to pinned memory (for a GPU).
         multiprocessing_context: "fork", "spawn", "forkserver" or None for the platform's default.
         timeout: seconds without a batch after which iteration fails with RuntimeError; 0 waits for ever.
         seek_index: of the plan's index; counts what its workers have.
 
     Attributes:
+        slots: the ring as this process sees it; a batch of a slot begins where the slot does.
         mixing: whether the next batch that is handed out shall be mixed; only where `postprocess` is given.
     """
 
@@ -184,19 +186,18 @@ class Workers:
         *,
         num_workers: int,
         prefetch: int = 2,
-        pin_memory: bool = False,
         multiprocessing_context: str | None = None,
         timeout: float = 0,
         seek_index: SeekIndex | None = None,
     ) -> None:
         self._plan, self._postprocess, self._seek_index = plan, postprocess, seek_index
         self.mixing = False
-        self._ring: Sequence[Tensor] = []
-        if postprocess is not None:
-            largest = [max(height * width for height, width in recipe.sizes) for recipe in plan.recipes]
-            nbytes = sum(batch_bytes(plan.batch_size, largest, postprocess.dtype.itemsize))
-            slots = num_workers * prefetch + 2  # in flight, one in the user's hands and one that is exchanged for it
-            self._ring = make_ring(slots, nbytes, num_workers, multiprocessing_context)
+        largest = [max(height * width for height, width in recipe.sizes) for recipe in plan.recipes]
+        nbytes = sum(batch_bytes(plan.batch_size, largest, batch_dtype(postprocess).itemsize))
+        slots = num_workers * prefetch + 2  # in flight, one in the user's hands and one that is exchanged for it
+        for_device = postprocess is None
+        self._ring = make_ring(slots, nbytes, num_workers, multiprocessing_context, for_device=for_device)
+        self.slots: Sequence[Tensor] = self._ring.for_device() if for_device else self._ring
         self._tasks = _Tasks(plan, len(self._ring))
         self._results: Iterator[WorkerResult] | None = None  # where they come from; None: from a new iteration
         self._loader: DataLoader[WorkerResult] | None = DataLoader(
@@ -206,7 +207,6 @@ class Workers:
             num_workers=num_workers,
             prefetch_factor=prefetch if num_workers else None,
             persistent_workers=num_workers > 0,
-            pin_memory=pin_memory,
             multiprocessing_context=multiprocessing_context if num_workers else None,
             timeout=(int(timeout) if timeout == int(timeout) else timeout) if num_workers else 0,
             worker_init_fn=functools.partial(_start_worker, ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS),
@@ -256,7 +256,7 @@ class Workers:
         if done.images is not None:
             return done.images
         # The tensors' memory keeps `lent` alive, views included; with the last of them the slot is free again.
-        lent = self._ring[done.slot].numpy()[:]
+        lent = self.slots[done.slot].numpy()[:]
         weakref.finalize(lent, self._tasks.free.append, done.slot).atexit = False
         return batch_on(torch.from_numpy(lent), done.plan, self._postprocess)
 
