@@ -27,6 +27,7 @@ KINDS = (
     Kind(
         "index", "sizes and health of images", rf"(index-{_HEX}\.bin|container-{_HEX}\.rows)(\.\w+)?|rows-{_HEX}[-.].+"
     ),
+    Kind("seek", "where the rows of JPEGs begin", rf"seek-{_HEX}(-.+)?\.bin(\.\w+)?"),
     Kind("probe", "whether a GPU decodes regions well", r"roi_decode\.json"),
     Kind("trial", "what a trial of the backends measured", r"trial\.json(\.\w+)?"),
     Kind(

@@ -193,6 +193,7 @@ def test_the_cache_is_listed_and_cleared_and_nothing_else(
     kinds = {row["kind"]: row for row in json.loads(capsys.readouterr().out)["kinds"]}
     assert {name: row["entries"] for name, row in kinds.items()} == {
         "index": len(own),
+        "seek": 0,
         "probe": 1,
         "trial": 0,
         "images": 2,

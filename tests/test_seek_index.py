@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from bench.checks.fuzzers.rows import ON_FILES, ON_RECORDS, attack_rows, write_files
 from bench.checks.inputs import segment
 from dali_imagenet import EvalRecipe, SampleIndex, TrainRecipe
+from dali_imagenet.cache import KINDS, entries
 from dali_imagenet.decode import decode as decoding
 from dali_imagenet.decode import seek_index
 from dali_imagenet.decode.seek_index import OUTCOMES, SeekIndex, seek_index_for
@@ -319,6 +320,7 @@ def test_samples_of_any_source_are_known_by_their_numbers(folder: Path, tmp_path
 def test_it_lies_beside_the_index_cache_and_is_made_once(index: SampleIndex, opened: SeekIndex, tmp_path: Path) -> None:
     file = Path(opened.file)
     assert file.parent == tmp_path / "cache"
+    assert [path for kind in KINDS if kind.name == "seek" for path in entries(kind, file.parent)] == [file]
     assert file.stat().st_blocks * 512 >= opened.nbytes == file.stat().st_size  # reserved
     slot = opened.slot(4)
     assert slot is not None
