@@ -35,7 +35,7 @@ LAYERS = (
     ("explain",),
     ("loader",),
     ("metrics", "packing", "preview", "trial"),
-    ("doctor",),
+    ("doctor", "explore"),
     ("integrations",),
     ("train",),
     ("cli",),

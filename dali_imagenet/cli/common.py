@@ -108,7 +108,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     """The recipe that the options name."""
     from dali_imagenet.recipe import EvalRecipe, TrainRecipe
 
-    fields = dict(_field(text) for text in options.set)
+    fields = fields_of(options.set)
     try:
         made: Recipe
         made = (
@@ -119,6 +119,11 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     except (TypeError, ValueError) as error:
         raise UsageError(f"--set {error}") from None
     return made
+
+
+def fields_of(given: list[str]) -> dict[str, Any]:
+    """The fields that --set names."""
+    return dict(map(_field, given))
 
 
 def _field(text: str) -> tuple[str, Any]:
