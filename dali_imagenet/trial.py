@@ -28,6 +28,8 @@ MODELS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "vit_b_16": "ViT-B/1
 _CPU_BATCH = 2  # of a training step on a CPU: what is measured there are seconds, not milliseconds
 _PACKAGES = ("dali-imagenet", "torch", "torchvision", "nvidia-dali-cuda120", "nvidia-nvimgcodec-cu12", "simplejpeg")
 
+_BEGAN = time.perf_counter()
+
 
 def trial_of_loader(
     samples: Sequence[tuple[str, int]] | None = None,
@@ -50,7 +52,7 @@ def trial_of_loader(
         device: "cpu", "cuda" or "cuda:N".
         workers: processes, or DALI's threads.
         recipe: name of a preset.
-        seconds: that are measured, after the first batches.
+        seconds: that are measured, after the first batches; less where the time is short.
         limit: seconds after which it is given up.
 
     Returns:
@@ -58,7 +60,7 @@ def trial_of_loader(
         {"unknown": why}.
     """
     job = {"what": "loader", "samples": samples, "data": data, "options": options or {}, "backend": backend}
-    job |= {"device": device, "workers": workers, "recipe": recipe, "seconds": seconds}
+    job |= {"device": device, "workers": workers, "recipe": recipe, "seconds": seconds, "limit": limit}
     said, why = _in_a_process(job, limit)
     return said[-1] if said else {"backend": backend, "unknown": why}
 
@@ -200,10 +202,13 @@ def _loader(job: dict[str, Any]) -> None:
         batches = loader.endless()
         next(batches)
         started = time.perf_counter() - start
+        left = job["limit"] - (time.perf_counter() - _BEGAN) - 2
+        warm = time.perf_counter() + left / 2
         for _ in range(2 * job["workers"]):  # what was made meanwhile, and what warms up
-            next(batches)
+            if time.perf_counter() < warm:
+                next(batches)
         count, begin = 0, time.perf_counter()
-        while time.perf_counter() - begin < job["seconds"]:
+        while not count or time.perf_counter() - begin < min(job["seconds"], left / 2):
             images, _ = next(batches)
             count += len(images)
             if images.is_cuda:

@@ -62,7 +62,7 @@ def test_one_command_makes_both_distributions(tree: Path, tmp_path: Path) -> Non
     assert {name for name in installed if name.endswith(".so")} == {f"{name}.abi3.so" for name in COMPILED}
     assert {f"{name}.pyi" for name in COMPILED} <= set(installed)
     kinds = {Path(name).suffix for name in installed if ".dist-info/" not in name and not name.endswith("/")}
-    assert kinds == {".py", ".pyi", ".so", ".typed"}
+    assert kinds == {".html", ".py", ".pyi", ".so", ".typed"}
     for package, folder in PACKAGES.items():
         modules = {f"{package}/{path.relative_to(tree / folder)}" for path in (tree / folder).rglob("*.py")}
         assert modules == {name for name in installed if name.startswith(f"{package}/") and name.endswith(".py")}

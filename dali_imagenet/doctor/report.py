@@ -142,7 +142,7 @@ def _trial(data: str, options: dict[str, Any], looked: Survey, gpu: Any, clock: 
                     workers=workers,
                     recipe=_RECIPE,
                     seconds=clock.share(0.08),
-                    limit=clock.share(0.25),
+                    limit=clock.share(0.27),
                 )
             )
         )
@@ -156,7 +156,8 @@ def _trial(data: str, options: dict[str, Any], looked: Survey, gpu: Any, clock: 
     cores = machine.cores()["usable"]
     return found | {
         "verdict": {
-            "backend": f"{best['backend']} on {best['device']}: {best['images_per_second']:,} images/s, {_RECIPE}",
+            "backend": f"{best['backend']} on {best['device']}, num_workers={workers}, prefetch=2: "
+            f"{best['images_per_second']:,} images/s of the recipe {_RECIPE}",
             "here": [*_busy(cores), *verdict.here(best, models, cores)],
             "estimates": [] if devices[0] == "cuda" else verdict.elsewhere(best, cores),
             "call": verdict.call(data, options, best, _RECIPE),

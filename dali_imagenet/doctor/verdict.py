@@ -36,26 +36,32 @@ def best_of(loaders: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def estimated(gpu: Gpu, model: str) -> int | None:
     """Images a second of that model's training there, by the operations that it needs."""
-    return None if gpu.trains is None else int(round(gpu.trains * OPERATIONS["ResNet-50"] / OPERATIONS[model], -2))
+    return None if gpu.trains is None else int(round(_scaled(gpu.trains, "ResNet-50", model), -2))
+
+
+def _scaled(speed: float, of: str, to: str) -> float:
+    return speed * OPERATIONS[of] / OPERATIONS[to]
 
 
 def here(best: dict[str, Any], models: dict[str, Any], cores: float) -> list[str]:
-    """Of this machine's own device: a sentence a model."""
+    """Of this machine's own device: a sentence a model. One that was not finished is estimated from the first."""
     rate, said = float(best["images_per_second"]), []
-    for model, speed in models.items():
-        if isinstance(speed, dict):
-            said.append(f"{model}: unknown ({speed['unknown']})")
-            continue
+    for model, measured in models.items():
+        speed, takes = measured, "takes"
+        if isinstance(measured, dict):
+            first = models.get("ResNet-18")
+            if not isinstance(first, float | int):
+                said.append(f"{model}: unknown ({measured['unknown']})")
+                continue
+            speed, takes = _scaled(first, "ResNet-18", model), "takes by its operations, from ResNet-18, about"
         need = math.ceil(10 * cores * speed / rate) / 10
+        free = f"; {need:g} of {cores:g} cores keep it fed, the others are free" if cores > need else ""
+        end = "loading and model are about even"
         if speed < rate * 0.8:
-            free = f"; {need:g} of {cores:g} cores keep it fed, the others are free" if cores > need else ""
-            said.append(f"{model} takes {_number(speed)} images/s: the model is the bottleneck{free}")
+            end = f"the model is the bottleneck{free}"
         elif speed > rate * 1.25:
-            said.append(
-                f"{model} takes {_number(speed)} images/s: loading is the bottleneck, it waits {1 - rate / speed:.0%}"
-            )
-        else:
-            said.append(f"{model} takes {_number(speed)} images/s: loading and model are about even")
+            end = f"loading is the bottleneck, it waits {1 - rate / speed:.0%}"
+        said.append(f"{model} {takes} {_number(speed)} images/s: {end}")
     return said
 
 
