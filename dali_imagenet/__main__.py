@@ -12,7 +12,19 @@ from typing import Any
 
 from dali_imagenet.cli.common import EXIT_CODES, FAILED, USAGE, CommandError
 
-COMMANDS = ("index", "pack", "preview", "explain", "explore", "failures", "cache", "doctor", "train", "timm_train", "bench")
+COMMANDS = (
+    "index",
+    "pack",
+    "preview",
+    "explain",
+    "explore",
+    "failures",
+    "cache",
+    "doctor",
+    "train",
+    "timm_train",
+    "bench",
+)
 """Modules of `dali_imagenet.cli`, in the order of the help."""
 
 

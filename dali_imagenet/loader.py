@@ -265,6 +265,7 @@ def create_loader(
     loader = Loader(
         make_plan, chosen, options, num_workers=num_workers, ranks=(rank, world_size),
         num_classes=_num_classes(index, recipe), max_broken=max_broken, output=out, jpeg_index=jpeg_index,
+        auto=backend == "auto",
     )  # fmt: skip
     if jpeg_index:
         loader._seek_index  # noqa: B018  # or it is refused now
@@ -445,6 +446,7 @@ class Loader:
         max_broken: float,
         output: Output,
         jpeg_index: bool | None = None,
+        auto: bool = False,
     ) -> None:
         self.dataset: SampleIndex = make_plan.args[0]
         self.recipe: Recipe = make_plan.args[1]
@@ -455,6 +457,7 @@ class Loader:
         self._make_plan, self._options = make_plan, options
         self._num_workers, self._ranks = num_workers, ranks
         self._jpeg_index = jpeg_index
+        self._auto = auto  # the backend was chosen here, not asked for
         self._output, self.output, self.output_names = output, output.form, output.names
         self._grouped = False  # the ranks are those of a process group
         self._compared = False  # with the other ranks
@@ -631,7 +634,7 @@ class Loader:
 
     @_uncompiled
     def __iter__(self) -> Iterator[Any]:
-        engine = self._open_engine()
+        self._open_engine()
         self._look_at_the_followed()
         self._warn_of_a_start_left()
         self._stop(_SUPERSEDED)
@@ -641,7 +644,7 @@ class Loader:
         elif not self._fresh:
             self._at = (self._at[0] + 1, 0)
         self._next, self._fresh = None, True
-        iteration = _Iteration(self._run(engine))
+        iteration = _Iteration(self._run())
         self._running = weakref.ref(iteration)  # weak: leaving the loop frees it, and with it what it has in flight
         return iteration
 
@@ -657,11 +660,12 @@ class Loader:
         while True:
             yield from self
 
-    def _run(self, engine: Engine) -> Generator[Any, None, None]:
+    def _run(self) -> Generator[Any, None, None]:
         self._at = self._at if self._next is None else self._next
         self._next, self._restored, self._fresh, self._active = None, None, False, True
         epoch, start = self._at
         self._compare_ranks()
+        engine = self._open_engine()
         peeked, self._peeked = self._peeked, None
         made: _Made | None = None
         if peeked is not None and (peeked.at, peeked.form) == (self._at, self._form):
@@ -835,15 +839,34 @@ class Loader:
             also: dict[str, Any] = {"on_error": plan.on_error, "padding": plan.padding, "epoch": epoch, "step": step}
             if self._output.targets is not None and plan.world_size > 1:
                 also["targets"] = digest_of(self._output.targets)
-            check_agreement(plan.rank, plan.world_size, {**plan.fingerprint, **also})
+            fields = {**plan.fingerprint, **also}
+            first = check_agreement(plan.rank, plan.world_size, fields, self.backend)
+            if self._auto:
+                self._go_on_with(first, f"rank 0 takes backend {first}")
+
+    def _go_on_with(self, backend: str, why: str) -> None:
+        """Another backend than "auto" has chosen here."""
+        if backend == self.backend:
+            return
+        try:
+            choose_backend(backend, self.device)
+        except RuntimeError as error:
+            raise RuntimeError(f"{why}, but {error}") from None
+        log.info("backend %s in the place of %s: %s", backend, self.backend, why)
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = self._peeked = None
+        self.__dict__.pop("_seek_index", None)
+        self.backend = backend
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run is, as plain JSON: what it depends on, the epoch, and the steps handed out in it."""
-        return state_of(self.plan, *self._position)
+        """Where the run is, as plain JSON: what it depends on, the epoch, the steps handed out in it, the backend."""
+        return {**state_of(self.plan, *self._position), "backend": self.backend}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; decodes nothing of what was seen. Another world size with the same global
-        batch is fine.
+        batch is fine. With backend="auto" it is that of the state from here on; where that is not on this machine,
+        or another one was asked for, a warning says so: draws are the same, and pixels differ a little.
 
         Raises:
             ValueError: for a state of other data, recipe, seed, global batch, drop_last, weights or epoch_size; prints
@@ -851,6 +874,12 @@ class Loader:
         """
         epoch, step = position_in(self.plan, state)
         self._stop("load_state_dict ended this iteration: call iter(loader) again")
+        before = state.get("backend", self.backend)
+        if self._auto:
+            with contextlib.suppress(RuntimeError, ValueError):
+                self._go_on_with(before, "the state was saved with it")
+        if before != self.backend:
+            log.warning("a state that was saved with backend %s goes on with %s: pixels differ", before, self.backend)
         self._at = self._restored = (epoch, step)
         self._fresh = False
         self._next = None if step == len(self) else self._at  # a finished epoch: the next iteration is the next epoch

@@ -60,24 +60,29 @@ def check_group(rank: int, world_size: int) -> None:
         )
 
 
-def check_agreement(rank: int, world_size: int, fields: dict[str, Any]) -> None:
+def check_agreement(rank: int, world_size: int, fields: dict[str, Any], of_the_first: Any = None) -> Any:
     """Compare what each rank is about to load. Every rank of the group calls it, in the same order for each loader.
 
     Nothing is done where there is no group, or the loader is not shared out over it (one rank evaluates alone).
 
     Args:
         fields: JSON values by name; equal on all ranks, or the run is wrong.
+        of_the_first: a JSON value in which they may differ, and that of rank 0 holds.
+
+    Returns:
+        `of_the_first` as rank 0 gave it; this rank's own where nothing is done.
 
     Raises:
         RankMismatchError: on every rank, naming each field that differs and who has which value.
         RuntimeError: ranks that did not come within the group's timeout, by number.
     """
     if not in_group() or world_size == 1 or dist.get_world_size() != world_size:
-        return
+        return of_the_first
     store = dist.distributed_c10d._get_default_store()
     prefix = f"dali_imagenet/loader/{next(_loaders)}"
-    store.set(f"{prefix}/{rank}", json.dumps(fields, sort_keys=True))
-    found = [json.loads(_wait(store, prefix, each, world_size)) for each in range(world_size)]
+    store.set(f"{prefix}/{rank}", json.dumps([fields, of_the_first], sort_keys=True))
+    told = [json.loads(_wait(store, prefix, each, world_size)) for each in range(world_size)]
+    found = [fields for fields, _ in told]
     wrong = []
     for name in dict.fromkeys(name for other in found for name in other):
         values = [json.dumps(other.get(name), sort_keys=True) for other in found]
@@ -89,6 +94,7 @@ def check_agreement(rank: int, world_size: int, fields: dict[str, Any]) -> None:
         raise RankMismatchError(
             f"the ranks disagree about {', '.join(wrong)}: give create_loader the same on every rank, and set_epoch too"
         )
+    return told[0][1]
 
 
 def _wait(store: Any, prefix: str, rank: int, world_size: int) -> bytes:

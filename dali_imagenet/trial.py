@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dali_imagenet.cache import cache_folder
+from dali_imagenet.cores import worker_count
 from dali_imagenet.machine import processor, versions
 
 _FILE = "trial.json"
@@ -42,6 +43,7 @@ def trial_of_loader(
     recipe: str = "strong",
     seconds: float = 5.0,
     limit: float = 25.0,
+    more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Images a second of a backend.
 
@@ -54,13 +56,15 @@ def trial_of_loader(
         recipe: name of a preset.
         seconds: that are measured, after the first batches; less where the time is short.
         limit: seconds after which it is given up.
+        more: further arguments of `create_loader`, such as {"hw_decoder_load": 0.0}.
 
     Returns:
-        backend, device, workers, recipe, images_per_second, start_seconds (until the first batch); or
+        backend, device, workers, recipe, more, images_per_second, start_seconds (until the first batch); or
         {"unknown": why}.
     """
     job = {"what": "loader", "samples": samples, "data": data, "options": options or {}, "backend": backend}
     job |= {"device": device, "workers": workers, "recipe": recipe, "seconds": seconds, "limit": limit}
+    job["more"] = more or {}
     said, why = _in_a_process(job, limit)
     return said[-1] if said else {"backend": backend, "unknown": why}
 
@@ -120,6 +124,23 @@ def remembered(key: str) -> dict[str, Any] | None:
     folder = cache_folder()
     found = None if folder is None else _stored(folder / _FILE).get(key)
     return found if isinstance(found, dict) else None
+
+
+def faster_backend(device: str) -> tuple[str, str] | None:
+    """What the last trial of this device was faster with, and why it is taken; None where none is remembered."""
+    kept = (remembered(key_of(device, worker_count())) or {}).get("loaders")
+    rates: dict[str, float] = {}
+    for one in kept if isinstance(kept, list) else ():
+        rate = one.get("images_per_second") if isinstance(one, dict) else None
+        if isinstance(rate, int | float) and one.get("backend") in ("dali", "torchvision"):
+            rates[one["backend"]] = max(rate, rates.get(one["backend"], 0))
+    if len(rates) < 2:  # one that failed is not the slower one: it may have been short of time
+        return None
+    best = max(rates, key=lambda name: rates[name])
+    return (
+        best,
+        f"auto: a trial here made {' and '.join(f'{rate:,.0f} images/s with {n}' for n, rate in rates.items())}",
+    )
 
 
 def _stored(file: Path) -> dict[str, Any]:
@@ -198,6 +219,7 @@ def _loader(job: dict[str, Any]) -> None:
         num_workers=job["workers"],
         on_error="replace",
         max_broken=1.0,
+        **job["more"],
     ) as loader:
         batches = loader.endless()
         next(batches)
@@ -214,7 +236,7 @@ def _loader(job: dict[str, Any]) -> None:
             if images.is_cuda:
                 torch.cuda.synchronize()
         rate = count / (time.perf_counter() - begin)
-        told = {name: job[name] for name in ("backend", "device", "workers", "recipe")}
+        told = {name: job[name] for name in ("backend", "device", "workers", "recipe")} | {"more": job["more"]}
         told |= {"images_per_second": round(rate), "start_seconds": round(started, 1)}
         batches.close()
     print(json.dumps(told), flush=True)

@@ -45,6 +45,7 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Ways back up: each is taken when it is asked for, never on import. (importer, imported)
 FORWARDED = {
     ("dali_imagenet.engine", "dali"),  # is DALI there?
+    ("dali_imagenet.engine", "trial"),  # which backend was the faster one?
     ("dali_imagenet.loader", "integrations"),  # as_dataloader
     ("dali_imagenet.recipe", "integrations"),  # from_transforms
 }

@@ -165,7 +165,7 @@ def test_targets_are_no_part_of_a_state_but_ranks_compare_them(
     index: SampleIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared = []
-    monkeypatch.setattr("dali_imagenet.loader.check_agreement", lambda rank, world, fields: compared.append(fields))
+    monkeypatch.setattr("dali_imagenet.loader.check_agreement", lambda rank, world, fields, _: compared.append(fields))
     for own in (torch.zeros(24), torch.ones(24), torch.ones(24), torch.ones(24, 1)):
         with load(index, EVAL, targets=own, rank=0, world_size=2) as loader:
             assert "targets" not in saved(loader)

@@ -128,12 +128,15 @@ def _trial(data: str, options: dict[str, Any], looked: Survey, gpu: Any, clock: 
     workers = worker_count()
     loaders = []
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    candidates = [(backend, device) for device in devices[:1] for backend in ("torchvision", "dali")]
-    for backend, device in candidates:
-        _say(f"trying {backend} on {device}")
+    candidates: list[tuple[str, dict[str, Any]]] = [("torchvision", {}), ("dali", {})]
+    device = devices[0]
+    if device == "cuda":
+        candidates.append(("dali", {"hw_decoder_load": 0.0}))  # without the hardware decoder, which may be the slower
+    for backend, more in candidates:
+        _say(f"trying {backend} on {device}{verdict.with_options(more)}")
         loaders.append(
             known(
-                lambda backend=backend, device=device: trial.trial_of_loader(  # type: ignore[misc]
+                lambda backend=backend, more=more: trial.trial_of_loader(  # type: ignore[misc]
                     looked.samples,
                     data=data,
                     options=plain,
@@ -141,6 +144,7 @@ def _trial(data: str, options: dict[str, Any], looked: Survey, gpu: Any, clock: 
                     device=device,
                     workers=workers,
                     recipe=_RECIPE,
+                    more=more,
                     seconds=clock.share(0.08),
                     limit=clock.share(0.27),
                 )

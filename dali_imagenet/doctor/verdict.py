@@ -28,6 +28,11 @@ GPUS = (
 OPERATIONS = {"ResNet-18": 1.814, "ResNet-50": 4.089, "ViT-B/16": 17.564}
 
 
+def with_options(more: dict[str, Any]) -> str:
+    """ ", with hw_decoder_load=0.0", or nothing."""
+    return f", with {', '.join(f'{name}={value!r}' for name, value in more.items())}" if more else ""
+
+
 def best_of(loaders: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The fastest of those that ran."""
     ran = [one for one in loaders if one.get("images_per_second")]
@@ -98,6 +103,7 @@ def call(data: str, options: dict[str, Any], best: dict[str, Any], recipe: str) 
         more = {}
     arguments = [first, f"TrainRecipe.{recipe}()", "batch_size=256", *(f"{name}={more[name]}" for name in more)]
     arguments += [f"{name}={best[name]!r}" for name in ("backend", "device")]
+    arguments += [f"{name}={value!r}" for name, value in best.get("more", {}).items()]
     arguments += [f"num_workers={best['workers']}", "prefetch=2"]
     path = "from pathlib import Path\n\n" if any(value.startswith("Path(") for value in said.values()) else ""
     lines = "".join(f"    {argument},\n" for argument in arguments)
