@@ -50,6 +50,9 @@ class TorchvisionEngine:
         if upload is None and options.device.type != "cpu":
             upload = functools.partial(Upload, options.device)
         self._in_workers = upload is None
+        if options.device.type != "cpu" and len(plan):
+            for view in plan.batch(0, 0).views:
+                self._postprocess.compile(view, options.device, torch.uint8)  # now, not in the midst of training
         self._workers = Workers(
             plan,
             self._postprocess if self._in_workers else None,

@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dali_imagenet.transforms import normalize_erase, pixel_ops_batched, postprocess
+from dali_imagenet.transforms.fused import stage
+from dali_imagenet.transforms.fused.program import encode
 
 # Operations that start nothing on the device: views, and memory that is not written.
 _FREE = {
@@ -40,6 +42,8 @@ class Counts:
 
     kernels: list[int] = field(default_factory=list)
     """Bytes that each kernel reads and writes, in order."""
+    fused: list[str] = field(default_factory=list)
+    """Triton's kernels, in order."""
     copies: list[int] = field(default_factory=list)
     """Bytes that each copy within the device reads and writes: contiguous memory of one type, which is no kernel."""
     h2d: list[int] = field(default_factory=list)
@@ -49,14 +53,24 @@ class Counts:
 
 
 @contextlib.contextmanager
-def fake_cuda(counts: Counts | None = None) -> Iterator[None]:
-    """Tensors on "cuda" that have no memory; whatever would copy from the host gives an empty tensor there."""
+def fake_cuda(counts: Counts | None = None, *, fused: bool = True) -> Iterator[None]:
+    """Tensors on "cuda" that have no memory; whatever would copy from the host gives an empty tensor there.
+
+    fused: whether Triton's kernels are launched, which are named in the counts, and whose bytes are not known here; or
+    torch's operations in their place.
+    """
 
     def to_device(arrays: Any, device: torch.device) -> list[Tensor]:
         if counts is not None:
             counts.h2d.append(sum(-(-np.asarray(a).nbytes // 16) * 16 for a in arrays))
         dtypes = [getattr(torch, str(np.asarray(a).dtype)) for a in arrays]
         return [torch.empty(a.shape, dtype=dtype, device=device) for a, dtype in zip(arrays, dtypes, strict=True)]
+
+    def launch(name: str, grid: tuple[int, int], *arguments: Any, **constants: Any) -> None:
+        assert all(0 < n < (1 << 31, 1 << 16)[axis] for axis, n in enumerate(grid)), grid
+        assert all(t.device.type == "cuda" for t in arguments if isinstance(t, Tensor)), name
+        if counts is not None:
+            counts.fused.append(name)
 
     def real(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -66,7 +80,12 @@ def fake_cuda(counts: Counts | None = None) -> Iterator[None]:
         return call
 
     with contextlib.ExitStack() as stack:
-        for module in (pixel_ops_batched, normalize_erase, postprocess):
+        for name, value in {
+            "ORACLE": not fused, "_ready": lambda *_: True, "_launch": launch, "_wide": lambda: False,
+            "_device": lambda _: contextlib.nullcontext(), "encode": real(encode),
+        }.items():  # fmt: skip
+            stack.enter_context(mock.patch.object(stage, name, value))
+        for module in (pixel_ops_batched, normalize_erase, postprocess, stage):
             stack.enter_context(mock.patch.object(module, "to_device", to_device))
         for module, name in ((pixel_ops_batched, "_groups"), (normalize_erase, "_value")):
             stack.enter_context(mock.patch.object(module, name, real(getattr(module, name))))

@@ -139,7 +139,7 @@ def _counted(stage: Any, drawn: BatchPlan, pixel_ops: bool) -> dict[str, float]:
     from .fake_cuda import Counting, Counts, fake_cuda
 
     counts = Counts()
-    with warnings.catch_warnings(), fake_cuda(counts):
+    with warnings.catch_warnings(), fake_cuda(counts, fused=False):
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         stage._constants.clear()
         stage._normalization(drawn, torch.device("cuda", 0))  # which is copied once, not with each batch

@@ -74,6 +74,10 @@ class DaliEngine:
         self._stage = DaliStage(
             batch_size=plan.batch_size, num_threads=threads, prefetch=options.prefetch, **self._stage_options
         )
+        if device.type == "cuda" and len(plan):
+            for view, drawn in zip(self._views, plan.batch(0, 0).views, strict=True):
+                # now, not in the midst of training; what the graph has normalized needs none
+                self._postprocess.compile(drawn, device, torch.uint8 if view.normalize is None else options.dtype)
         self._waiting = deque[_Waiting]()  # what is in flight, in order
         self._schedule: Iterator[tuple[int, int]] = iter(())  # what comes behind it
 

@@ -24,7 +24,7 @@ _pixel_ops = compiled("dali_imagenet.transforms._pixel_ops")
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as `_image_kernels.normalize` numbers them
 
 # splitmix64 (Steele, Lea, Flood 2014): its increment and its finalizer's two multipliers, as signed 64-bit integers.
-_GOLDEN, _MIX1, _MIX2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+GOLDEN, MIX1, MIX2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def per_image(images: Tensor) -> bool:
@@ -91,9 +91,9 @@ def noise(key: Tensor, stream: Tensor | int, pixel: Tensor) -> Tensor:
     A splitmix64 hash, then Box-Muller: the same on every device up to the rounding of log and cos. Magnitudes end at
     6.7 (2**-32 is the smallest number that the logarithm sees).
     """
-    z = key + (pixel + (1 << 32) * stream + 1) * _GOLDEN
-    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _MIX1
-    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _MIX2
+    z = key + (pixel + (1 << 32) * stream + 1) * GOLDEN
+    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * MIX1
+    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * MIX2
     z = z ^ ((z >> 31) & ((1 << 33) - 1))
     radius = ((z >> 32) & 0xFFFFFFFF).float().add_(1.0).mul_(2.0**-32)
     return _normal(radius, (z & 0xFFFFFFFF).float().mul_(2.0**-32 * 2 * torch.pi))

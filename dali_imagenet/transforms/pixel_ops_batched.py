@@ -31,6 +31,7 @@ from dali_imagenet.transforms.pixel_ops import (
     affine_theta,
     bilinear_warp,
     check_image,
+    convolve,
     fill_bytes,
     gaussian_kernel,
     pil_matrix,
@@ -73,11 +74,7 @@ def apply_ops_batch(images: Tensor, op: Array, arg: Array, aux: Array, fill: Fil
         raise ValueError(
             f"op, arg, aux of {op.shape}, {arg.shape}, {aux.shape}: must be [B, K] for images {list(images.shape)}"
         )
-    for number in np.unique(op).tolist():
-        mine = op == number
-        for a in (arg[mine].min(), arg[mine].max()):
-            for x in np.unique(aux[mine]).tolist():
-                check_op(number, float(a), x)
+    check_program(op, arg, aux)
     color = np.array(fill_bytes(fill), np.uint8).reshape(1, 3, 1, 1)
     given: list[dict[int, float]] = [{} for _ in op]
     slots = range(op.shape[1])
@@ -100,6 +97,15 @@ def apply_ops_batch(images: Tensor, op: Array, arg: Array, aux: Array, fill: Fil
         part = kernel(part, *values).contiguous()
         out = part if len(rows) == len(out) else out.index_copy_(0, where, part)
     return out
+
+
+def check_program(op: Array, arg: Array, aux: Array) -> None:
+    """Raises ValueError for unknown operations, and arguments that they do not take; arrays of any one shape."""
+    for number in np.unique(op).tolist():
+        mine = op == number
+        for a in (arg[mine].min(), arg[mine].max()):
+            for x in np.unique(aux[mine]).tolist():
+                check_op(number, float(a), x)
 
 
 def _groups(
@@ -137,10 +143,10 @@ def _groups(
         chosen = rows[aux[rows] == number]
         matrices = [pil_matrix(int(op[r]), float(arg[r]), height, width, given[r]) for r in chosen]
         if number == 0:
-            scaled = np.array([_scales(m) for m in matrices], bool)
-            add(chosen[scaled], _take, *_scaled_grid([m for m in matrices if _scales(m)], height, width))
-            chosen, matrices = chosen[~scaled], [m for m in matrices if not _scales(m)]
-        values = [_fixed_matrix(m) for m in matrices] if number == 0 else matrices
+            scaled = np.array([scales(m) for m in matrices], bool)
+            add(chosen[scaled], _take, *scaled_grid([m for m in matrices if scales(m)], height, width))
+            chosen, matrices = chosen[~scaled], [m for m in matrices if not scales(m)]
+        values = [fixed_matrix(m) for m in matrices] if number == 0 else matrices
         add(chosen, warp, np.array(values, np.int64 if number == 0 else np.float64).reshape(-1, 6, 1, 1))
 
     for r in rows_of(Op.AFFINE, Op.PIL_AFFINE):
@@ -160,12 +166,12 @@ def _groups(
             np.argsort(rows),
             np.searchsorted(np.sort(rows), np.concatenate(adaptive)),
             np.frombuffer(tables, np.uint8).reshape(-1, 1, 256),
-            _ratios(factors),
+            ratios(factors),
         )
 
     for o, blend in _BLENDS.items():
         rows = rows_of(o)
-        add(rows, blend, _ratios(floats(rows)))
+        add(rows, blend, ratios(floats(rows)))
     rows = rows_of(Op.HUE)
     add(rows, shift_hue, arg[rows].astype(np.float32).reshape(-1, 1, 1))
     add(rows_of(Op.GRAYSCALE), _grayscale)
@@ -176,13 +182,13 @@ def _groups(
         chosen = rows[aux[rows] == size]
         add(chosen, _blur, np.stack([gaussian_kernel(f, int(size)).numpy() for f in floats(chosen)]))
     rows = rows_of(Op.PIL_GAUSSIAN_BLUR)
-    add(rows, _pil_blur, _box_weights(floats(rows)))
+    add(rows, _pil_blur, box_weights(floats(rows)))
     if missing := present - EXECUTED:
         raise NotImplementedError(f"no batched executor for {', '.join(Op(o).name for o in sorted(missing))}")
     return groups
 
 
-def _ratios(factors: list[float]) -> Array:
+def ratios(factors: list[float]) -> Array:
     """float32 [G, 2, 1, 1, 1]: the factor and one minus it (rounded after the subtraction, as v2's scalars are)."""
     return np.array([(f, 1.0 - f) for f in factors], np.float64).astype(np.float32).reshape(-1, 2, 1, 1, 1)
 
@@ -221,7 +227,7 @@ def _pixels(images: Tensor, ix: Tensor, iy: Tensor) -> Tensor:
     return images.flatten(2).gather(2, index.expand(-1, 3, -1)).view(images.shape)
 
 
-def _fixed_matrix(matrix: tuple[float, ...]) -> tuple[int, ...]:
+def fixed_matrix(matrix: tuple[float, ...]) -> tuple[int, ...]:
     """PIL's 16.16 fixed-point matrix of a nearest warp (affine_fixed; whole translations as in ImagingScaleAffine)."""
     a, b, c, d, e, f = matrix
     if b == 0 and d == 0 and a == 1 and e == 1:
@@ -230,13 +236,13 @@ def _fixed_matrix(matrix: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(fixed)
 
 
-def _scales(matrix: tuple[float, ...]) -> bool:
+def scales(matrix: tuple[float, ...]) -> bool:
     """Whether PIL scales by a nearest warp, which it does in double (ImagingScaleAffine)."""
     a, b, _, d, e, _ = matrix
     return b == 0 and d == 0 and (a != 1 or e != 1)
 
 
-def _scaled_grid(matrices: list[tuple[float, ...]], height: int, width: int) -> tuple[Array, Array]:
+def scaled_grid(matrices: list[tuple[float, ...]], height: int, width: int) -> tuple[Array, Array]:
     """PIL's whole source coordinates of such warps: int32 [G, 1, W] and [G, H, 1]."""
     m = np.array(matrices, np.float64).reshape(-1, 6)
 
@@ -436,16 +442,23 @@ def _pil_sharpness(images: Tensor, ratios: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor, kernels: Tensor) -> Tensor:
-    """v2's gaussian_blur; kernels: float32 [G, k, k]."""
+    """v2's gaussian_blur; kernels: float32 [G, k, k].
+
+    On the CPU in the order of `convolve`. On a GPU in cuDNN's: what ends next to a half may round otherwise.
+    """
     count, size = len(images), kernels.shape[-1]
-    image = pad(images.float(), [size // 2] * 4, mode="reflect").flatten(0, 1)[None]
+    image = pad(images.float(), [size // 2] * 4, mode="reflect")
+    if images.device.type == "cpu":
+        blurred = torch.stack([convolve(*each) for each in zip(image, kernels, strict=True)])
+        return blurred.round_().to(torch.uint8)
+    image = image.flatten(0, 1)[None]
     weight = kernels.repeat_interleave(3, dim=0)[:, None]
     with torch.backends.cudnn.flags(allow_tf32=False):  # TF32 would round the weights to 11 bits
         blurred = conv2d(image, weight, groups=count * 3)
     return blurred.round_().to(torch.uint8).view(images.shape)
 
 
-def _box_weights(radii: list[float]) -> Array:
+def box_weights(radii: list[float]) -> Array:
     """PIL's extended box blur (BoxBlur.c, three passes) as taps: int32 [G, 2R+3, 1, 1, 1], in 1/2^24."""
     boxes: list[tuple[int, int, int]] = []
     for radius in np.array(radii, np.float32):

@@ -1,7 +1,8 @@
 """uint8 pixels -> the batch that the model sees: pixel operations, normalize, erase, mix. Draws nothing.
 
-One contract, two places: image by image in the workers on the CPU, where a whole batch would leave the cache, and as
-batched kernels on a GPU, where nothing here waits for the device.
+One contract, two places: image by image in the workers on the CPU, where a whole batch would leave the cache, and on a
+GPU as the few kernels of `fused`, where nothing here waits for the device. The batched operations of torch are what
+`fused` is held to, and what runs where Triton does not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dali_imagenet._compiled import ORACLE
 from dali_imagenet.plan.batch_plan import PADDING, BatchPlan, MixPlan
 from dali_imagenet.policy import AugMixPlan, OpPlan
 from dali_imagenet.transforms import normalize_erase, pixel_ops
+from dali_imagenet.transforms.fused import stage as fused
 from dali_imagenet.transforms.normalize_erase import erase_, erase_image_, normalize, normalize_constants
 from dali_imagenet.transforms.pixel_ops import Workspace, apply_ops_image
 from dali_imagenet.transforms.pixel_ops_batched import apply_ops_batch
@@ -86,10 +88,17 @@ class Postprocess:
             pool: threads that share the rows where they are worked on one by one.
             mix: whether Mixup and CutMix follow, where the plan has them.
         """
+        if self.compile(plan, images.device, images.dtype):
+            constants = self._normalization(plan, images.device)
+            return fused.finish(images, plan, constants, dtype=self.dtype, memory_format=self.memory_format, mix=mix)
         images = self._finished(images, plan, pool)
         if mix and plan.mix is not None:
             mix_(images, plan.mix, pool)
         return images
+
+    def compile(self, plan: BatchPlan, device: torch.device, dtype: torch.dtype) -> bool:
+        """Compile, at the first call, what `finish_batch` launches for images of `dtype`: whether they are fused."""
+        return dtype == torch.uint8 and fused.takes(plan, device, self.dtype, self.memory_format)
 
     def _finished(self, images: Tensor, plan: BatchPlan, pool: Executor | None) -> Tensor:
         if images.dtype == torch.uint8 and normalize_erase.per_image(images):

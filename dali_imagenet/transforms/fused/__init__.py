@@ -1,0 +1,1 @@
+"""The batch stage of a GPU as a few Triton kernels; `stage.finish` is the way in."""
