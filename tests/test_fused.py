@@ -1,16 +1,25 @@
-"""The fused batch stage: in Triton's interpreter against torch's operations, and what a compiler makes of it."""
+"""The fused batch stage: in Triton's interpreter against torch's operations, what a compiler makes of it, and who takes
+over."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from dali_imagenet.transforms.fused import codes, stage
+from bench.gpu import paper
+from dali_imagenet import Plan, SampleIndex, TrainRecipe
+from dali_imagenet.plan.batch_plan import BatchPlan
+from dali_imagenet.transforms import pixel_ops
+from dali_imagenet.transforms.fused import program, stage
+from dali_imagenet.transforms.normalize_erase import normalize_constants
 from tests.helpers import ROOT, python
 
 triton = pytest.importorskip("triton", reason="Triton comes with PyTorch on Linux")
@@ -54,61 +63,172 @@ def test_the_tail(found: Found) -> None:
 
 # ---- what a compiler makes of it ----
 
-TYPES = {
-    **dict.fromkeys(("images", "pool", "tables", "made", "fill"), "*u8"),
-    **dict.fromkeys(("wide", "weights", "shares", "constants", "mixing", "value"), "*fp32"),
-    **dict.fromkeys(("jobs", "whole", "places", "boxes"), "*i32"),
-    **{"numbers": "*fp64", "keys": "*i64", "out": "*bf16"},
-}
-KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "slot": ("slot", {"BLOCK": stage.BLOCK, "LANES": stage.LANES, "WIDE": False}),
-    "tables": ("tables", {"BLOCK": 8 * stage.BLOCK, "WIDE": False}),
-    "mix": ("mix", {"BLOCK": stage.BLOCK}),
-    "tail": ("tail", {"BLOCK": stage.BLOCK, "NOISE": codes.NO_NOISE, "LAST": False}),
-    "tail with noise": ("tail", {"BLOCK": stage.BLOCK, "NOISE": codes.NOISE_PIXEL, "LAST": True}),
-}
+KERNELS = ("slot", "tables", "mix", "tail")
+Compiled = dict[tuple[str, int], Any]
 
 
-def ptx(name: str, architecture: int, constants: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
-    """A kernel as the stage launches it, compiled without a GPU; what assembles it is left out."""
-    from triton.backends.compiler import GPUTarget
+class FakeDriver:
+    """As much of a GPU's driver as compiling takes."""
+
+    def __init__(self, architecture: int) -> None:
+        self.architecture = architecture
+
+    def get_current_target(self) -> Any:
+        return triton.backends.compiler.GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.fixture
+def compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Compiled]]:
+    """Makes the stage compile what it would launch, for an architecture, without a GPU and without the assembler; gives
+    what was compiled, by kernel and variant, to which later launches add."""
     from triton.backends.nvidia.compiler import CUDABackend
 
-    add_stages = CUDABackend.add_stages
+    kernels = importlib.import_module("dali_imagenet.transforms.fused.kernels")
+    add_stages, compiled = CUDABackend.add_stages, Compiled()
 
     def without_assembler(self: Any, stages: dict[str, Any], *rest: Any) -> None:
         add_stages(self, stages, *rest)
         stages["cubin"] = lambda *_: b""
 
+    def launch(name: str, grid: Any, *arguments: Any, **constants: Any) -> None:
+        made = getattr(kernels, name).warmup(*arguments, grid=grid, **constants, **stage.OPTIONS)
+        if all(made is not known for known in compiled.values()):
+            compiled[name, len(compiled)] = made
+
+    def forget() -> None:
+        for name in KERNELS:
+            getattr(kernels, name).device_caches.clear()
+
+    def choose(architecture: int) -> Compiled:
+        triton.runtime.driver.set_active(FakeDriver(architecture))
+        return compiled
+
+    before = triton.runtime.driver._active
     monkeypatch.setattr(CUDABackend, "add_stages", without_assembler)
-    kernel = getattr(importlib.import_module("dali_imagenet.transforms.fused.kernels"), name)
-    signature = {n: "constexpr" if n in constants else TYPES.get(n, "i32") for n in kernel.arg_names}
-    made = triton.compile(
-        triton.compiler.ASTSource(kernel, signature=signature, constexprs=constants),
-        target=GPUTarget("cuda", architecture, 32),
-        options=stage.OPTIONS,
-    )
-    return str(made.asm["ptx"])
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    monkeypatch.setattr(stage, "_launch", launch)
+    forget()
+    yield choose
+    forget()
+    triton.runtime.driver._active = before
+
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100])
-def test_the_compiler_keeps_the_arithmetic(architecture: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+def test_the_compiler_keeps_the_arithmetic(architecture: int, compiling: Callable[[int], Compiled]) -> None:
+    compiled = compiling(architecture)
+    stage._compile(CPU, torch.bfloat16, torch.contiguous_format, "const", True)
+    stage._compile(CPU, torch.bfloat16, torch.channels_last, "pixel", False)
+    assert [name for name, _ in compiled] == ["tables", "slot", "mix", "tail", "tail"]
     lines = (ROOT / "dali_imagenet" / "transforms" / "fused" / "kernels.py").read_text().splitlines()
     asked = next(i for i, line in enumerate(lines, 1) if "tl.fma(" in line)
-    fused = {}
-    for label, (name, constants) in KERNELS.items():
-        text = ptx(name, architecture, constants, monkeypatch)
+    fused = dict.fromkeys(KERNELS, 0)
+    for (name, _), made in compiled.items():
+        text = made.asm["ptx"]
         assert f".target sm_{architecture}" in text
-        assert re.findall(r"\S*(?:\.approx|\.full|\.ftz)\S*", text) == [], label
-        line, fused[label] = 0, 0
+        assert re.findall(r"\S*(?:\.approx|\.full|\.ftz)\S*", text) == [], name
+        line = 0
         for instruction in text.splitlines():
             if found := re.match(r"\s*\.loc\s+\d+\s+(\d+)", instruction):
                 line = int(found[1])
             elif re.search(r"\b(?:fma|mad)\.(?:rn\.)?(?:f|bf)", instruction):
-                assert line == asked, f"{label}: {lines[line - 1]}"
-                fused[label] += 1
-        assert ("cvt.rn.bf16" in text) == name.startswith("tail")  # rounded, to even
+                assert line == asked, f"{name}: {lines[line - 1]}"
+                fused[name] += 1
+        assert ("cvt.rn.bf16" in text) == (name == "tail")  # rounded, to even
     assert fused["slot"] > 0
     assert fused["tables"] > 0
-    assert fused["mix"] == fused["tail"] == fused["tail with noise"] == 0
+    assert fused["mix"] == fused["tail"] == 0
+
+
+def test_nothing_is_compiled_in_mid_epoch(compiling: Callable[[int], Compiled]) -> None:
+    """Other sizes, batches and programs are the kernels that were there before."""
+    compiled = compiling(90)
+    stage._compile(CPU, torch.float32, torch.contiguous_format, "pixel", True)
+    assert [name for name, _ in compiled] == ["tables", "slot", "mix", "tail"]
+    for rows, size in ((2, 16), (16, 33), (6, 224)):
+        for name in ("advanced", "rsb_a1", "augmix"):
+            recipe = paper.recipes()[name].replace(input_size=size, re_mode="pixel")
+            index = SampleIndex.from_arrays(np.zeros(32, np.int64), 300, 400)
+            plan = Plan(index, recipe, batch_size=rows, seed=0).batch(0, 0)
+            images = torch.zeros((rows, 3, size, size), dtype=torch.uint8)
+            constants = normalize_constants(plan.mean, plan.std)
+            stage.finish(images, plan, constants, dtype=torch.float32, mix=True)
+    assert len(compiled) == 4
+
+
+# ---- where it cannot ----
+
+
+@pytest.fixture
+def _asked_anew() -> Iterator[None]:
+    stage._ready.cache_clear()
+    stage._refused.clear()
+    yield
+    stage._ready.cache_clear()
+    stage._refused.clear()
+
+
+def plan_of(recipe: TrainRecipe) -> BatchPlan:
+    return Plan(SampleIndex.from_arrays(np.zeros(4, np.int64), 300, 400), recipe, batch_size=4, seed=0).batch(0, 0)
+
+
+@pytest.mark.usefixtures("_asked_anew")
+def test_one_warning_where_triton_cannot(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def compile_(*_: Any) -> None:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nand more")
+
+    monkeypatch.setattr(stage, "_compile", compile_)
+    plan, cuda = plan_of(TrainRecipe.strong(input_size=24)), torch.device("cuda", 0)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert not stage.takes(plan, cuda, dtype, torch.contiguous_format)
+    [said] = caplog.messages
+    assert said.endswith("cannot be compiled here (RuntimeError: Failed to find C compiler. Please specify via CC "
+                         "environment variable.)")  # fmt: skip
+
+
+@pytest.mark.usefixtures("_asked_anew")
+def test_what_the_kernels_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[Any]()
+    monkeypatch.setattr(stage, "_compile", lambda *rest: asked.append(rest))
+    plan, cuda = plan_of(TrainRecipe.strong(input_size=24)), torch.device("cuda", 0)
+    assert stage.takes(plan, cuda, torch.float32, torch.contiguous_format)
+    assert stage.takes(plan, cuda, torch.float32, torch.contiguous_format)
+    assert asked == [(cuda, torch.float32, torch.contiguous_format, "const", True)]
+    assert not stage.takes(plan, CPU, torch.float32, torch.contiguous_format)
+    wide = plan_of(TrainRecipe(input_size=24, gaussian_blur_prob=1.0, gaussian_blur_kernel=49))
+    assert not stage.takes(wide, cuda, torch.float32, torch.contiguous_format)  # reflects more than there is
+    monkeypatch.setattr(stage, "ORACLE", True)
+    assert not stage.takes(plan, cuda, torch.float32, torch.contiguous_format)
+
+    def out_of_memory(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(stage, "ORACLE", False)
+    monkeypatch.setattr(stage, "_compile", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):  # no reason to be slow from then on
+        stage.takes(plan, cuda, torch.float16, torch.contiguous_format)
+
+
+def test_images_of_another_plan_are_refused() -> None:
+    plan = plan_of(TrainRecipe.strong(input_size=24))
+    for images in (torch.zeros(4, 3, 24, 23, dtype=torch.uint8), torch.zeros(4, 3, 24, 24)):
+        with pytest.raises(ValueError, match=r"must be uint8 \[4, 3, 24, 24\]"):
+            stage.finish(images, plan, normalize_constants(plan.mean, plan.std), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("sigma", "size"), [(0.1, 3), (1.3, 23), (2.0, 23), (9.0, 7), (0.5, 1)])
+def test_the_bounds_of_a_blur_are_those_of_c(sigma: float, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if pixel_ops._pixel_ops is None:
+        pytest.skip("the compiled module was not built")
+    line, kernel = (t.numpy() for t in pixel_ops.gaussian(sigma, size))
+    expected = program.blur_bounds(line, kernel)
+    monkeypatch.setattr(pixel_ops, "_pixel_ops", None)
+    np.testing.assert_allclose(program.blur_bounds(line, kernel), expected, rtol=1e-6)

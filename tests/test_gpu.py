@@ -96,11 +96,40 @@ def test_fake_tensors_do_notice(fake_cuda: None) -> None:
         images.sum().item()
 
 
+@pytest.fixture(scope="module")
+def moved() -> dict[str, Any]:
+    """The bytes of Triton's kernels for the recipes below."""
+    return paper.interpreted(["classic", "strong", "rsb_a1"], 4, 256)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "launches", "gigabytes"), [("classic", 0, 0.0), ("strong", 5, 0.325), ("rsb_a1", 5, 0.257)]
+)
+def test_what_a_fused_batch_launches(
+    index: SampleIndex, moved: dict[str, Any], recipe: str, launches: int, gigabytes: float
+) -> None:
+    """These counts are in docs/gpu.md, too."""
+    images = index.repeat(-(-256 // len(index)))
+    for dtype, half in (("float32", 0.0), ("bfloat16", 0.077)):
+        kernels = [*moved[recipe]["operations"], moved[recipe]["tail"][dtype]]
+        counted = paper.count(images, paper.recipes()[recipe], dtype, 256, 1, kernels)
+        assert (counted["launches"], counted["memsets_and_copies"]) == (launches, bool(launches))
+        assert (counted["h2d_copies"], counted["syncs"]) == (bool(launches), 0)
+        assert counted["bytes"] / 1e9 == pytest.approx(max(0, gigabytes - half), rel=0.01)
+
+
+@pytest.mark.parametrize("recipe", paper.recipes())
+def test_no_recipe_launches_more_than_forty(index: SampleIndex, recipe: str) -> None:
+    counted = paper.count(index.repeat(-(-256 // len(index))), paper.recipes()[recipe], "bfloat16", 256, 1, [])
+    assert counted["launches"] <= (12 if recipe == "strong" else 40)
+    assert counted["syncs"] == 0
+
+
 @pytest.mark.parametrize(
     ("recipe", "launches", "copies", "h2d", "gigabytes"),
     [("classic", 0, 0, 0, 0.0), ("strong", 290, 6, 3, 5.69), ("advanced", 773, 6, 3, 26.23)],
 )
-def test_what_a_batch_launches(
+def test_what_torchs_operations_launch(
     index: SampleIndex, recipe: str, launches: int, copies: int, h2d: int, gigabytes: float
 ) -> None:
     """These counts are in docs/gpu.md: whoever changes a kernel sees here what it costs."""
@@ -138,16 +167,22 @@ def test_counting_notices_a_copy_that_waits() -> None:
 def test_bench_gpu_paper(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "paper.json"
     words = ["gpu-paper", "--data", str(folder), "--batch-size", "8", "--steps", "1", "--json", str(file)]
-    assert bench_main([*words, "--recipes", "deit3"]) == 0
+    assert bench_main([*words, "--recipes", "trivialaugment"]) == 0
     said = json.loads(file.read_text())
     assert said["gpu"].startswith("none was run")
-    assert [(row["recipe"], row["dtype"]) for row in said["rows"]] == [("deit3", "float32"), ("deit3", "bfloat16")]
-    whole, half = said["rows"]
-    assert whole["bytes"] > half["bytes"] > 0
-    assert 0 < whole["h100_ms"] < whole["a100_ms"] < whole["rtx4090_ms"]
-    assert whole["share_of_decode_19k"] > whole["share_of_decode_6k"] > 0
-    assert whole["feeder_us"] > whole["feeder_measured_us"] > 0
-    assert whole["reader_us"] > 0
+    rows = said["rows"]
+    kinds = [(stage, dtype) for stage in ("fused", "torch") for dtype in ("float32", "bfloat16")]
+    assert [(row["recipe"], row["stage"], row["dtype"]) for row in rows] == [
+        ("trivialaugment", *kind) for kind in kinds
+    ]
+    for whole, half in (rows[:2], rows[2:]):
+        assert whole["bytes"] > half["bytes"] > 0
+        assert 0 < whole["h100_ms"] <= whole["a100_ms"] <= whole["rtx4090_ms"]
+        assert whole["share_of_decode_19k"] > whole["share_of_decode_6k"] > 0
+        assert whole["feeder_us"] > whole["feeder_measured_us"] > 0
+        assert whole["reader_us"] > 0
+    assert rows[0]["launches"] < rows[2]["launches"] / 10
+    assert rows[0]["bytes"] < rows[2]["bytes"] / 5
     assert str(folder) not in file.read_text()
     assert bench_main([*words, "--recipes", "nothing"]) == 2
 

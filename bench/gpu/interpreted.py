@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
 
+from dali_imagenet import Plan, SampleIndex, TrainRecipe
+from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.transforms.fused import stage
+from dali_imagenet.transforms.normalize_erase import normalize_constants
+
+from .paper import DTYPES, recipes
 
 
 @contextlib.contextmanager
@@ -101,33 +107,41 @@ class Moved:
             self.launches[-1] = (name, before + moved)
 
 
-def bytes_moved(name: str, dtype: str, rows: int, batch_size: int) -> dict[str, Any]:
-    """The bytes of each launch of a batch of a recipe: those of some rows, multiplied."""
-    from dali_imagenet import Plan, SampleIndex
-    from dali_imagenet.transforms.normalize_erase import normalize_constants
+def bytes_moved(recipe: TrainRecipe, dtypes: Sequence[str], rows: int, batch_size: int) -> dict[str, Any]:
+    """The bytes of each launch of a batch of a recipe: those of some rows, multiplied.
 
-    from .paper import recipes
-
-    recipe = recipes()[name]
-    index = SampleIndex.from_arrays(np.zeros(4 * rows, np.int64), 375, 500)
+    Returns:
+        "operations": of each launch before the tail; "tail": by dtype.
+    """
+    index = SampleIndex.from_arrays(np.zeros(rows, np.int64), 375, 500)
     drawn = Plan(index, recipe, batch_size=rows, seed=0).batch(0, 0)
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.integers(0, 256, (rows, 3, 16, 16)).astype(np.float32))
     images = torch.nn.functional.interpolate(coarse, drawn.size, mode="bilinear").to(torch.uint8)
-    moved = Moved()
-    with moved.counting():
-        stage.finish(images, drawn, normalize_constants(drawn.mean, drawn.std), dtype=getattr(torch, dtype), mix=True)
-    return {"launches": [[kernel, count * batch_size // rows] for kernel, count in moved.launches]}
+    constants = normalize_constants(drawn.mean, drawn.std)
+
+    def moved(plan: BatchPlan, dtype: str) -> list[int]:
+        found = Moved()
+        with found.counting():
+            stage.finish(images, plan, constants, dtype=getattr(torch, dtype), mix=True)
+        return [count * batch_size // rows for _, count in found.launches]
+
+    *operations, first = moved(drawn, dtypes[0])
+    plain = dataclasses.replace(drawn, ops=())
+    return {
+        "operations": operations,
+        "tail": {dtypes[0]: first, **{dtype: moved(plain, dtype)[-1] for dtype in dtypes[1:]}},
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipe")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("recipes", nargs="+")
+    parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=256)
     options = parser.parse_args()
-    print(json.dumps(bytes_moved(options.recipe, options.dtype, options.rows, options.batch_size)))
+    for name in options.recipes:
+        print(json.dumps(bytes_moved(recipes()[name], DTYPES, options.rows, options.batch_size)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The GPU path on paper: no GPU is run, and none is needed.
 
-What the batch stage would launch, move and wait for is counted on fake CUDA tensors; its time on three cards is an
-estimate from their memory bandwidth; what feeding DALI costs the caller's thread is measured on this CPU.
+What the batch stage would launch, move and wait for is counted: launches on fake CUDA tensors, the bytes of Triton's
+kernels by their loads and stores in Triton's interpreter. Its time on three cards is an estimate from their memory
+bandwidth; what feeding DALI costs the caller's thread is measured on this CPU.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import statistics
+import subprocess
+import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +37,9 @@ LAUNCH_SECONDS = 3e-6  # assumed: no kernel is shorter
 HOST_LAUNCH_SECONDS = 5e-6  # assumed: what PyTorch takes to start a kernel or a copy from its caller's thread
 DECODE = (6_000, 13_000, 19_000)  # images a second that the stage is compared with: nvJPEG's span on one GPU
 DTYPES = ("float32", "bfloat16")
+STAGES = ("fused", "torch")
+"""Triton's kernels, and torch's operations, which take over where Triton cannot compile."""
+INTERPRETED = 16  # images whose bytes are counted: the interpreter is slow
 
 
 def recipes() -> dict[str, TrainRecipe]:
@@ -75,18 +83,22 @@ def run(options: argparse.Namespace) -> int:
     index = index.repeat(-(-options.batch_size * (options.steps + 1) // len(index)))
     reader = reader_us(index)
     rows = []
+    moved = interpreted(chosen, min(INTERPRETED, options.batch_size), options.batch_size)
     for name in chosen:
-        host = feeder_us(index, known[name], options.batch_size, options.steps)
-        for dtype in DTYPES:
-            counted = count(index, known[name], dtype, options.batch_size, options.steps)
-            rows.append(row(name, dtype, options.batch_size, counted, host, reader))
-            print(json.dumps(rows[-1]), flush=True)
+        for stage in STAGES:
+            host = feeder_us(index, known[name], options.batch_size, options.steps, fused=stage == "fused")
+            for dtype in DTYPES:
+                kernels = [*moved[name]["operations"], moved[name]["tail"][dtype]] if stage == "fused" else None
+                counted = count(index, known[name], dtype, options.batch_size, options.steps, kernels)
+                rows.append(row(name, dtype, stage, options.batch_size, counted, host, reader))
+                print(json.dumps(rows[-1]), flush=True)
     if options.json:
         about = {
             "command": f"{PROGRAM} {NAME}",
             "gpu": "none was run: counts, and times estimated from them",
             "batch_size": options.batch_size,
             "steps": options.steps,
+            "images_interpreted": min(INTERPRETED, options.batch_size),
             "assumed": {
                 "bytes_per_second": BANDWIDTH,
                 "seconds_a_kernel_at_least": LAUNCH_SECONDS,
@@ -100,8 +112,21 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def interpreted(names: Sequence[str], rows: int, batch_size: int) -> dict[str, Any]:
+    """What `.interpreted` says of the recipes that have pixel operations; it chooses Triton's interpreter on import."""
+    asked = [name for name in names if recipes()[name].pixel_ops]
+    found: dict[str, Any] = {name: {"operations": [], "tail": dict.fromkeys(DTYPES, 0)} for name in names}
+    if asked:
+        words = [sys.executable, "-m", f"{__package__}.interpreted", *asked]
+        words += ["--rows", str(rows), "--batch-size", str(batch_size)]
+        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        said = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        found |= {name: json.loads(line) for name, line in zip(asked, said.stdout.splitlines(), strict=True)}
+    return found
+
+
 def row(
-    name: str, dtype: str, batch_size: int, counted: dict[str, float], host: float, reader: float
+    name: str, dtype: str, stage: str, batch_size: int, counted: dict[str, float], host: float, reader: float
 ) -> dict[str, Any]:
     """One line of the table."""
     launching = 1e6 * HOST_LAUNCH_SECONDS * (counted["launches"] + counted["memsets_and_copies"]) / batch_size
@@ -111,6 +136,7 @@ def row(
     return {
         "recipe": name,
         "dtype": dtype,
+        "stage": stage,
         **{key: round(value, 3) for key, value in counted.items()},
         **shares,
         "feeder_measured_us": round(host, 1),
@@ -120,8 +146,19 @@ def row(
     }
 
 
-def count(index: SampleIndex, recipe: TrainRecipe, dtype: str, batch_size: int, steps: int) -> dict[str, float]:
-    """Launches, bytes and estimated milliseconds of a batch behind DALI's graph: the mean of some."""
+def count(
+    index: SampleIndex,
+    recipe: TrainRecipe,
+    dtype: str,
+    batch_size: int,
+    steps: int,
+    kernels: Sequence[int] | None = None,
+) -> dict[str, float]:
+    """Launches, bytes and estimated milliseconds of a batch behind DALI's graph: the mean of some.
+
+    Args:
+        kernels: the bytes of each of Triton's kernels, as `interpreted` has them; None for torch's operations.
+    """
     import torch
 
     from dali_imagenet import Plan
@@ -129,17 +166,17 @@ def count(index: SampleIndex, recipe: TrainRecipe, dtype: str, batch_size: int, 
 
     plan = Plan(index, recipe, batch_size=batch_size, seed=0)
     stage = Postprocess(dtype=getattr(torch, dtype))
-    found = [_counted(stage, plan.batch(0, step), recipe.pixel_ops) for step in range(steps)]
+    found = [_counted(stage, plan.batch(0, step), recipe.pixel_ops, kernels) for step in range(steps)]
     return {key: statistics.fmean(each[key] for each in found) for key in found[0]}
 
 
-def _counted(stage: Any, drawn: BatchPlan, pixel_ops: bool) -> dict[str, float]:
+def _counted(stage: Any, drawn: BatchPlan, pixel_ops: bool, kernels: Sequence[int] | None) -> dict[str, float]:
     import torch
 
     from .fake_cuda import Counting, Counts, fake_cuda
 
     counts = Counts()
-    with warnings.catch_warnings(), fake_cuda(counts, fused=False):
+    with warnings.catch_warnings(), fake_cuda(counts, fused=kernels is not None):
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         stage._constants.clear()
         stage._normalization(drawn, torch.device("cuda", 0))  # which is copied once, not with each batch
@@ -148,9 +185,11 @@ def _counted(stage: Any, drawn: BatchPlan, pixel_ops: bool) -> dict[str, float]:
         with Counting(counts):
             stage.finish_batch(batch, drawn, mix=True)
         stage._constants.clear()
-    device = [*counts.kernels, *counts.copies]
+    # a batch of few images may need a launch less: it counts as the shortest there is
+    triton = [*(kernels or ()), *[0] * len(counts.fused)][: len(counts.fused)]
+    device = [*triton, *counts.kernels, *counts.copies]
     return {
-        "launches": len(counts.kernels),
+        "launches": len(counts.kernels) + len(counts.fused),
         "memsets_and_copies": len(counts.copies) + len(counts.h2d),
         "bytes": sum(device),
         "h2d_copies": len(counts.h2d),
@@ -162,7 +201,7 @@ def _counted(stage: Any, drawn: BatchPlan, pixel_ops: bool) -> dict[str, float]:
     }
 
 
-def feeder_us(index: SampleIndex, recipe: TrainRecipe, batch_size: int, steps: int) -> float:
+def feeder_us(index: SampleIndex, recipe: TrainRecipe, batch_size: int, steps: int, *, fused: bool = True) -> float:
     """CPU microseconds an image of the thread that draws, feeds DALI, checks new files' markers and prepares the batch
     stage's parameters; launching is not in it. The graph that is fed is the GPU's, run on the CPU."""
     import torch
@@ -185,12 +224,25 @@ def feeder_us(index: SampleIndex, recipe: TrainRecipe, batch_size: int, steps: i
             start = time.thread_time()
             engine._rows_to_recheck(drawn, decoded)
             seconds += time.thread_time() - start
-            spent.append(seconds + _parameters(drawn))
+            spent.append(seconds + (_programs(drawn) if fused else _parameters(drawn)))
     return 1e6 * statistics.median(spent[1:]) / batch_size  # the first warms up
 
 
+def _programs(drawn: BatchPlan) -> float:
+    """CPU seconds to prepare what Triton's kernels are sent."""
+    import torch
+
+    from dali_imagenet.transforms.fused.program import encode
+    from dali_imagenet.transforms.transfer import to_device
+
+    start = time.thread_time()
+    if drawn.ops:
+        to_device(list(encode(drawn).arrays.values()), torch.device("cpu"))
+    return time.thread_time() - start
+
+
 def _parameters(drawn: BatchPlan) -> float:
-    """CPU seconds to prepare what the operations' kernels are sent."""
+    """CPU seconds to prepare what the kernels of torch's operations are sent."""
     import torch
 
     from dali_imagenet.policy import OpPlan

@@ -134,7 +134,7 @@ def _mirrored(i, n):
 def _take(src, dst, fill, ix, iy, n, height, width, pos, live):
     """The pixels at whole coordinates; the fill where they are outside."""
     inside = (ix >= 0) & (ix < width) & (iy >= 0) & (iy < height) & live
-    for c in tl.static_range(3):
+    for c in range(3):
         value = tl.load(src + c * n + iy * width + ix, mask=inside, other=0)
         tl.store(dst + c * n + pos, tl.where(inside, value, tl.load(fill + c)), mask=live)
 
@@ -368,7 +368,7 @@ def _blur_across(
         live = pos < n
         y = pos // width
         x = pos - y * width - size // 2
-        for c in tl.static_range(3):
+        for c in range(3):
             total = tl.zeros((LANES,), tl.float32)
             for i in range(size):
                 value = tl.load(src + c * n + y * width + _mirrored(x + i, width), mask=live, other=0)
@@ -390,7 +390,7 @@ def _blur_down(
         live = pos < n
         y = pos // width
         x = pos - y * width
-        for c in tl.static_range(3):
+        for c in range(3):
             total = tl.zeros((LANES,), tl.float32)
             for i in range(size):
                 value = tl.load(wide + c * n + _mirrored(y - reach + i, height) * width + x, mask=live, other=0.0)
@@ -413,7 +413,7 @@ def _blur_down(
 @triton.jit
 def _box(src, dst, taps, size, step, n, i, length, pos, live):
     """One of PIL's box blurs along an axis, in 1 / 2**24; i: the place along it. step: from one pixel to the next."""
-    for c in tl.static_range(3):
+    for c in range(3):
         total = tl.zeros_like(pos).to(tl.uint32) + (1 << 23)
         for k in range(size):
             at = pos + (_between(i + k - size // 2, 0, length - 1) - i) * step
@@ -446,7 +446,7 @@ def slot(
     y = pos // width
     x = pos - y * width
     if op <= _MADE:
-        for c in tl.static_range(3):
+        for c in range(3):
             value = tl.load(src + c * n + pos, mask=live, other=0).to(tl.int32)
             if op == _FIXED:
                 result = tl.load(tables + at + value, mask=live, other=0)
@@ -524,7 +524,7 @@ def tables(
             else:
                 mean = tl.floor(total.to(tl.float64) / n.to(tl.float64) + 0.5).to(tl.float32)
                 value = _cut((f - mean) * factor + mean)
-            for c in tl.static_range(3):
+            for c in range(3):
                 tl.store(out + c * 256 + v, value)
         else:
             if op == _AUTO_CONTRAST:
@@ -559,7 +559,7 @@ def mix(
     original = _place(images, pool, tl.load(places), count, n)
     own = tl.load(shares)
     dst = pool + (target + row).to(tl.int64) * (3 * n)
-    for c in tl.static_range(3):
+    for c in range(3):
         value = tl.load(original + c * n + pos, mask=live, other=0).to(tl.float32)
         total = value
         if mode == _TIMM:
