@@ -178,3 +178,17 @@ def test_compiled_search_equals_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jpeg_markers, "_image_kernels", None)
     assert compiled == [list(jpeg_markers._markers(memoryview(d), s)) for d, s in zip(files, starts, strict=True)]
     assert any(compiled)
+
+
+@pytest.mark.skipif(jpeg_markers._image_kernels is None, reason="dali_imagenet.transforms._image_kernels was not built")
+def test_compiled_verdict_equals_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert jpeg_markers._image_kernels is not None
+    rng = np.random.default_rng(7)
+    whole = [*USUAL.values(), *(data for data, _ in UNUSUAL.values())]
+    usual = USUAL.values()
+    cut = [data[:end] for data in (JPEG, USUAL["progressive"]) for end in range(0, len(data), 7)]
+    files = [*whole, *cut, *(mutate(data, rng, JPEG) for data in usual for _ in range(100))]
+    compiled = [jpeg_markers._image_kernels.usual_markers(data) for data in files]
+    monkeypatch.setattr(jpeg_markers, "_image_kernels", None)
+    assert compiled == [find_marker_anomaly(data) == "" for data in files]
+    assert 100 < sum(compiled) < len(files) - 100

@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 from collections.abc import Callable, Generator, Sequence
 
+import torch
 from torch import Tensor
 
 from dali_imagenet.data.source import Source

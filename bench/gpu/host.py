@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 
 NAME = "gpu-host"
 HELP = "CPU time of the host behind a GPU target, without a GPU"
+FED = (
+    "classic",
+    "strong",
+    "advanced",
+    "rsb_a1",
+    "deit3",
+    "simclr",
+    "augmix",
+)  # recipes that the feeder is measured with
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,4 +174,29 @@ class _Passed:
     def synchronize(self) -> None: ...
 
 
-QUESTIONS: dict[str, Callable[[SampleIndex, int, int], list[dict[str, Any]]]] = {f.__name__: f for f in (workers,)}
+def feeder(index: SampleIndex, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """The thread that draws, feeds DALI and prepares the batch stage, batches of 256 that are read for the first time:
+    see `paper.feeder_us`. The recipes take turns."""
+    import torch
+
+    from .paper import feeder_us, recipes
+
+    batch_size, some = 256, min(steps, 3)
+    index = index.repeat(-(-batch_size * (some + 1) // len(index)))
+    chosen = {name: recipe for name, recipe in recipes().items() if name in FED}
+    found: dict[str, list[float]] = {name: [] for name in chosen}
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that wait for each other in a busy loop are not what is asked
+    for _ in range(rounds):
+        for name, recipe in chosen.items():
+            found[name].append(feeder_us(index, recipe, batch_size, some))
+    torch.set_num_threads(before)
+    return [
+        {"recipe": name, "feeder_us_an_image": round(min(times), 1), "worst_us": round(max(times), 1)}
+        for name, times in found.items()
+    ]
+
+
+QUESTIONS: dict[str, Callable[[SampleIndex, int, int], list[dict[str, Any]]]] = {
+    f.__name__: f for f in (workers, feeder)
+}

@@ -165,13 +165,19 @@ class DaliEngine:
 
         DALI delivers some of them that Pillow refuses, so that the backends would lose different samples.
         """
-        mine = ~plan.is_padding & ~np.isin(np.arange(len(plan)), list(others))
-        sample = plan.source_index
-        new = [(at, row) for at, row in enumerate(mine.nonzero()[0]) if not self._markers_checked[sample[row]]]
-        found = [int(row) for at, row in new if find_marker_anomaly(self._stage.file(at))]
-        self._markers_checked[sample[[row for _, row in new]]] = True
-        self._markers_checked[sample[found]] = False
-        self._needs_cpu_decode[sample[found]] = True
+        mine = ~plan.is_padding
+        mine[list(others)] = False
+        rows = mine.nonzero()[0]
+        at = (~self._markers_checked[plan.source_index[rows]]).nonzero()[0]  # of what DALI has made
+        new = list(zip(at.tolist(), rows[at].tolist(), strict=True))
+        parts = self._pool.map(
+            lambda part: [row for at, row in part if find_marker_anomaly(self._stage.file(at))],
+            [new[start : start + 32] for start in range(0, len(new), 32)],
+        )
+        found = [row for part in parts for row in part]
+        self._markers_checked[plan.source_index[rows[at]]] = True
+        self._markers_checked[plan.source_index[found]] = False
+        self._needs_cpu_decode[plan.source_index[found]] = True
         return found
 
     def _retry_per_sample(self, plan: BatchPlan) -> Batch:

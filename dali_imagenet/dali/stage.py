@@ -235,18 +235,17 @@ class DaliStage:
             # decoder meets it (its threads still write to what the error has freed). So the header is read by another
             # operator first, whose errors are safe, and the decoder made to depend on it. What it lets through: a
             # sample precision that no decoder knows; the index must know such files as broken.
-            found = fn.peek_image_shape(image, adjust_orientation=False, dtype=types.INT32)[:2]
+            found = fn.peek_image_shape(image, adjust_orientation=False, dtype=types.INT32)  # height, width, channels
             # A file that is not what the plan was made for, such as a small one that now claims 30,000 x 30,000 pixels,
             # must not be decoded: the slice, which also makes the decoder wait, refuses to leave the file.
-            length, expected = image.shape(dtype=types.INT32)[0], feed("expected", types.INT32, 1)
-            other = (found[0] != expected[0]) | (found[1] != expected[1])
-            other = other | ((length != expected[2]) & (expected[2] > 0))
-            whole = fn.stack(length + fn.cast(other, dtype=types.INT32))
+            length = image.shape(dtype=types.INT32)
+            other = fn.cat(found, length) != feed("expected", types.INT32, 1)
+            others = fn.reductions.max(other * feed("known", types.INT32, 1), axes=[0], keep_dims=True)
+            whole = length + others
             image = fn.slice(image, start=[0], shape=whole, axes=[0], out_of_bounds_policy="error")
             if self.train and not self._decodes_whole:
-                start, shape = feed("start", types.INT32, 1), feed("shape", types.INT32, 1)
-                start = dali.math.min(start, found - 1)
-                box = {"start": start, "shape": dali.math.min(shape, found - start), "axes": [0, 1]}
+                # inside of the image, which is as large as the plan says
+                box = {"start": feed("start", types.INT32, 1), "shape": feed("shape", types.INT32, 1), "axes": [0, 1]}
                 if self.roi_decode:
                     image = fn.decoders.image_slice(image, **box, **decoder)
                 else:
@@ -461,7 +460,10 @@ class DaliStage:
             source = [path for part in checked for path in part]
         yield "source", [np.frombuffer(path, np.uint8) for path in source]
         sizes = np.zeros(n) if entry.sizes is None else np.clip(entry.sizes, 0, 2**31 - 1)
-        yield "expected", _array(np.column_stack([plan.source_size[:n], sizes]), np.int32)
+        expected = np.ones((n, 4), np.int32)  # height, width, channels, bytes; nobody asks for the channels
+        expected[:, :2], expected[:, 3] = plan.source_size[:n], sizes
+        yield "expected", expected
+        yield "known", _array(expected * [1, 1, 0, 1] > 0, np.int32)
         box = self._decoded(plan, n)
         if self.train and not self._decodes_whole:
             yield "start", _array(box[:, :2], np.int32)

@@ -589,7 +589,75 @@ static PyObject *markers(PyObject *self, PyObject *args)
     return found;
 }
 
+enum { MAX_SEGMENTS = 4096, MAX_HEADER = 1 << 20, MAX_SCANS = 100 }; /* as in dali_imagenet.jpeg_markers */
+
+/* Its `find_marker_anomaly`, which says what is wrong; here only whether anything is. */
+static int usual(const uint8_t *bytes, ptrdiff_t size)
+{
+    ptrdiff_t at = 2, looked = 0;
+    int frame = 0, restarts = 0, total = 0, scans = 0;
+    while (size - at >= 2 && bytes[at] == 0xFF) {
+        int marker = bytes[at + 1], length = size - at >= 4 ? bytes[at + 2] << 8 | bytes[at + 3] : 0;
+        int application = marker >= 0xE0 && marker <= 0xEF, versioned = marker == 0xE0 || marker == 0xEE;
+        int huffman = marker == 0xC0 || marker == 0xC1 || marker == 0xC2;
+        int table = marker == 0xC4 || marker == 0xDA || marker == 0xDD;
+        ptrdiff_t end = at + 2 + length;
+        if (marker == 0xD9 && scans)
+            return 1;
+        if (!scans && !(application && !versioned) && marker != 0xFE)
+            looked += end - at;
+        if (++total > MAX_SEGMENTS || looked > MAX_HEADER)
+            return 0;
+        if (scans ? !(frame == 0xC2 && table) : !(huffman || table || application || marker == 0xDB || marker == 0xFE))
+            return 0;
+        if (length < (versioned ? 9 : 2) || end > size)
+            return 0;
+        if (huffman) {
+            if (frame || length < 8 || (bytes[at + 9] != 1 && bytes[at + 9] != 3))
+                return 0;
+            frame = marker;
+        } else if (marker == 0xDD) {
+            restarts = 0;
+            for (ptrdiff_t i = at + 4; i < end; i++)
+                restarts |= bytes[i];
+        }
+        at = end;
+        if (marker != 0xDA)
+            continue;
+        if (!frame || ++scans > MAX_SCANS)
+            return 0;
+        for (int count = 0;; at++) { /* to the marker behind the scan */
+            const uint8_t *next = size - at > 1 ? memchr(bytes + at, 0xFF, (size_t)(size - at - 1)) : NULL;
+            if (next == NULL)
+                return 0;
+            at = next - bytes;
+            if (next[1] == 0)
+                continue;
+            if (next[1] < 0xD0 || next[1] > 0xD7)
+                break;
+            if (!restarts || next[1] != 0xD0 + count++ % 8)
+                return 0;
+        }
+    }
+    return 0;
+}
+
+static PyObject *usual_markers(PyObject *self, PyObject *argument)
+{
+    Py_buffer data;
+    int found;
+    if (PyObject_GetBuffer(argument, &data, PyBUF_SIMPLE))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    found = usual(data.buf, data.len);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&data);
+    return PyBool_FromLong(found);
+}
+
 static PyMethodDef methods[] = {
+    {"usual_markers", usual_markers, METH_O,
+     "usual_markers(data) -> bool\n\nWhether `jpeg_markers.find_marker_anomaly` finds nothing. Other threads run meanwhile."},
     {"markers", markers, METH_VARARGS,
      "markers(data, start) -> list[int]\n\nWhere, from `start` on, 0xFF is followed by anything but 0."},
     {"recolor", recolor, METH_VARARGS,

@@ -186,10 +186,10 @@ def point_lut(op: int, arg: float) -> bytes:
 
 
 def pil_blend(
-    degenerate: npt.NDArray[np.float32], image: npt.NDArray[np.float32], factor: float
+    degenerate: npt.NDArray[np.float32], image: npt.NDArray[np.float32], factor: npt.ArrayLike
 ) -> npt.NDArray[np.float32]:
     """`PIL.Image.blend` before the cast to uint8 (which truncates), in its float32 arithmetic."""
-    return np.clip(degenerate + np.float32(factor) * (image - degenerate), 0, 255)
+    return np.clip(degenerate + np.asarray(factor, np.float32) * (image - degenerate), 0, 255)
 
 
 def equalize_lut(histogram: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:

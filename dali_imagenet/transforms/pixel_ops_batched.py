@@ -33,16 +33,16 @@ from dali_imagenet.transforms.pixel_ops import (
     check_image,
     convolve,
     fill_bytes,
-    gaussian_kernel,
     pil_matrix,
-    point_lut,
     shift_hue,
 )
 from dali_imagenet.transforms.transfer import to_device
+from dali_imagenet.transforms.vectorised import affine_thetas, gaussian_kernels, point_luts
 
 Array = npt.NDArray[Any]
 Kernel = Callable[..., Tensor]
 
+_NUMBERS = max(Op) + 1
 _WARP = frozenset({Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.ROTATE, Op.AFFINE})
 _PIL_WARP = frozenset({Op.PIL_SHEAR_X, Op.PIL_SHEAR_Y, Op.PIL_TRANSLATE_X, Op.PIL_TRANSLATE_Y, Op.PIL_ROTATE,
                        Op.PIL_AFFINE})  # fmt: skip
@@ -119,7 +119,11 @@ def _groups(
     present = {int(o) for o in np.unique(op)} - {int(Op.IDENTITY)}
 
     def rows_of(*ops: int) -> npt.NDArray[np.int64]:
-        return np.flatnonzero(np.isin(op, ops)) if present & set(ops) else np.empty(0, np.int64)
+        if not present & set(ops):
+            return np.empty(0, np.int64)
+        wanted = np.zeros(_NUMBERS, bool)
+        wanted[list(ops)] = True
+        return np.flatnonzero(wanted[op])
 
     def floats(rows: Array) -> list[float]:
         return [float(a) for a in arg[rows]]
@@ -135,8 +139,15 @@ def _groups(
     rows = rows_of(*_WARP)
     for number, affine in ((0, _warp), (2, bilinear_warp)):
         chosen = rows[aux[rows] == number]
-        thetas = [affine_theta(int(op[r]), float(arg[r]), height, width, given[r]) for r in chosen]
-        add(chosen, affine, np.array(thetas, np.float32).reshape(-1, 2, 3))
+        thetas = np.empty((len(chosen), 2, 3), np.float32)
+        for o in present & _WARP:
+            mine = chosen[op[chosen] == o]
+            if o == Op.AFFINE:
+                rest = [affine_theta(o, float(arg[r]), height, width, given[r]) for r in mine]
+                thetas[op[chosen] == o] = np.array(rest).reshape(-1, 2, 3)
+            else:
+                thetas[op[chosen] == o] = affine_thetas(o, arg[mine], height, width)
+        add(chosen, affine, thetas)
 
     rows = rows_of(*_PIL_WARP)
     for number, warp in ((0, _pil_nearest), (2, _pil_bilinear), (3, _pil_bicubic)):
@@ -155,7 +166,6 @@ def _groups(
     fixed = rows_of(*POINT_OPS, *PIL_POINT_OPS)
     adaptive = [rows_of(o) for o in _ADAPTIVE]
     rows = np.concatenate([fixed, *adaptive])
-    tables = b"".join(point_lut(int(op[r]), float(arg[r])) for r in fixed)
     factors = [f for part in adaptive[:2] for f in floats(part)]
     if len(rows):
         # The images are taken in the tables' order, also where they are the whole batch: so tables are put in order.
@@ -165,7 +175,7 @@ def _groups(
             lambda images, *values: _point(images, counts, *values),
             np.argsort(rows),
             np.searchsorted(np.sort(rows), np.concatenate(adaptive)),
-            np.frombuffer(tables, np.uint8).reshape(-1, 1, 256),
+            point_luts(op[fixed], arg[fixed]).reshape(-1, 1, 256),
             ratios(factors),
         )
 
@@ -180,7 +190,7 @@ def _groups(
     rows = rows_of(Op.GAUSSIAN_BLUR)
     for size in np.unique(aux[rows]):
         chosen = rows[aux[rows] == size]
-        add(chosen, _blur, np.stack([gaussian_kernel(f, int(size)).numpy() for f in floats(chosen)]))
+        add(chosen, _blur, gaussian_kernels(arg[chosen], int(size)))
     rows = rows_of(Op.PIL_GAUSSIAN_BLUR)
     add(rows, _pil_blur, box_weights(floats(rows)))
     if missing := present - EXECUTED:

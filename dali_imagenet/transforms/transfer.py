@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,11 @@ def to_device(arrays: Sequence[npt.NDArray[Any]], device: torch.device) -> list[
         view[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     there = host.to(device, non_blocking=True)
     return [
-        there[start : start + a.nbytes].view(torch.from_numpy(a[:0].copy()).dtype).view(a.shape)
+        there[start : start + a.nbytes].view(_dtype(a.dtype)).view(a.shape)
         for a, start in zip(arrays, offsets.tolist(), strict=False)
     ]
+
+
+@functools.cache
+def _dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype
