@@ -29,7 +29,7 @@ COMMANDS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser, commands = _parsers()
+    parser, commands = parsers()
     options = parser.parse_args(argv)
     module: ModuleType = options.module
     words = _words(commands[options.command]) | getattr(module, "WORDS", {})
@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         return error.status if isinstance(error, CommandError) else USAGE if text.startswith("--") else FAILED
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of all words, and those of the commands by name."""
     as_module = not sys.argv or not sys.argv[0].endswith(("dali-imagenet", "dali-imagenet.exe"))
     prog = "python -m dali_imagenet" if as_module else "dali-imagenet"
     top = argparse.ArgumentParser(

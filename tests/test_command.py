@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from dali_imagenet import SampleIndex, TrainRecipe, create_loader
-from dali_imagenet.__main__ import COMMANDS, main
+from dali_imagenet.__main__ import COMMANDS, main, parsers
 from dali_imagenet.cache import KINDS, entries
 from dali_imagenet.explain import said_of
 from dali_imagenet.ops import OPS
@@ -222,3 +223,24 @@ def test_copies_of_remote_files_are_cleared_in_their_own_folder(tmp_path: Path) 
 def test_wrong_words_for_the_cache(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words.split()) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_commands_of_the_docs_are_understood() -> None:
+    """Every line of a console or shell block, but those of bench, which has a parser of its own."""
+    parser, _ = parsers()
+    found: set[str] = set()
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for line in re.findall(
+            r"^(?:\$ )?(?:python -m dali_imagenet|dali-imagenet) (\S.*)$",
+            page.read_text(encoding="utf-8"),
+            re.MULTILINE,
+        ):
+            words = shlex.split(line, comments=True)
+            if words[0] in NAMES and words[0] not in OWN:
+                found.add(parser.parse_args(words).command)
+    assert found == set(NAMES) - set(OWN)
+
+
+def test_the_page_of_the_command_names_each() -> None:
+    page = (ROOT / "docs" / "command.md").read_text(encoding="utf-8")
+    assert [name for name in NAMES if f"`{name}`" not in page] == []
