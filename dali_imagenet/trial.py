@@ -32,7 +32,7 @@ _PACKAGES = ("dali-imagenet", "torch", "torchvision", "nvidia-dali-cuda120", "nv
 _BEGAN = time.perf_counter()
 
 
-def trial_of_loader(
+def trial(
     samples: Sequence[tuple[str, int]] | None = None,
     *,
     data: Any = None,
@@ -44,8 +44,10 @@ def trial_of_loader(
     seconds: float = 5.0,
     limit: float = 25.0,
     more: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Images a second of a backend.
+    models: float = 0.0,
+    models_limit: float = 40.0,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Images a second of a backend, and of training steps on images that lie on the device already.
 
     Args:
         samples: (path, label) of the files to read, or
@@ -55,33 +57,29 @@ def trial_of_loader(
         workers: processes, or DALI's threads.
         recipe: name of a preset.
         seconds: that are measured, after the first batches; less where the time is short.
-        limit: seconds after which it is given up.
+        limit: seconds after which the backend is given up.
         more: further arguments of `create_loader`, such as {"hw_decoder_load": 0.0}.
+        models: seconds for the models (forward, backward, SGD), after the backend and in its process; 0: none. On a GPU
+            batch 128, channels_last, bfloat16; on a CPU batch 2, float32.
+        models_limit: seconds after which these are given up.
 
     Returns:
-        backend, device, workers, recipe, more, images_per_second, start_seconds (until the first batch); or
-        {"unknown": why}.
+        {backend, device, workers, recipe, more, images_per_second, start_seconds (until the first batch)}, or
+        {"unknown": why}; and {"ResNet-18": images a second, ...}, {"unknown": why} in the place of what was not finished.
     """
-    job = {"what": "loader", "samples": samples, "data": data, "options": options or {}, "backend": backend}
-    job |= {"device": device, "workers": workers, "recipe": recipe, "seconds": seconds, "limit": limit}
+    job = {"samples": samples, "data": data, "options": options or {}, "backend": backend, "device": device}
+    job |= {"workers": workers, "recipe": recipe, "seconds": seconds, "limit": limit, "models": models}
     job["more"] = more or {}
-    said, why = _in_a_process(job, limit)
-    return said[-1] if said else {"backend": backend, "unknown": why}
-
-
-def trial_of_models(device: str, *, seconds: float = 20.0, limit: float = 40.0) -> dict[str, Any]:
-    """Images a second of training steps (forward, backward, SGD) on images that lie on the device already.
-
-    On a GPU: batch 128, channels_last, bfloat16. On a CPU: batch 2, float32.
-
-    Returns:
-        {"ResNet-18": images a second, ...}; {"unknown": why} in the place of what was not finished.
-    """
-    said, why = _in_a_process({"what": "models", "device": device, "seconds": seconds}, limit)
-    found: dict[str, Any] = {name: {"unknown": why or "not finished in time"} for name in MODELS.values()}
+    said, why = _in_a_process(job, limit + (models_limit if models else 0))
+    loader: dict[str, Any] = {"backend": backend, "unknown": why}
+    speeds: dict[str, Any] = {}
     for one in said:
-        found |= one
-    return found
+        if "backend" in one:
+            loader = one
+        else:
+            speeds |= one
+    names = MODELS.values() if models else ()
+    return loader, {name: speeds.get(name, {"unknown": why or "not finished in time"}) for name in names}
 
 
 def trial_of_gpu(limit: float = 20.0) -> dict[str, Any]:
@@ -90,7 +88,7 @@ def trial_of_gpu(limit: float = 20.0) -> dict[str, Any]:
     Returns:
         {"gpus": [{name, memory and free (bytes), capability, mig, copy_gb_per_second}]}, or {"unknown": why}.
     """
-    said, why = _in_a_process({"what": "gpu"}, limit)
+    said, why = _in_a_process({}, limit)
     return said[-1] if said else {"unknown": why or "torch did not answer"}
 
 
@@ -207,7 +205,7 @@ def _loader(job: dict[str, Any]) -> None:
         index = index[:: -(-len(index) // 2000)]
     size = min(_BATCH, len(index) // 2 * 2)
     if size < 2:
-        raise SystemExit(f"{len(index)} images are too few for a trial")
+        raise ValueError(f"{len(index)} images are too few for a trial")
     recipe = getattr(TrainRecipe, job["recipe"])()
     start = time.perf_counter()
     with create_loader(
@@ -242,7 +240,7 @@ def _loader(job: dict[str, Any]) -> None:
     print(json.dumps(told), flush=True)
 
 
-def _gpu(job: dict[str, Any]) -> None:
+def _gpu() -> None:
     import torch
 
     if not torch.cuda.is_available():
@@ -268,12 +266,12 @@ def _gpu(job: dict[str, Any]) -> None:
     print(json.dumps({"gpus": gpus}), flush=True)
 
 
-def _models(job: dict[str, Any]) -> None:
+def _models(on: str, seconds: float) -> None:
     import torch
     import torchvision
     from torch import nn
 
-    device = torch.device(job["device"])
+    device = torch.device(on)
     on_gpu = device.type == "cuda"
     count = 128 if on_gpu else _CPU_BATCH
     images = torch.randn(count, 3, 224, 224, device=device).to(memory_format=torch.channels_last)
@@ -291,7 +289,7 @@ def _models(job: dict[str, Any]) -> None:
             if on_gpu:
                 torch.cuda.synchronize()
 
-        share = job["seconds"] / len(MODELS)
+        share = seconds / len(MODELS)
         begin = time.perf_counter()
         for _ in range(3 if on_gpu else 1):
             step()
@@ -307,6 +305,17 @@ def _models(job: dict[str, Any]) -> None:
         del model, optimizer
 
 
+def _main(job: dict[str, Any]) -> None:
+    if not job:
+        _gpu()
+        return
+    try:
+        _loader(job)
+    except Exception as error:  # is the answer, and no reason to leave out the models
+        print(json.dumps({"backend": job["backend"], "unknown": f"{type(error).__name__}: {error}"[:200]}), flush=True)
+    if job["models"]:
+        _models(job["device"], job["models"])
+
+
 if __name__ == "__main__":
-    _job = json.load(sys.stdin)
-    {"loader": _loader, "models": _models, "gpu": _gpu}[_job["what"]](_job)
+    _main(json.load(sys.stdin))

@@ -40,8 +40,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Trials whose outcome is known, and a cache of its own."""
     monkeypatch.setenv("DALI_IMAGENET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(trial, "trial_of_gpu", lambda **_: {"unknown": "torch sees no CUDA GPU here"})
-    monkeypatch.setattr(trial, "trial_of_loader", lambda *_, backend, **__: LOADERS[backend == "dali"])
-    monkeypatch.setattr(trial, "trial_of_models", lambda *_, **__: MODELS)
+    monkeypatch.setattr(
+        trial, "trial", lambda *_, backend, **__: ((LOADERS[1], {}), (LOADERS[0], MODELS))[backend != "dali"]
+    )
 
 
 def test_the_machine_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +69,7 @@ def test_the_report_is_text_of_80_columns_without_names(
     assert "dali unknown: crashed with SIGSEGV" in " ".join(shown.split())
     kept = trial.remembered(trial.key_of("cpu", worker_count()))
     assert kept is not None
-    assert kept["loaders"] == LOADERS
+    assert kept["loaders"] == LOADERS[::-1]
 
 
 def test_names_are_left_out_of_paths_and_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,11 +210,14 @@ def test_what_a_system_does_not_have_is_unknown(monkeypatch: pytest.MonkeyPatch,
 def test_a_trial_measures_and_a_bad_end_is_an_answer(folder: Path) -> None:
     files = [(str(path), 0) for path in sorted(folder.rglob("*.*"))]
     options: dict[str, Any] = {"device": "cpu", "workers": 1, "seconds": 0.1, "recipe": "classic"}
-    found = trial.trial_of_loader(files, backend="torchvision", limit=300, **options)
+    found, none = trial.trial(files, backend="torchvision", limit=300, **options)
     assert found["images_per_second"] > 0
-    wrong = trial.trial_of_loader(files, backend="nonsense", limit=300, **options)
+    assert none == {}
+    wrong, models = trial.trial(files, backend="nonsense", limit=300, models=0.1, models_limit=300, **options)
     assert "backend='nonsense'" in wrong["unknown"]
-    late = trial.trial_of_loader(files, backend="dali", limit=0.01, **options)
+    assert list(models) == ["ResNet-18", "ResNet-50", "ViT-B/16"]
+    assert all(speed > 0 for speed in models.values())
+    late, _ = trial.trial(files, backend="dali", limit=0.01, **options)
     assert late == {"backend": "dali", "unknown": "no answer within 0 s"}
 
 

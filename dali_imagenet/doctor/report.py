@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import getpass
 import importlib
 import logging
@@ -124,46 +125,51 @@ def _machine(data: str | None) -> dict[str, Any]:
 
 
 def _trial(data: str, options: dict[str, Any], looked: Survey, gpu: Any, clock: _Clock) -> dict[str, Any]:
-    devices = ["cpu"] if "unknown" in gpu else ["cuda", "cpu"]
+    device = "cpu" if "unknown" in gpu else "cuda"
     workers = worker_count()
-    loaders = []
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    candidates: list[tuple[str, dict[str, Any]]] = [("torchvision", {}), ("dali", {})]
-    device = devices[0]
+    loaders: list[dict[str, Any]] = []
+    models: dict[str, Any] = {}
+    candidates: list[tuple[str, dict[str, Any]]] = [("dali", {}), ("torchvision", {})]
     if device == "cuda":
-        candidates.append(("dali", {"hw_decoder_load": 0.0}))  # without the hardware decoder, which may be the slower
+        candidates.insert(1, ("dali", {"hw_decoder_load": 0.0}))  # the hardware decoder may be the slower one
     for backend, more in candidates:
-        _say(f"trying {backend} on {device}{verdict.with_options(more)}")
-        loaders.append(
-            known(
-                lambda backend=backend, more=more: trial.trial_of_loader(  # type: ignore[misc]
-                    looked.samples,
-                    data=data,
-                    options=plain,
-                    backend=backend,
-                    device=device,
-                    workers=workers,
-                    recipe=_RECIPE,
-                    more=more,
-                    seconds=clock.share(0.08),
-                    limit=clock.share(0.27),
-                )
+        last = backend == "torchvision"
+        steps = ", then training steps" if last else ""
+        _say(f"trying {backend} on {device}{verdict.with_options(more)}{steps}")
+        limit = clock.share(0.27)
+        found = known(
+            functools.partial(
+                trial.trial,
+                looked.samples,
+                data=data,
+                options=plain,
+                backend=backend,
+                device=device,
+                workers=workers,
+                recipe=_RECIPE,
+                more=more,
+                seconds=clock.share(0.08),
+                limit=limit,
+                models=clock.share(0.2) if last else 0.0,
+                models_limit=clock.left() - limit,
             )
         )
-    _say(f"training steps on {devices[0]}")
-    models = known(lambda: trial.trial_of_models(devices[0], seconds=clock.share(0.2), limit=clock.left()))
+        one, speeds = found if isinstance(found, tuple) else (found | {"backend": backend}, {})
+        loaders.append(one)
+        models |= speeds
     best = verdict.best_of(loaders)
-    found: dict[str, Any] = {"trial": {"recipe": _RECIPE, "loaders": loaders, "models": models}}
+    told: dict[str, Any] = {"trial": {"recipe": _RECIPE, "loaders": loaders, "models": models}}
     if best is None:
-        return found | {"verdict": {"unknown": "no backend made a batch in time: see the trial"}}
-    known(lambda: trial.remember(trial.key_of(devices[0], workers), found["trial"]))
+        return told | {"verdict": {"unknown": "no backend made a batch in time: see the trial"}}
+    known(lambda: trial.remember(trial.key_of(device, workers), told["trial"]))
     cores = machine.cores()["usable"]
-    return found | {
+    return told | {
         "verdict": {
             "backend": f"{best['backend']} on {best['device']}, num_workers={workers}, prefetch=2: "
             f"{best['images_per_second']:,} images/s of the recipe {_RECIPE}",
             "here": [*_busy(cores), *verdict.here(best, models, cores)],
-            "estimates": [] if devices[0] == "cuda" else verdict.elsewhere(best, cores),
+            "estimates": [] if device == "cuda" else verdict.elsewhere(best, cores),
             "call": verdict.call(data, options, best, _RECIPE),
         }
     }
