@@ -9,8 +9,8 @@ import pytest
 
 from tests.helpers import python, write
 
-# Hides what Windows does not have, of modules and of os, once the libraries that need it here have been imported. What is
-# guarded by sys.platform, os.pread and os.pwrite, stays: mypy reads these guards.
+# Hides what Windows does not have, of modules and of os, once the libraries that need it here have been imported. What
+# is guarded by sys.platform, os.pread and os.pwrite, stays: mypy reads these guards.
 HIDE = """
 import importlib, multiprocessing, os, pkgutil, sys
 import multiprocessing.reduction, multiprocessing.resource_tracker, multiprocessing.popen_spawn_posix
