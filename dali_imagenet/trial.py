@@ -65,7 +65,8 @@ def trial(
 
     Returns:
         {backend, device, workers, recipe, more, images_per_second, start_seconds (until the first batch)}, or
-        {"unknown": why}; and {"ResNet-18": images a second, ...}, {"unknown": why} in the place of what was not finished.
+        {"unknown": why}; and {"ResNet-18": images a second, ...}, with {"unknown": why} in the place of what was not
+        finished.
     """
     job = {"samples": samples, "data": data, "options": options or {}, "backend": backend, "device": device}
     job |= {"workers": workers, "recipe": recipe, "seconds": seconds, "limit": limit, "models": models}
