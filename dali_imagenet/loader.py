@@ -900,6 +900,9 @@ class Loader:
         if engine is not None:
             engine.close()
             self.dataset.source.close()
+        seek = self.__dict__.get("_seek_index")  # where it was asked for
+        if seek is not None:
+            seek.close()
 
     def __enter__(self) -> Loader:
         return self

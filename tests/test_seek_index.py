@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from numpy.typing import NDArray
 
@@ -366,6 +367,16 @@ def test_of_two_that_make_it_at_once_the_first_stays(index: SampleIndex, opened:
     assert [other.name for other in file.parent.glob("seek-*")] == [file.name]
 
 
+def test_a_closed_loader_has_no_file_open_and_its_counts(index: SampleIndex) -> None:
+    fds = psutil.Process().num_fds()
+    with load(index, EvalRecipe(input_size=32), jpeg_index=True) as ours:
+        list(ours)
+        assert psutil.Process().num_fds() > fds
+    assert psutil.Process().num_fds() == fds
+    assert ours.jpeg_index is not None
+    assert ours.jpeg_index["from the top"] == 24
+
+
 def test_files_that_nobody_uses_are_removed(index: SampleIndex, opened: SeekIndex) -> None:
     old, young = (Path(opened.file).with_name(f"seek-{name}.bin") for name in ("old", "young"))
     for file, days in ((old, 61), (young, 59)):
@@ -438,6 +449,17 @@ def test_hosts_that_share_a_folder_have_a_file_each(index: SampleIndex, monkeypa
         assert found is not None
         names.append(Path(found.file).stem.rpartition("-")[2])
     assert names == ["one", "two"]
+
+
+def test_users_that_share_a_folder_have_a_file_each(
+    index: SampleIndex, opened: SeekIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = Path(opened.file).read_bytes()
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    name = seek_index._file_for(index)
+    assert name == opened.file.removesuffix(".bin") + "-4321.bin"
+    assert Path(opened.file).read_bytes() == content
+    assert Path(name).stat().st_size == len(content)
 
 
 def test_the_kind_of_a_file_system_is_that_of_the_nearest_mount(

@@ -29,7 +29,7 @@ from .fuzzers.rows import attack_rows, write_files
 from .inputs import encoded, with_segment
 
 NAME = "fuzz"
-HELP = "mutated images, index caches and records of rows through both CPU backends"
+HELP = "damaged images, caches and records, on both CPU backends"
 SCHEMA = "dali_imagenet fuzz 3"
 PER_ROUND = 500
 """Images of a round, at most; each is mutated twice."""

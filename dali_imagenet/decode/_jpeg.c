@@ -1080,8 +1080,8 @@ static void go_to(struct image *m, ptrdiff_t number, ptrdiff_t units_x)
     m->at = m->data + row->at / 8;
     start_interval(m);
     m->restarts = m->interval && unit ? (int)((unit - 1) / m->interval) : 0;
-    if (number + 1 < m->count_known && row[1].at - row->at < 8 * (CHUNK - 2 * AHEAD))
-        m->wanted = (ptrdiff_t)(row[1].at - row->at) / 8 + 2 * AHEAD;
+    ptrdiff_t enough = number + 1 < m->count_known ? (row[1].at - row->at) / 8 + AHEAD + 16 : CHUNK;
+    m->wanted = enough < CHUNK ? enough : CHUNK; /* all of the row at once, and little more */
     supply(m);
     if (row->at % 8) {
         refill(&m->bits);

@@ -23,7 +23,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,8 +117,9 @@ class SeekIndex:
     def __init__(self, file: str, count: int) -> None:
         self.file, self._count, self.nbytes = file, count, 0
         self.counts, self._now = [0] * len(OUTCOMES), [0] * len(OUTCOMES)
+        self._close: Callable[[], object] = lambda: None
         fd = os.open(file, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
-        weakref.finalize(self, os.close, fd)
+        self._close = weakref.finalize(self, os.close, fd)
         self._fd: int | None = fd
         head = _head_bytes(count)
         self.nbytes = size = os.fstat(fd).st_size
@@ -135,7 +136,15 @@ class SeekIndex:
             self.__init__(**state)  # type: ignore[misc]  # as copy and pickle do
         except (NotHere, OSError) as error:  # it was removed meanwhile: the cache folder is the user's
             log.info("nothing is remembered of JPEGs in this process: %s", escaped(str(error)))
-            self._fd, self._map, self._places = None, memoryview(b""), np.zeros(self._count + 1, np.uint32)
+            self._forget()
+
+    def _forget(self) -> None:
+        self._fd, self._map, self._places = None, memoryview(b""), np.zeros(self._count + 1, np.uint32)
+
+    def close(self) -> None:
+        """Let go of the file: all slots are gone. The counts stay. Closing twice is fine."""
+        self._close()
+        self._forget()
 
     def slot(self, sample: int) -> Slot | None:
         """That of a sample; None where it has no room, being no JPEG."""
@@ -195,6 +204,8 @@ def _file_for(index: SampleIndex) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     host = "" if _is_local(folder) else f"-{platform.node() or 'here'}"  # others see what is written late, or torn
     file = folder / f"seek-{index.fingerprint}{host}.bin"
+    if _owner(file) not in (None, os.getuid()):  # what another user has written is not trusted
+        file = file.with_name(f"{file.stem}-{os.getuid()}.bin")
     head = (_MAGIC + len(index).to_bytes(8, "little")).ljust(_head_bytes(len(index)) - 4 * (len(index) + 1), b"\0")
     head += places.astype(np.uint32).tobytes()
     size = int(places[-1]) * _UNIT
@@ -203,10 +214,17 @@ def _file_for(index: SampleIndex) -> str:
     return os.fspath(file)
 
 
+def _owner(file: Path) -> int | None:
+    try:
+        return file.stat().st_uid
+    except OSError:
+        return None
+
+
 def _is_that(file: Path, head: bytes, size: int) -> bool:
     try:
         info = file.stat()
-        if info.st_size != size or info.st_uid != os.getuid():  # what another user has written is not trusted
+        if info.st_size != size or info.st_uid != os.getuid():
             return False
         with open(file, "rb") as f:
             same = f.read(len(head)) == head
