@@ -9,6 +9,7 @@ import torch
 from dali_imagenet.ops import AFFINE_PARTS, OPS, Op, check_op
 from dali_imagenet.policy import TablePolicy
 from dali_imagenet.transforms import pixel_ops, pixel_ops_batched
+from dali_imagenet.transforms.fused import program
 from dali_imagenet.transforms.pixel_ops import apply_ops_image
 from dali_imagenet.transforms.pixel_ops_batched import apply_ops_batch
 
@@ -28,10 +29,11 @@ def an_aux(op: Op) -> int:
     return 5 if aux is None else aux
 
 
-def test_every_operation_has_a_row_and_both_executors() -> None:
+def test_every_operation_has_a_row_and_all_executors() -> None:
     assert set(OPS) == set(Op)
     assert set(pixel_ops.EXECUTORS) == set(EVERY)
     assert set(pixel_ops_batched.EXECUTED) == set(EVERY)
+    assert set(program.EXECUTED) == set(Op)
 
 
 @pytest.mark.parametrize("op", EVERY, ids=lambda op: op.name)

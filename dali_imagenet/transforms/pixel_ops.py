@@ -612,10 +612,16 @@ def gaussian(sigma: float, size: int) -> tuple[Tensor, Tensor]:
     """v2's kernel in one dimension, float32 [size], and its outer product [size, size]."""
     if not sigma > 0 or size < 1 or size % 2 == 0:
         raise wrong("gaussian_blur", (sigma, size), "a sigma above 0 and an odd kernel size")
+    [line] = gaussian_lines(np.array([sigma]), size)
+    return line, line.unsqueeze(-1) * line
+
+
+def gaussian_lines(sigmas: npt.NDArray[Any], size: int) -> Tensor:
+    """v2's kernels in one dimension, float32 [G, size]."""
     limit = (size - 1) / (2.0 * math.sqrt(2.0))
     x = torch.linspace(-limit, limit, steps=size, dtype=torch.float32, device="cpu")
-    line = torch.softmax(x.div(sigma).pow(2).neg(), dim=0)
-    return line, line.unsqueeze(-1) * line
+    widths = torch.from_numpy(sigmas.astype(np.float32))[:, None]
+    return torch.softmax(x.div(widths).pow(2).neg(), dim=1)
 
 
 # ---- compiled ----

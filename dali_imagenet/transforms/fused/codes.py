@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-from dali_imagenet.transforms.normalize_erase import GOLDEN, MIX1, MIX2
-
 JOB, NUMBERS = 8, 6
 """Columns of the tables of jobs and of their numbers. A job: code, source, target, where its table is, size, extra,
 row of the numbers."""
@@ -26,4 +24,4 @@ BINADES = 8
 line."""
 
 TURN = 2.0**-32 * 2 * math.pi
-__all__ = ["GOLDEN", "MIX1", "MIX2"]
+"""Of an angle: what a number of 32 bits is multiplied by."""

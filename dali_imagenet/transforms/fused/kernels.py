@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from dali_imagenet.transforms.fused import codes
+from dali_imagenet.transforms.normalize_erase import GOLDEN, MIX1, MIX2
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
@@ -50,9 +51,9 @@ _NUMBERS = tl.constexpr(codes.NUMBERS)
 _BINADES = tl.constexpr(codes.BINADES)
 _NOISE_PIXEL = tl.constexpr(codes.NOISE_PIXEL)
 _NO_NOISE = tl.constexpr(codes.NO_NOISE)
-_GOLDEN = tl.constexpr(codes.GOLDEN)
-_MIX1 = tl.constexpr(codes.MIX1)
-_MIX2 = tl.constexpr(codes.MIX2)
+_GOLDEN = tl.constexpr(GOLDEN)
+_MIX1 = tl.constexpr(MIX1)
+_MIX2 = tl.constexpr(MIX2)
 _TURN = tl.constexpr(codes.TURN)
 
 

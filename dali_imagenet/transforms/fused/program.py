@@ -6,7 +6,7 @@ more is not touched again. The results alternate between two places of the image
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,9 +143,10 @@ class _Blob:
 
 
 def fits(plan: BatchPlan) -> bool:
-    """Whether the kernels have all of a plan's operations: a blur that reflects more than there is, they have not."""
+    """Whether the kernels take a plan: not a blur that reflects more than there is, which is an error."""
     return all(
-        np.isin(part.op, list(EXECUTED)).all()
+        part.op[..., 0].size < 1 << 16  # what a grid has of rows
+        and np.isin(part.op, list(EXECUTED)).all()
         and not ((part.op == Op.GAUSSIAN_BLUR) & (part.aux // 2 >= min(plan.size))).any()
         for part in plan.ops
     )
@@ -254,7 +255,7 @@ class _Encoder:
         """The jobs of one operation, in the programs' rows r at k."""
         step, given_arg, given_aux = self.step[r, k], arg[r, k], aux[r, k]
         source, target = self._between(r, self.before[r, k])
-        add = functools.partial(self.jobs.add)
+        add = self.jobs.add
         if op in _WARPS or op in _PIL_WARPS:
             given = [_parts(ops[i], arg[i], j) for i, j in zip(r, k, strict=True)] if "AFFINE" in op.name else None
             self._warps(op, step, source, target, given_arg, given_aux, given)
@@ -271,9 +272,10 @@ class _Encoder:
         elif op in _PLAIN:
             add(step, _PLAIN[op], source, target, ratios(given_arg.tolist()).reshape(-1, 2))
         elif op == Op.GAUSSIAN_BLUR:
-            at = np.array(
-                [self.floats.add(blur_table(float(a), int(x))) for a, x in zip(given_arg, given_aux, strict=True)]
-            )
+            at = np.zeros(len(r), np.int32)
+            for size in np.unique(given_aux).tolist():
+                same = np.flatnonzero(given_aux == size)
+                at[same] = [self.floats.add(table) for table in blur_tables(given_arg[same], size)]
             where = np.unique(r, return_inverse=True)[1]
             self.program.wide = max(self.program.wide, int(where.max()) + 1)
             add(step, codes.BLUR_ACROSS, source, target, at=at, size=given_aux, extra=where)
@@ -346,12 +348,11 @@ def _shares(part: AugMixPlan) -> Array:
     return np.concatenate([m, part.weights], axis=1)
 
 
-@functools.lru_cache(maxsize=1024)
-def blur_table(sigma: float, size: int) -> Array:
-    """A blur's table for the kernels: the limits by binade, then the line."""
-    line, kernel = (t.numpy() for t in pixel_ops.gaussian(sigma, size))
-    bound = blur_bounds(line, kernel)
-    return np.concatenate([np.nextafter(np.float32(0.5) - bound, np.float32(-1)), line])
+def blur_tables(sigmas: Array, size: int) -> Iterator[Array]:
+    """The tables of blurs for the kernels: the limits by binade, then the line."""
+    lines = pixel_ops.gaussian_lines(sigmas, size).numpy()
+    for line, kernel in zip(lines, lines[:, :, None] * lines[:, None, :], strict=True):
+        yield np.concatenate([np.nextafter(np.float32(0.5) - blur_bounds(line, kernel), np.float32(-1)), line])
 
 
 def blur_bounds(line: Array, kernel: Array) -> Array:
