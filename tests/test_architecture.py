@@ -175,3 +175,10 @@ def test_exported_names_are_there_and_light() -> None:
         assert all(getattr(dali_imagenet, name) is not None for name in dali_imagenet.__all__)
     """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_all_log_under_one_name() -> None:
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("getLogger"):
+                assert ast.unparse(node.args[0]) == "'dali_imagenet'", module

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from dali_imagenet.data.progress import progress_bar
+
 from ..core import PROGRAM
 from ..core.machine import describe, versions
 from .fuzzers.rows import attack_rows, write_files
@@ -273,18 +275,20 @@ def run(options: argparse.Namespace) -> int:
     findings, number, start = [], 0, time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="dali-imagenet-fuzz-"))
     each = max(1, min(PER_ROUND, options.count // 2))
-    while number * 2 * each < options.count and time.monotonic() - start < options.minutes * 60:
-        root = folder / f"round-{number}"
-        accounts = one_round(options.seed, number, each, sources, root, options.only)
-        for name, account in accounts.items():
-            wrong = account.pop("wrong")
-            findings += [{"round": number, "where": name, "what": what} for what in wrong]
-            totals.setdefault(name, Counter()).update(account)
-            for what in wrong:
-                print(f"round {number}, {name}: {what}", file=sys.stderr)
-        if not any(finding["round"] == number for finding in findings):
-            shutil.rmtree(root)
-        number += 1
+    with progress_bar(None, options.count, "fuzzing", "image", True) as bar:
+        while number * 2 * each < options.count and time.monotonic() - start < options.minutes * 60:
+            root = folder / f"round-{number}"
+            accounts = one_round(options.seed, number, each, sources, root, options.only)
+            for name, account in accounts.items():
+                wrong = account.pop("wrong")
+                findings += [{"round": number, "where": name, "what": what} for what in wrong]
+                totals.setdefault(name, Counter()).update(account)
+                for what in wrong:
+                    print(f"round {number}, {name}: {what}", file=sys.stderr)
+            if not any(finding["round"] == number for finding in findings):
+                shutil.rmtree(root)
+            number += 1
+            bar.update(2 * each)
     results = {
         "schema": SCHEMA,
         "command": f"{PROGRAM} fuzz --seed {options.seed} --count {options.count}"

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dali_imagenet.data.progress import progress_bar
+
 from ..core.machine import cores, describe, versions
 
 if TYPE_CHECKING:
@@ -118,7 +120,8 @@ def watch(backend: str, options: argparse.Namespace) -> list[dict[str, float]]:
     command = [sys.executable, "-m", f"{__package__}.soak", *words]
     interval = max(0.5, seconds / 300)
     rows: list[dict[str, float]] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+    bar = progress_bar(None, round(seconds), f"soaking {backend}", "s", True)
+    with bar, subprocess.Popen(command, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         os.set_blocking(child.stdout.fileno(), False)
         process = psutil.Process(child.pid)
@@ -126,6 +129,7 @@ def watch(backend: str, options: argparse.Namespace) -> list[dict[str, float]]:
         before, text = dict[str, float](), ""
         while child.poll() is None:
             time.sleep(interval)
+            bar.update(min(round(time.monotonic() - start), round(seconds)) - bar.n)
             if time.monotonic() - start > seconds + 120:
                 child.kill()
                 raise RuntimeError(f"{backend}: still running 120 s after its end")
