@@ -68,7 +68,7 @@ def trial(
         {"unknown": why}; and {"ResNet-18": images a second, ...}, with {"unknown": why} in the place of what was not
         finished.
     """
-    job = {"samples": samples, "data": data, "options": options or {}, "backend": backend, "device": device}
+    job = {"samples": samples, "data": data, "options": _plain(options or {}), "backend": backend, "device": device}
     job |= {"workers": workers, "recipe": recipe, "seconds": seconds, "limit": limit, "models": models}
     job["more"] = more or {}
     said, why = _in_a_process(job, limit + (models_limit if models else 0))
@@ -81,6 +81,28 @@ def trial(
             speeds |= one
     names = MODELS.values() if models else ()
     return loader, {name: speeds.get(name, {"unknown": why or "not finished in time"}) for name in names}
+
+
+def open_for_the_first_time(data: Any, options: dict[str, Any], limit: float) -> str:
+    """Make the index of data, or read it where it is remembered, within a time.
+
+    Returns:
+        Why there is none now: it took too long, or its process died. "" where there is one, or where `SampleIndex.open`
+        raises for a reason that it says again.
+    """
+    return _in_a_process({"open": data, "options": _plain(options)}, limit)[1]
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: os.fspath(value) if isinstance(value, Path) else value for name, value in options.items()}
+
+
+def _open(data: Any, options: dict[str, Any]) -> Any:
+    from dali_imagenet import SampleIndex
+
+    classes = options.get("classes")
+    given = options | ({"classes": Path(classes)} if classes not in (None, "sorted", "natural") else {})
+    return SampleIndex.open(data, progress=False, default_split="train", **given)
 
 
 def trial_of_gpu(limit: float = 20.0) -> dict[str, Any]:
@@ -201,8 +223,7 @@ def _loader(job: dict[str, Any]) -> None:
     if job["samples"] is not None:
         index = SampleIndex.from_samples([tuple(pair) for pair in job["samples"]], cache=False, progress=False)
     else:
-        options = job["options"] | ({"classes": Path(job["options"]["classes"])} if "classes" in job["options"] else {})
-        index = SampleIndex.open(job["data"], progress=False, default_split="train", **options)
+        index = _open(job["data"], job["options"])
         index = index[:: -(-len(index) // 2000)]
     size = min(_BATCH, len(index) // 2 * 2)
     if size < 2:
@@ -309,6 +330,10 @@ def _models(on: str, seconds: float) -> None:
 def _main(job: dict[str, Any]) -> None:
     if not job:
         _gpu()
+        return
+    if "open" in job:
+        with contextlib.suppress(OSError, ValueError, TypeError, RuntimeError, ImportError):
+            _open(job["open"], job["options"])
         return
     try:
         _loader(job)

@@ -175,8 +175,10 @@ def test_what_is_no_folder_is_surveyed_by_its_index(folder: Path, tmp_path: Path
     from dali_imagenet import pack
 
     pack(folder, tmp_path / "out", progress=False)
-    found = survey(str(tmp_path / "out"), {}, 10)
+    found = survey(str(tmp_path / "out"), {}, 300)
     assert (found.facts["images"], found.facts["classes"], found.samples, found.local) == (24, 4, None, [])
+    with pytest.raises(machine.Unknown, match=r"no answer within 0 s.: run dali-imagenet index first"):
+        survey(str(tmp_path / "out"), {}, 0.01)
     assert "unknown" in machine.known(lambda: machine.read_speed(found.local, 1))
 
 

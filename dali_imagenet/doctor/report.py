@@ -13,7 +13,6 @@ import re
 import socket
 import textwrap
 import time
-from pathlib import Path
 from typing import Any
 
 from dali_imagenet import __version__, machine, trial
@@ -127,7 +126,6 @@ def _machine(data: str | None) -> dict[str, Any]:
 def _trial(data: str, options: dict[str, Any], looked: Survey, gpu: Any, clock: _Clock) -> dict[str, Any]:
     device = "cpu" if "unknown" in gpu else "cuda"
     workers = worker_count()
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     loaders: list[dict[str, Any]] = []
     models: dict[str, Any] = {}
     candidates: list[tuple[str, dict[str, Any]]] = [("dali", {}), ("torchvision", {})]
@@ -143,7 +141,7 @@ def _trial(data: str, options: dict[str, Any], looked: Survey, gpu: Any, clock: 
                 trial.trial,
                 looked.samples,
                 data=data,
-                options=plain,
+                options=options,
                 backend=backend,
                 device=device,
                 workers=workers,
@@ -151,7 +149,7 @@ def _trial(data: str, options: dict[str, Any], looked: Survey, gpu: Any, clock: 
                 more=more,
                 seconds=clock.share(0.08),
                 limit=limit,
-                models=clock.share(0.2) if last else 0.0,
+                models=clock.share(0.36 if device == "cuda" else 0.2) if last else 0.0,
                 models_limit=clock.left() - limit,
             )
         )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dali_imagenet import trial
 from dali_imagenet.data.detect import constructor_of
 from dali_imagenet.data.headers import Limits
 from dali_imagenet.data.imagenet import within_kaggle
@@ -18,7 +19,7 @@ from dali_imagenet.data.index_cache import cache_file, load_cache
 from dali_imagenet.data.layout import flat_part, folder_path, is_junk, is_split, resolve_split
 from dali_imagenet.escape import escaped, printable
 from dali_imagenet.formats import FORMATS, IMG_EXTENSIONS, MAX_BYTES, MAX_PIXELS
-from dali_imagenet.machine import known
+from dali_imagenet.machine import Unknown, known
 
 LOOKED_AT = 2000
 _PIXELS_READ = 200  # files whose subsampling is looked at
@@ -39,6 +40,7 @@ def survey(data: str, options: dict[str, Any], seconds: float) -> Survey:
 
     Raises:
         OSError, ValueError, TypeError, RuntimeError, ImportError: as `SampleIndex.open` does.
+        Unknown: they have no index, and it takes longer to make one.
     """
     kind = constructor_of(data)
     if kind == "from_folder" and "labels" not in options:
@@ -46,8 +48,10 @@ def survey(data: str, options: dict[str, Any], seconds: float) -> Survey:
         split = options.get("split") or ("train" if is_split(top) else None)
         if flat_part(top, split) is None:
             return _of_folder(resolve_split(top, split)[0], seconds)
-    index = SampleIndex.open(data, progress=False, default_split="train", **options)
-    return _of_index(kind, index)
+    why = trial.open_for_the_first_time(data, options, limit=seconds)
+    if why:
+        raise Unknown(f"an index takes longer than there is time for ({why}): run dali-imagenet index first")
+    return _of_index(kind, SampleIndex.open(data, progress=False, default_split="train", **options))
 
 
 def _of_folder(root: str, seconds: float) -> Survey:

@@ -60,7 +60,8 @@ def here(best: dict[str, Any], models: dict[str, Any], cores: float) -> list[str
                 continue
             speed, takes = _scaled(first, "ResNet-18", model), "takes by its operations, from ResNet-18, about"
         need = math.ceil(10 * cores * speed / rate) / 10
-        free = f"; {need:g} of {cores:g} cores keep it fed, the others are free" if cores > need else ""
+        by_cores = best["device"] == "cpu" or best["backend"] != "dali"  # DALI on a GPU takes hardly any
+        free = f"; {need:g} of {cores:g} cores keep it fed, the others are free" if by_cores and cores > need else ""
         end = "loading and model are about even"
         if speed < rate * 0.8:
             end = f"the model is the bottleneck{free}"

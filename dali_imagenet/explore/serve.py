@@ -60,8 +60,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(403, "text/plain", "refused")
             return
         asked = urlsplit(self.path)
-        token, _, what = asked.path.removeprefix("/").partition("/")
-        if not hmac.compare_digest(token.encode(), self.server.token.encode()) or what not in ("", "scene"):
+        token, slash, what = asked.path.removeprefix("/").partition("/")
+        known = hmac.compare_digest(token.encode(), self.server.token.encode())
+        if not known or slash + what not in ("/", "/scene"):
             self._send(404, "text/plain", "not found")
         elif what == "":
             self._send(200, "text/html", self.server.page)
