@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _LOCAL_RANKS = ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE")
@@ -42,21 +42,26 @@ def local_ranks(environment: Mapping[str, str]) -> int | None:
 
 def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
     """Cores that the control group of this process may use at a time, of version 2 or 1; infinity without a limit."""
+    return min(map(_quota_of, control_groups("cpu", root, own)), default=math.inf)
+
+
+def control_groups(
+    controller: str, root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> Iterator[Path]:
+    """The folders of the control groups of this process, its own first, each within the next."""
     try:
         lines = own.read_text().splitlines()
     except OSError:
-        return math.inf
-    found = math.inf
+        return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers == "" or "cpu" in controllers.split(","):
-            base = root if controllers == "" else root / "cpu"
+        if controllers == "" or controller in controllers.split(","):
+            base = root if controllers == "" else root / controller
             group = base / path.lstrip("/")
             for folder in (group, *group.parents):
-                found = min(found, _quota_of(folder))
+                yield folder
                 if folder == base:
                     break
-    return found
 
 
 def _quota_of(folder: Path) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dali_imagenet.cores import cgroup_quota, usable_cores
+from dali_imagenet.cores import cgroup_quota, control_groups, usable_cores
 
 T = TypeVar("T")
 
@@ -84,14 +85,13 @@ def memory() -> dict[str, int]:
 
 
 def _memory_limit() -> int | None:
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            text = Path("/sys/fs/cgroup", name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdecimal():
-            return int(text)
-    return None
+    """The least of the control groups' limits, of version 2 or 1."""
+    found = []
+    for folder in control_groups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with contextlib.suppress(OSError, ValueError):  # "max" is none
+                found.append(int((folder / name).read_text()))
+    return min(found, default=None)
 
 
 def shared_memory() -> dict[str, int]:
@@ -127,7 +127,11 @@ def load() -> float:
 
 
 def file_system(path: str) -> str:
-    """Its kind, such as "ext4" or "nfs4"."""
+    """The kind of the one on which a file or folder, or its folder, lies: "ext4" or "nfs4"."""
+    if not os.path.exists(path):
+        path = os.path.dirname(path)  # of shards by a pattern
+    if not os.path.exists(path or "."):
+        raise Unknown("it is no local path")
     best, kind = "", ""
     real = os.path.realpath(path)
     for line in _read("/proc/mounts").splitlines():

@@ -194,6 +194,23 @@ def test_plausibility_knows_imagenet() -> None:
     assert "without an image, such as b" in surveys.plausible(["a", "b"], 5, [5, 0], True)[0]
 
 
+def test_the_file_system_of_what_is_no_path_is_unknown(tmp_path: Path) -> None:
+    for name in ("s3://bucket/{000..127}.tar", "https://a.example/b?token=secret", "nowhere/x/{0..9}.tar"):
+        assert machine.known(lambda name=name: machine.file_system(name)) == {"unknown": "it is no local path"}  # type: ignore[misc]
+    found = machine.known(lambda: machine.file_system(str(tmp_path)))
+    assert found == machine.known(lambda: machine.file_system(str(tmp_path / "{0..9}.tar")))
+
+
+@pytest.mark.usefixtures("measured")
+def test_secrets_of_an_address_are_not_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = surveys.Survey({"images": 3}, None, [])
+    monkeypatch.setattr(report, "survey", lambda *_: looked)
+    found = report.examine("https://ann:pass@a.example/b.tar?token=secret")
+    assert "'https://a.example/b.tar'" in found["verdict"]["call"]
+    assert "secret" not in json.dumps(found)
+    assert "pass" not in json.dumps(found).replace("passed", "")
+
+
 def test_what_a_system_does_not_have_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = write(tmp_path / "a", b"0" * 1000)
     both = machine.read_speed([str(file)], 1)

@@ -18,6 +18,7 @@ from typing import Any
 from dali_imagenet import __version__, machine, trial
 from dali_imagenet._compiled import compiled_modules
 from dali_imagenet.cores import worker_count
+from dali_imagenet.data.places import public
 from dali_imagenet.doctor import verdict
 from dali_imagenet.doctor.survey import Survey, survey
 from dali_imagenet.escape import printable
@@ -168,7 +169,7 @@ def _trial(data: str, options: dict[str, Any], looked: Survey, gpu: Any, clock: 
             f"{best['images_per_second']:,} images/s of the recipe {_RECIPE}",
             "here": [*_busy(cores), *verdict.here(best, models, cores)],
             "estimates": [] if device == "cuda" else verdict.elsewhere(best, cores),
-            "call": verdict.call(data, options, best, _RECIPE),
+            "call": verdict.call(public(data), options, best, _RECIPE),
         }
     }
 
