@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
 import re
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 AREA = "repository/"  # of the site
 LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+DIAGRAM = re.compile(r"^```mermaid\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]+`")
 SHOWN = {".py": "python", ".diff": "diff", ".json": "json"}  # files that become pages, and how they are coloured
 
@@ -49,9 +51,19 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     def table_row(match: re.Match[str]) -> str:
         return CODE.sub(lambda code: code[0].replace(r"\|", "|"), match[0])  # escaped for GitHub's sake alone
 
+    def diagram(match: re.Match[str]) -> str:
+        name = picture_of(match[1])  # docs/make_diagrams.py drew it, if the block is still the same
+        return match[0] if files.get_file_from_path(name) is None else f"![Diagram: {match[1].split()[0]}]({name})"
+
+    markdown = DIAGRAM.sub(diagram, markdown)
     parts = re.split(f"({FENCE.pattern})", markdown, flags=FENCE.flags)
     parts[::2] = [re.sub(r"^\|.*", table_row, LINK.sub(moved, part), flags=re.MULTILINE) for part in parts[::2]]
     return "".join(parts)
+
+
+def picture_of(code: str) -> str:
+    """The picture of a mermaid block, on the site."""
+    return f"images/diagram-{hashlib.sha256(code.encode()).hexdigest()[:12]}.svg"
 
 
 def place_in_repository(uri: str) -> str:

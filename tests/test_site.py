@@ -65,6 +65,8 @@ def test_nothing_is_loaded_from_elsewhere(site: Path, pages: dict[Path, Page]) -
         assert [address for address in page.loads if urlsplit(address).netloc] == [], path
     for sheet in site.rglob("*.css"):
         assert not re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet
+    for picture in site.rglob("*.svg"):
+        assert not re.findall(r"<script|href=|url\(['\"]?http", picture.read_text(encoding="utf-8")), picture
 
 
 def test_every_link_leads_somewhere(site: Path, pages: dict[Path, Page]) -> None:
