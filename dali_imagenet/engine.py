@@ -48,6 +48,8 @@ class EngineOptions:
     """Seconds without a batch after which an engine of processes raises RuntimeError; 0 waits for ever."""
     roi_decode: bool | None = None
     hw_decoder_load: float | None = None
+    ahead: bool = False
+    """Whether one batch more is held, which was made ahead of its user."""
     in_graph: bool | None = None
     """Whether DALI does on the CPU what it always does on a GPU; None: no, torch is faster."""
     seek_index: SeekIndex | None = None
@@ -55,7 +57,7 @@ class EngineOptions:
 
 
 class Engine(Protocol):
-    """Makes batches and draws nothing. Made as `engine(plan, options)`; used from one thread of one process.
+    """Makes batches and draws nothing. Made as `engine(plan, options)`; used from one thread at a time of one process.
 
     Whatever it starts (processes, threads, a pipeline) it starts when it is made or first asked, outside
     `torch.inference_mode`; a forked child must not go on with it, nor end it when its copy is collected.
@@ -75,6 +77,10 @@ class Engine(Protocol):
     @property
     def roi_decode(self) -> bool | None:
         """Whether DALI decodes regions; None where it is not DALI that decodes."""
+        ...
+
+    def prepare(self, epoch: int, step: int) -> None:
+        """Start the processes that `batches(epoch, step)` needs, where another thread than this one will ask for it."""
         ...
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 import logging
 import os
 import sys
@@ -13,10 +14,12 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Never, NoReturn, TypeVar, cast
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dali_imagenet.ahead import Ahead, makes_ahead
 from dali_imagenet.cores import worker_count
 from dali_imagenet.data.index import Classes, SampleIndex
 from dali_imagenet.decode.seek_index import OUTCOMES, SeekIndex, seek_index_for
@@ -24,7 +27,17 @@ from dali_imagenet.engine import Batch, Engine, EngineOptions, choose_backend, m
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.escape import escaped, printable
 from dali_imagenet.failures import write_failures
-from dali_imagenet.output import NAMES, Form, Output, Transform, checked_output, copy_of, digest_of, own_targets
+from dali_imagenet.output import (
+    NAMES,
+    Form,
+    Output,
+    StaticBuffers,
+    Transform,
+    checked_output,
+    copy_of,
+    digest_of,
+    own_targets,
+)
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import EPOCHS, OnError, Padding, Plan
 from dali_imagenet.plan.views import recipes_of
@@ -85,6 +98,7 @@ def create_loader(
     max_broken: float = 0.01,
     timeout: float = 0,
     # fine points of a backend
+    static_buffers: int | None = None,
     multiprocessing_context: str | None = None,
     roi_decode: bool | None = None,
     hw_decoder_load: float | None = None,
@@ -188,6 +202,10 @@ def create_loader(
         multiprocessing_context: of the fallback's workers: "fork", "spawn" or "forkserver". None: the platform's
             default, and "forkserver" (where there is none, "spawn") for data in object storage, with which forked
             processes cannot go on.
+        static_buffers: hand batches out in so many sets of tensors in turn, whose addresses stay: what a CUDA graph
+            reads. Batch k then is overwritten by batch k + static_buffers of the same shapes, by a copy that the
+            `next()` queues on the current stream; what is to be kept longer needs a clone. None: each batch has memory
+            of its own for as long as it is held.
         roi_decode: whether DALI decodes only the region that is needed. None: yes on the CPU, whole images on a GPU.
             True on a GPU asks a probe in a subprocess first, and raises RuntimeError where it fails.
         hw_decoder_load: share of the JPEGs for the GPU's hardware decoder; None is DALI's default.
@@ -223,6 +241,7 @@ def create_loader(
     if not isinstance(recipe, TrainRecipe | EvalRecipe):
         raise TypeError(f"recipe={recipe!r}: must be a TrainRecipe or an EvalRecipe, such as TrainRecipe.classic()")
     num_workers = None if num_workers is None else whole("num_workers", num_workers, 0)
+    static_buffers = None if static_buffers is None else whole("static_buffers", static_buffers, 1)
     prefetch = whole("prefetch", prefetch, 1)
     chosen, why = choose_backend(backend, target)
     index = index_for(data, recipe, split=split, classes=classes)
@@ -265,7 +284,7 @@ def create_loader(
     loader = Loader(
         make_plan, chosen, options, num_workers=num_workers, ranks=(rank, world_size),
         num_classes=_num_classes(index, recipe), max_broken=max_broken, output=out, jpeg_index=jpeg_index,
-        auto=backend == "auto",
+        auto=backend == "auto", static_buffers=static_buffers,
     )  # fmt: skip
     if jpeg_index:
         loader._seek_index  # noqa: B018  # or it is refused now
@@ -385,8 +404,89 @@ class _Peeked(NamedTuple):
 
     at: tuple[int, int]
     form: tuple[bool, Output]
-    batches: Generator[Batch, None, None]
+    batches: Generator[_Ready, None, None]
     made: _Made | None
+
+
+class _Ready(NamedTuple):
+    """A batch on its device, all but for what the user's own code and tensors have a say in."""
+
+    plan: BatchPlan
+    """As it was executed."""
+    shown: BatchPlan
+    """Its rows that are handed out."""
+    failures: dict[int, str]
+    views: list[Tensor]
+    targets: Tensor | None
+    """None where the user gave tensors of his own."""
+    beside: dict[str, Any]
+    lam: npt.NDArray[np.float32] | None
+    """What mixes the user's own targets."""
+
+    def tensors(self) -> list[Tensor]:
+        """All that there are."""
+        return [part for part in (*self.views, self.targets, *self.beside.values()) if isinstance(part, Tensor)]
+
+    def on(self, tensors: Sequence[Tensor]) -> _Ready:
+        """The same with other tensors in their places."""
+        rest = iter(tensors)
+        views = [next(rest) for _ in self.views]
+        targets = None if self.targets is None else next(rest)
+        beside = {name: next(rest) if isinstance(part, Tensor) else part for name, part in self.beside.items()}
+        return self._replace(views=views, targets=targets, beside=beside)
+
+
+@dataclasses.dataclass(eq=False)
+class _Finish:
+    """Makes what is ready of what an engine made. Runs where the engine does, and knows nothing of the loader."""
+
+    engine: Engine
+    plan: Plan
+    device: torch.device
+    num_classes: int
+    output: Output
+
+    def tune(self, form: tuple[bool, Output]) -> None:
+        """Say how what comes next is handed out."""
+        self.engine.mixing, self.output = form
+
+    def batches(self, epoch: int, step: int) -> Generator[_Ready, None, None]:
+        """From that step to the end of the epoch."""
+        made = self.engine.batches(epoch, step)
+        with contextlib.closing(made):
+            while (ready := self._next(made)) is not None:
+                handed = [ready]
+                del ready
+                yield handed.pop()  # not held here while the user has it
+
+    def _next(self, made: Generator[Batch, None, None]) -> _Ready | None:
+        # Memory that is written from another thread, or again later, must not be an inference tensor; and pixels are
+        # computed as they are, not in the precision of the user's model.
+        off = (torch.autocast(kind, enabled=False) for kind in {"cpu", self.device.type})
+        with torch.inference_mode(False), next(off), next(off, contextlib.nullcontext()):
+            found = next(made, None)
+            return None if found is None else self._ready(*found)
+
+    def _ready(self, plan: BatchPlan, views: list[Tensor], failures: dict[int, str]) -> _Ready:
+        lam = plan.mix.lam if self.engine.mixing and plan.mix is not None else None
+        shown = plan
+        if plan.is_padding.any():
+            if self.plan.padding == "short":
+                rows = (~plan.is_padding).nonzero()[0]
+                shown, [at] = plan.select_rows(rows), to_device([rows], self.device)
+                views = [images.index_select(0, at) for images in views]
+            else:
+                for images in views:
+                    zero_padding_(images, plan)
+        targets = None if self.output.targets is not None else self._targets(shown, lam)
+        beside = self.output.beside(shown, self.plan.index, self.device)
+        return _Ready(plan, shown, failures, views, targets, beside, lam)
+
+    def _targets(self, plan: BatchPlan, lam: npt.NDArray[np.float32] | None) -> Tensor:
+        recipe = self.plan.recipe
+        if not isinstance(recipe, TrainRecipe) or not recipe.soft_targets:
+            return to_device([plan.label], self.device)[0]
+        return to_device([soft_targets(plan.label, lam, self.num_classes, recipe.label_smoothing)], self.device)[0]
 
 
 class _Iteration(Iterator[Any]):
@@ -418,8 +518,8 @@ class Loader:
 
     Each `iter()` goes on to the next epoch unless `set_epoch` said which. One iteration runs at a time: a new one
     ends the one before, whose next step raises RuntimeError. A yielded batch stays valid and writable as long as this
-    process holds it; one that is forked meanwhile needs a copy (`images.clone()`), for its own references do not count.
-    Cannot be copied or pickled.
+    process holds it (but with `static_buffers`); one that is forked meanwhile needs a copy (`images.clone()`), for its
+    own references do not count. Cannot be copied or pickled.
 
     Attributes:
         dataset: the `SampleIndex`.
@@ -447,6 +547,7 @@ class Loader:
         output: Output,
         jpeg_index: bool | None = None,
         auto: bool = False,
+        static_buffers: int | None = None,
     ) -> None:
         self.dataset: SampleIndex = make_plan.args[0]
         self.recipe: Recipe = make_plan.args[1]
@@ -462,6 +563,9 @@ class Loader:
         self._grouped = False  # the ranks are those of a process group
         self._compared = False  # with the other ranks
         self._engine: Engine | None = None
+        self._finish: _Finish | None = None
+        self._static = None if static_buffers is None else StaticBuffers(static_buffers)
+        self._ahead: Ahead[_Ready] | None = None
         self._closed = False
         self._owner = os.getpid()
         self._max_broken = max_broken
@@ -619,15 +723,15 @@ class Loader:
         Raises:
             RuntimeError: while an iteration runs: it would have to end.
         """
-        engine = self._open_engine()
+        self._open_engine()
         if self._active:
             raise RuntimeError("peek() while an iteration runs: call it before or after, or look at the batch in hand")
         at = self.coming
         found = None if self._peeked is None or self._peeked.at != at else self._peeked
         if found is None or found.form != self._form:
             self._peeked = None  # first: what it holds is the engine's
-            batches = engine.batches(*at)
-            found = self._peeked = _Peeked(at, self._form, batches, self._make(engine, batches))
+            batches = self._batches(*at)
+            found = self._peeked = _Peeked(at, self._form, batches, self._make(batches))
         if found.made is None:
             raise RuntimeError("peek() at the end of an epoch that was resumed there: call set_epoch for the next one")
         return copy_of(found.made.batch)
@@ -665,17 +769,17 @@ class Loader:
         self._next, self._restored, self._fresh, self._active = None, None, False, True
         epoch, start = self._at
         self._compare_ranks()
-        engine = self._open_engine()
+        self._open_engine()
         peeked, self._peeked = self._peeked, None
         made: _Made | None = None
         if peeked is not None and (peeked.at, peeked.form) == (self._at, self._form):
             batches, made = peeked.batches, peeked.made
         else:
-            batches = engine.batches(epoch, start)
+            batches = self._batches(epoch, start)
         del peeked
         try:
             while True:
-                made = made or self._make(engine, batches)
+                made = made or self._make(batches)
                 if made is None:
                     return
                 self._at = (epoch, made.step + 1)
@@ -695,32 +799,37 @@ class Loader:
         """What decides how a batch is handed out."""
         return self._mixing, self._output
 
-    def _make(self, engine: Engine, batches: Generator[Batch, None, None]) -> _Made | None:
+    def _batches(self, epoch: int, start: int) -> Generator[_Ready, None, None]:
+        """From that step to the end of the epoch."""
+        if self._ahead is None:
+            assert self._finish is not None
+            return self._finish.batches(epoch, start)
+        return self._taken(self._ahead, epoch, start)
+
+    def _taken(self, ahead: Ahead[_Ready], epoch: int, start: int) -> Generator[_Ready, None, None]:
+        for step in range(start, len(self)):
+            following = next(itertools.islice(self.plan.schedule(epoch, step), 1, None), None)
+            yield ahead.take((epoch, step), self._form, following)
+
+    def _make(self, batches: Generator[_Ready, None, None]) -> _Made | None:
         """The next batch; None at the end of the epoch."""
         if self._owner != os.getpid():  # neither DALI's threads nor the workers have come along
             raise RuntimeError("a loader cannot be iterated in a forked child: create it there")
-        # Memory that is written from another thread, or again later, must not be an inference tensor; and pixels are
-        # computed as they are, not in the precision of the user's model.
-        off = (torch.autocast(kind, enabled=False) for kind in {"cpu", self.device.type})
-        with torch.inference_mode(False), next(off), next(off, contextlib.nullcontext()):
-            engine.mixing = self._mixing
-            found = next(batches, None)
-            if found is None:
-                return None
-            plan, views, failures = found
-            self._note(plan, failures)
-            if plan.is_padding.any():
-                if self.plan.padding == "short":
-                    rows = (~plan.is_padding).nonzero()[0]
-                    plan, [at] = plan.select_rows(rows), to_device([rows], self.device)
-                    views = [images.index_select(0, at) for images in views]
-                else:
-                    for images in views:
-                        zero_padding_(images, plan)
-            targets = self._targets(plan, engine.mixing)
-            beside = self._output.beside(plan, self.dataset, self.device)
-        made = views if len(views) > 1 else views[0]
-        return _Made(plan.step, self._output.packed(made, targets, beside))  # in whatever mode the user's loop is in
+        if self._ahead is None and self._finish is not None:
+            self._finish.tune(self._form)
+        ready = next(batches, None)
+        if ready is None:
+            return None
+        self._note(ready.plan, ready.failures)
+        with torch.inference_mode(False), torch.autocast(self.device.type, enabled=False):
+            if ready.targets is None:
+                ready = ready._replace(targets=self._own_targets(ready))
+            if self._static is not None:
+                ready = ready.on(self._static(ready.tensors()))
+        made = ready.views if len(ready.views) > 1 else ready.views[0]
+        return _Made(
+            ready.plan.step, self._output.packed(made, ready.targets, ready.beside)
+        )  # in the user's loop's mode
 
     def _warn_of_a_start_left(self) -> None:
         """A look at the first batches before training makes the training start with the next epoch: say so, once."""
@@ -734,16 +843,13 @@ class Loader:
                 *(epoch, step, all_steps, epoch + 1, epoch, epoch),
             )
 
-    def _targets(self, plan: BatchPlan, mixed: bool) -> Tensor:
-        recipe, given = self.recipe, self._output.targets
-        lam = plan.mix.lam if mixed and plan.mix is not None else None
-        if given is not None:
-            if given.is_floating_point() and plan.is_padding.any() and not self._output.with_index:
-                self._warn_of_zeros(plan)
-            return own_targets(given, plan, lam, self.device)
-        if not isinstance(recipe, TrainRecipe) or not recipe.soft_targets:
-            return to_device([plan.label], self.device)[0]
-        return to_device([soft_targets(plan.label, lam, self.num_classes, recipe.label_smoothing)], self.device)[0]
+    def _own_targets(self, ready: _Ready) -> Tensor:
+        """Rows of the user's tensor, as it is now."""
+        given, plan = self._output.targets, ready.shown
+        assert given is not None
+        if given.is_floating_point() and plan.is_padding.any() and not self._output.with_index:
+            self._warn_of_zeros(plan)
+        return own_targets(given, plan, ready.lam, self.device)
 
     def _warn_of_zeros(self, plan: BatchPlan) -> None:
         """Padding rows whose targets look like those of an image, once."""
@@ -825,8 +931,13 @@ class Loader:
             workers = self._num_workers
             if workers is None:
                 workers = worker_count(plan.world_size, torch.cuda.device_count())
-            options = dataclasses.replace(self._options, num_workers=workers, seek_index=self._seek_index)
+            ahead = makes_ahead(self.device)
+            options = dataclasses.replace(self._options, num_workers=workers, seek_index=self._seek_index, ahead=ahead)
             self._engine = make_engine(self.backend, plan, options)
+            self._finish = _Finish(self._engine, plan, self.device, self.num_classes, self._output)
+            if ahead:
+                make, tune = self._finish.batches, self._finish.tune
+                self._ahead = Ahead(self._engine, make, tune, _Ready.tensors, self.device)
             what = "%s decodes JPEGs, num_workers=%d, rank %d of %d"
             log.info(what, self._engine.decoder, workers, plan.rank, plan.world_size)
         return self._engine
@@ -853,11 +964,18 @@ class Loader:
         except RuntimeError as error:
             raise RuntimeError(f"{why}, but {error}") from None
         log.info("backend %s in the place of %s: %s", backend, self.backend, why)
-        if self._engine is not None:
-            self._engine.close()
-        self._engine = self._peeked = None
+        self._end_engine()
         self.__dict__.pop("_seek_index", None)
         self.backend = backend
+
+    def _end_engine(self) -> None:
+        """The thread first, as nobody else uses the engine while it does."""
+        ahead, engine = self._ahead, self._engine
+        self._ahead = self._engine = self._finish = self._peeked = None
+        if ahead is not None:
+            ahead.close()
+        if engine is not None:
+            engine.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, as plain JSON: what it depends on, the epoch, the steps handed out in it, the backend."""
@@ -894,11 +1012,10 @@ class Loader:
     def close(self) -> None:
         """End the running iteration, the workers and the pipeline. Batches that are held stay valid."""
         self._stop("the loader is closed")
-        self._peeked = None
         self._closed = True
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.close()
+        opened = self._engine is not None
+        self._end_engine()
+        if opened:
             self.dataset.source.close()
         seek = self.__dict__.get("_seek_index")  # where it was asked for
         if seek is not None:

@@ -31,7 +31,7 @@ LAYERS = (
     ("image",),
     ("engine",),
     ("dali", "torchvision_fallback"),
-    ("output", "ranks", "samplers", "state"),
+    ("ahead", "output", "ranks", "samplers", "state"),
     ("explain",),
     ("loader",),
     ("metrics", "packing", "preview", "trial"),

@@ -127,8 +127,9 @@ def test_slots_of_the_ring_are_used_again(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux")
-def test_batches_that_are_held_come_from_the_ring(folder: Path) -> None:
+def test_batches_that_are_held_come_from_the_ring(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two more than in hand and exchanged; what is held beyond them comes through DataLoader's own sharing."""
+    monkeypatch.setenv("DALI_IMAGENET_AHEAD", "0")  # a slot more
     with load(folder, CLASSIC, num_workers=1, batch_size=2, multiprocessing_context="fork") as loader:
         engine: Any = loader._open_engine()
         ring = {memory.data_ptr() for memory in engine._workers._ring}
@@ -209,6 +210,7 @@ def test_the_next_epoch_is_begun_before_it_is_asked_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch, backend: str, batch_size: int
 ) -> None:
     """Also where all that is in flight is more than an epoch; and nothing is made twice."""
+    monkeypatch.setenv("DALI_IMAGENET_AHEAD", "0")  # one more then, at any time
     with load(folder, CLASSIC, backend=backend, num_workers=2, batch_size=batch_size) as loader:
         handed = handed_over(loader, monkeypatch)
         steps = len(loader)
@@ -291,6 +293,8 @@ def test_what_is_made_ahead_changes_no_bit(folder: Path, backend: str, workers: 
         assert same(list(loader), mixed[3])
         if backend == "torchvision":
             engine: Any = loader._open_engine()
+            if loader._ahead is not None:
+                loader._ahead.close()  # which holds a batch
             gc.collect()
             tasks = engine._workers._tasks
             in_flight = [task.slot for task in tasks.in_flight if task.slot >= 0]

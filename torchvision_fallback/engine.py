@@ -62,6 +62,7 @@ class TorchvisionEngine:
             multiprocessing_context=_context(plan.index.source, options),
             timeout=options.timeout,
             seek_index=options.seek_index,
+            ahead=options.ahead,
         )
         self._upload = None if upload is None else upload(self._workers.slots)
 
@@ -79,6 +80,10 @@ class TorchvisionEngine:
     def mixing(self, on: bool) -> None:
         self._mixing = on
         self._workers.mixing = on and self._in_workers
+
+    def prepare(self, epoch: int, step: int) -> None:
+        """See `dali_imagenet.engine.Engine.prepare`."""
+        self._workers.prepare(epoch, step)
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """See `dali_imagenet.engine.Engine.batches`."""
@@ -100,7 +105,7 @@ class TorchvisionEngine:
 
     def for_plan(self, plan: Plan) -> TorchvisionEngine:
         """See `dali_imagenet.engine.Engine.for_plan`."""
-        return TorchvisionEngine(plan, dataclasses.replace(self._options, num_workers=0, prefetch=1))
+        return TorchvisionEngine(plan, dataclasses.replace(self._options, num_workers=0, prefetch=1, ahead=False))
 
     def close(self) -> None:
         """See `dali_imagenet.engine.Engine.close`."""

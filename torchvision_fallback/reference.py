@@ -46,6 +46,9 @@ class ReferenceEngine:
         self._plan, self._options = plan, options
         self.mixing = False
 
+    def prepare(self, epoch: int, step: int) -> None:
+        """See `dali_imagenet.engine.Engine.prepare`."""
+
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """See `dali_imagenet.engine.Engine.batches`."""
         options = self._options

@@ -173,6 +173,7 @@ class Workers:
         multiprocessing_context: "fork", "spawn", "forkserver" or None for the platform's default.
         timeout: seconds without a batch after which iteration fails with RuntimeError; 0 waits for ever.
         seek_index: of the plan's index; counts what its workers have.
+        ahead: whether the user has one batch more in hand.
 
     Attributes:
         slots: the ring as this process sees it; a batch of a slot begins where the slot does.
@@ -189,12 +190,15 @@ class Workers:
         multiprocessing_context: str | None = None,
         timeout: float = 0,
         seek_index: SeekIndex | None = None,
+        ahead: bool = False,
     ) -> None:
         self._plan, self._postprocess, self._seek_index = plan, postprocess, seek_index
         self.mixing = False
         largest = [max(height * width for height, width in recipe.sizes) for recipe in plan.recipes]
         nbytes = sum(batch_bytes(plan.batch_size, largest, batch_dtype(postprocess).itemsize))
-        slots = num_workers * prefetch + 2  # in flight, one in the user's hands and one that is exchanged for it
+        slots = (
+            num_workers * prefetch + 2 + ahead
+        )  # in flight, one in the user's hands and one that is exchanged for it
         for_device = postprocess is None
         self._ring = make_ring(slots, nbytes, num_workers, multiprocessing_context, for_device=for_device)
         self.slots: Sequence[Tensor] = self._ring.for_device() if for_device else self._ring
@@ -214,24 +218,42 @@ class Workers:
         )
         self._owner = os.getpid()
 
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The plan as executed, the images and the failures {sample: reason}, from that step to the epoch's end."""
+    def prepare(self, epoch: int, start: int) -> None:
+        """Start the workers on what `batches` of that step needs, unless they are at it."""
+        self._look_for(epoch, start)
+        if self._results is None and start < len(self._plan):
+            try:
+                self._results = self._begin(epoch, start)
+            except BaseException:
+                self._stop_workers()
+                raise
+
+    def _look_for(self, epoch: int, start: int) -> None:
+        """Forget what is in flight where that step is not the next."""
         if self._loader is None:
             raise RuntimeError("the loader is closed")
         coming = next(iter(self._tasks.in_flight), None)
         if coming is None or coming[:2] != (epoch, start):
             self._results = None
+
+    def _begin(self, epoch: int, start: int) -> Iterator[WorkerResult]:
+        assert self._loader is not None
+        self._tasks.epoch, self._tasks.start, self._tasks.mix = epoch, start, self.mixing
+        # Workers that are there already are asked for what they had in flight, which may take time.
+        # The DataLoader makes a tensor of its own, on the user's default device unless told otherwise.
+        starting = self._loader._iterator is None
+        with _no_interrupt() if starting else contextlib.nullcontext(), torch.device("cpu"):
+            return iter(self._loader)
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """The plan as executed, the images and the failures {sample: reason}, from that step to the epoch's end."""
+        self._look_for(epoch, start)
         while start < len(self._plan):
             results, self._results = self._results, None  # put back below: what fails or is interrupted begins anew
             self._tasks.mix = self.mixing
             try:
                 if results is None:
-                    self._tasks.epoch, self._tasks.start = epoch, start
-                    # Workers that are there already are asked for what they had in flight, which may take time.
-                    # The DataLoader makes a tensor of its own, on the user's default device unless told otherwise.
-                    starting = self._loader._iterator is None
-                    with _no_interrupt() if starting else contextlib.nullcontext(), torch.device("cpu"):
-                        results = iter(self._loader)
+                    results = self._begin(epoch, start)
                 done = [next(results)]
             except BaseException as error:
                 # A worker died or hangs, or the start was interrupted: the next iteration starts new ones.

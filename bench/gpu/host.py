@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NAME = "gpu-host"
 HELP = "CPU time of the host behind a GPU target, without a GPU"
+STEPS_A_BATCH = 20
 FED = (
     "classic",
     "strong",
@@ -197,6 +198,54 @@ def feeder(index: SampleIndex, rounds: int, steps: int) -> list[dict[str, Any]]:
     ]
 
 
+def ahead(index: SampleIndex, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """What the thread that makes batches ahead takes from a main thread of 1,000 small torch operations a step.
+
+    Steps while a batch of 64 is made (DALI's graph for a GPU, on the CPU, with one thread) take turns with as many
+    while nothing is made. Waiting for a batch does not count, being slowed does.
+    """
+    import torch
+
+    from dali_imagenet import Plan, TrainRecipe
+    from dali_imagenet.ahead import Ahead
+    from dali_imagenet.dali.engine import DaliEngine
+    from dali_imagenet.engine import EngineOptions
+
+    batch_size, device = 64, torch.device("cpu")
+    index = index.repeat(-(-batch_size * (steps + 2) // len(index)))
+    plan = Plan(index, TrainRecipe.classic(), batch_size=batch_size, seed=0)
+    small = torch.zeros(8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def step() -> float:
+        start = time.perf_counter()
+        for _ in range(1000):
+            small.add_(1)
+        return time.perf_counter() - start
+
+    found = []
+    for _ in range(rounds):
+        engine = DaliEngine(plan, EngineOptions(device, num_workers=1, roi_decode=False, in_graph=True))
+        thread = Ahead(engine, engine.batches, lambda form: None, lambda batch: [], device)
+        alone, beside = list[float](), list[float]()
+        thread.take((0, 0), None, None)
+        for at in range(1, steps + 1):
+            alone += [step() for _ in range(STEPS_A_BATCH)]
+            asked = thread._ask((0, at), None)
+            while thread._desk.answer is None or thread._desk.answer.serial != asked.serial:
+                beside.append(step())
+            thread.take((0, at), None, None)
+        thread.close()
+        engine.close()
+        found.append((sum(alone) / len(alone), sum(beside) / len(beside)))
+    torch.set_num_threads(before)
+    return [
+        {"step_alone_ms": round(1e3 * a, 3), "step_beside_ms": round(1e3 * b, 3), "loss": round(b / a - 1, 4)}
+        for a, b in found
+    ]
+
+
 QUESTIONS: dict[str, Callable[[SampleIndex, int, int], list[dict[str, Any]]]] = {
-    f.__name__: f for f in (workers, feeder)
+    f.__name__: f for f in (workers, feeder, ahead)
 }

@@ -86,6 +86,9 @@ class DaliEngine:
         """Whether DALI decodes only the region that is needed."""
         return self._options.roi_decode
 
+    def prepare(self, epoch: int, step: int) -> None:
+        """See `dali_imagenet.engine.Engine.prepare`."""
+
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """See `dali_imagenet.engine.Engine.batches`."""
         coming, _ = next(iter(self._waiting), (None, None))
