@@ -85,6 +85,6 @@ def added(path: str, uri: str, config: Any) -> File:
     """A file of the repository as a page, or as it is."""
     suffix = Path(path).suffix
     if suffix in SHOWN:
-        code = (ROOT / path).read_text(encoding="utf-8").replace("```", "``\u200b`")
-        return File.generated(config, uri, content=f"# {path}\n\n```{SHOWN[suffix]}\n{code}\n```\n")
+        code = (ROOT / path).read_text(encoding="utf-8")
+        return File.generated(config, uri, content=f"# {path}\n\n~~~~~~{SHOWN[suffix]}\n{code}\n~~~~~~\n")
     return File.generated(config, uri, abs_src_path=os.fspath(ROOT / path))
