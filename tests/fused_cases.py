@@ -1,6 +1,7 @@
-"""The fused batch stage in Triton's interpreter against the batched operations of torch, both on the CPU.
+"""The fused batch stage against the batched operations of torch on the CPU.
 
-`test_fused.py` runs this in a process of its own, with TRITON_INTERPRET=1; it prints what it found as JSON.
+`test_fused.py` runs this in a process of its own: on the CPU with TRITON_INTERPRET=1, else on a GPU. It prints what it
+found as JSON.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +39,8 @@ Case = Callable[[], dict[str, Any]]
 WARPS = (Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.ROTATE, Op.AFFINE)
 UNSCALED: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
 SIZE = (33, 29)
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
 
 def drawn(recipe: TrainRecipe, rows: int, step: int = 0) -> BatchPlan:
@@ -61,13 +65,25 @@ def program(images: Tensor, *steps: tuple[Any, Any, Any], fill: Any = FILL) -> B
     return dataclasses.replace(plain, size=(images.shape[2], images.shape[3]), ops=(part,), fill=fill)
 
 
+def finished(images: Tensor, plan: BatchPlan, **options: Any) -> Tensor:
+    """By the kernels; on a GPU without waiting for it."""
+    there, constants = images.to(DEVICE), normalize_constants(plan.mean, plan.std, DEVICE)
+    if not INTERPRETED:
+        stage.finish(there, plan, constants, **options)  # compiles
+        torch.cuda.set_sync_debug_mode("error")
+    result = stage.finish(there, plan, constants, **options)
+    if not INTERPRETED:
+        torch.cuda.set_sync_debug_mode("default")
+    return result.cpu()
+
+
 def bytes_of(images: Tensor, plan: BatchPlan) -> dict[str, Any]:
     """How many bytes the two ways give otherwise, before anything is normalized."""
     plan = dataclasses.replace(plan, mean=UNSCALED["mean"], std=UNSCALED["std"], erase=None, mix=None)
     before, want = images.clone(), images
     for part in plan.ops:
         want = run_batch(want, part, plan.fill)
-    got = stage.finish(images, plan, normalize_constants(plan.mean, plan.std), dtype=torch.float32)
+    got = finished(images, plan, dtype=torch.float32)
     assert torch.equal(images, before)
     differ = got != want.float()
     return {"differ": int(differ.sum()), "changed": float((want != images).float().mean()), "rows": len(images),
@@ -128,12 +144,11 @@ def floats(recipe: TrainRecipe, rows: int, size: tuple[int, int], **changed: Any
     """The whole stage: how far the two ways are apart, without noise and with it, and half precision from float32."""
     plan = dataclasses.replace(drawn(recipe, rows), size=size, **changed)
     images, found = pictures(rows, *size), dict[str, Any]()
-    constants = normalize_constants(plan.mean, plan.std)
     way = normalize_erase.per_image
     normalize_erase.per_image = lambda images: False
     want = Postprocess().finish_batch(images, plan, mix=True)
     normalize_erase.per_image = way
-    got = stage.finish(images, plan, constants, dtype=torch.float32, mix=True)
+    got = finished(images, plan, dtype=torch.float32, mix=True)
     noisy = torch.zeros(rows, 1, *size, dtype=torch.bool)
     if plan.erase is not None and plan.erase_mode != "const":
         for row, boxes in enumerate(plan.erase.tolist()):
@@ -144,7 +159,7 @@ def floats(recipe: TrainRecipe, rows: int, size: tuple[int, int], **changed: Any
     found["apart"], found["noise"] = float(apart.masked_fill(noisy, 0).max()), float(apart.max())
     found["values"], found["noisy"] = float(want.std()), int(noisy.sum())
     for dtype in (torch.bfloat16, torch.float16):
-        half = stage.finish(images, plan, constants, dtype=dtype, memory_format=torch.channels_last, mix=True)
+        half = finished(images, plan, dtype=dtype, memory_format=torch.channels_last, mix=True)
         assert half.is_contiguous(memory_format=torch.channels_last)
         # the interpreter cuts bfloat16 where a GPU rounds
         found[str(dtype)] = (
@@ -204,7 +219,7 @@ def oblong(recipe: TrainRecipe) -> dict[str, Any]:
 
 def main(only: list[str]) -> None:
     found = {}
-    with interpreter():
+    with interpreter() if INTERPRETED else contextlib.nullcontext():
         for name, case in cases():
             if not only or name in only:
                 start = time.process_time()

@@ -26,10 +26,11 @@ triton = pytest.importorskip("triton", reason="Triton comes with PyTorch on Linu
 Found = dict[str, dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def found() -> Found:
+@pytest.fixture(scope="module", params=["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
+def found(request: pytest.FixtureRequest) -> Found:
     """What `fused_cases` found. One process: the interpreter is chosen when Triton is imported."""
-    run = python(str(ROOT / "tests" / "fused_cases.py"), env={"TRITON_INTERPRET": "1"})
+    interpret = "1" if request.param == "interpreter" else "0"
+    run = python(str(ROOT / "tests" / "fused_cases.py"), env={"TRITON_INTERPRET": interpret})
     assert run.returncode == 0, run.stderr
     said: Found = json.loads(run.stdout)
     return said

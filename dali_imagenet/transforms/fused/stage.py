@@ -58,7 +58,7 @@ def finish(
         raise ValueError(f"images of {images.dtype} {list(images.shape)}: must be uint8 {list(size)}")
     program = encode(plan)
     arrays = program.arrays | {"place": program.place} | _tail_arrays(plan, mix)
-    boxes = 0 if plan.erase is None else plan.erase.shape[1]
+    boxes = 0 if plan.erase is None or plan.noise_key is None else plan.erase.shape[1]
     with _device(images.device):
         there = dict(zip(arrays, to_device(list(arrays.values()), images.device), strict=True))
         out = torch.empty(images.shape, dtype=dtype, device=images.device, memory_format=memory_format)
@@ -188,10 +188,11 @@ def _compile(
         "boxes": np.zeros(4, np.int32),
         "keys": np.zeros(1, np.int64),
         "value": np.zeros(3, np.float32),
+        "constants": np.zeros(6, np.float32),
     }
     launches = [Launch("tables", 0, 1), Launch("slot", 0, 1), Launch("mix", 0, 1, chains=1)] if operations else []
     with _device(device):
         there = dict(zip(zeros, to_device(list(zeros.values()), device), strict=True))
         images = torch.zeros((1, 3, 2, 2), dtype=torch.uint8, device=device)
         out = torch.empty(images.shape, dtype=dtype, device=device, memory_format=memory_format)
-        _run(images, out, torch.zeros((2, 3, 1, 1), device=device), Program(1, launches, pool=1), there, 0, mode)
+        _run(images, out, there["constants"], Program(1, launches, pool=1), there, 0, mode)
