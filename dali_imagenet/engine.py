@@ -48,6 +48,7 @@ class EngineOptions:
     """Seconds without a batch after which an engine of processes raises RuntimeError; 0 waits for ever."""
     roi_decode: bool | None = None
     hw_decoder_load: float | None = None
+    fancy_upsampling: bool = True
     ahead: bool = False
     """Whether one batch more is held, which was made ahead of its user."""
     in_graph: bool | None = None

@@ -47,7 +47,7 @@ from dali_imagenet.samplers import BatchSampler, Sampler
 from dali_imagenet.state import position_in, state_of
 from dali_imagenet.transforms.postprocess import soft_targets, zero_padding_
 from dali_imagenet.transforms.transfer import to_device
-from dali_imagenet.validation import choice, probability, real, sequence, whole, wrong
+from dali_imagenet.validation import boolean, choice, probability, real, sequence, whole, wrong
 
 if TYPE_CHECKING:
     from dali_imagenet.integrations.as_dataloader import TorchDataLoader
@@ -102,6 +102,7 @@ def create_loader(
     multiprocessing_context: str | None = None,
     roi_decode: bool | None = None,
     hw_decoder_load: float | None = None,
+    fancy_upsampling: bool = True,
     jpeg_index: bool | None = None,
     **others: Never,
 ) -> Loader:
@@ -209,6 +210,8 @@ def create_loader(
         roi_decode: whether DALI decodes only the region that is needed. None: yes on the CPU, whole images on a GPU.
             True on a GPU asks a probe in a subprocess first, and raises RuntimeError where it fails.
         hw_decoder_load: share of the JPEGs for the GPU's hardware decoder; None is DALI's default.
+        fancy_upsampling: whether DALI's GPU decoders interpolate chroma as libjpeg does, hence the CPU, Pillow and
+            torchvision. False repeats it, which may be faster, and moves pixels a little where chroma is subsampled.
         jpeg_index: whether the torchvision backend remembers, in a file in the cache folder (300 bytes an image), where
             the rows of each JPEG begin, so that from the second epoch on a crop's decoding begins at its first row.
             Changes no pixel. None: yes where the cache folder can hold it. True raises RuntimeError where it cannot.
@@ -241,6 +244,7 @@ def create_loader(
     if not isinstance(recipe, TrainRecipe | EvalRecipe):
         raise TypeError(f"recipe={recipe!r}: must be a TrainRecipe or an EvalRecipe, such as TrainRecipe.classic()")
     num_workers = None if num_workers is None else whole("num_workers", num_workers, 0)
+    fancy_upsampling = boolean("fancy_upsampling", fancy_upsampling)
     static_buffers = None if static_buffers is None else whole("static_buffers", static_buffers, 1)
     prefetch = whole("prefetch", prefetch, 1)
     chosen, why = choose_backend(backend, target)
@@ -252,17 +256,15 @@ def create_loader(
         index, recipe, output=output, output_names=output_names, with_index=with_index, with_path=with_path,
         targets=targets, transform=transform,
     )  # fmt: skip
-    _warn_of_unused(
-        chosen,
-        target,
-        {
-            "multiprocessing_context": multiprocessing_context,
-            "timeout": timeout,
-            "roi_decode": roi_decode,
-            "hw_decoder_load": hw_decoder_load,
-            "jpeg_index": jpeg_index,
-        },
-    )
+    given = {
+        "multiprocessing_context": multiprocessing_context,
+        "timeout": timeout,
+        "roi_decode": roi_decode,
+        "hw_decoder_load": hw_decoder_load,
+        "jpeg_index": jpeg_index,
+    }
+    given = {name: value for name, value in given.items() if value}
+    _warn_of_unused(chosen, target, given if fancy_upsampling else given | {"fancy_upsampling": False})
     views = sequence(views) or views  # a tuple: a list may change before the plan is made
     make_plan = functools.partial(
         Plan, index, recipe, batch_size=batch_size, seed=seed, drop_last=drop_last, on_error=on_error, padding=padding,
@@ -280,6 +282,7 @@ def create_loader(
         timeout=timeout,
         roi_decode=roi_decode,
         hw_decoder_load=hw_decoder_load,
+        fancy_upsampling=fancy_upsampling,
     )
     loader = Loader(
         make_plan, chosen, options, num_workers=num_workers, ranks=(rank, world_size),
@@ -318,11 +321,11 @@ def _refuse(others: Mapping[str, object]) -> None:
 def _warn_of_unused(backend: str, device: torch.device, given: Mapping[str, object]) -> None:
     """Options that the chosen backend has no use for."""
     used = {
-        "dali": {"roi_decode"} | ({"hw_decoder_load"} if device.type == "cuda" else set()),
+        "dali": {"roi_decode"} | ({"hw_decoder_load", "fancy_upsampling"} if device.type == "cuda" else set()),
         "torchvision": {"multiprocessing_context", "timeout", "jpeg_index"},
     }
     for name, value in given.items():
-        if value and name not in used.get(backend, set()):
+        if name not in used.get(backend, set()):
             log.warning("%s=%r has no effect: the %s backend on %s does not use it", name, value, backend, device)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,14 @@ def test_bench_gpu_host(folder: Path, tmp_path: Path) -> None:
     assert [row["way"] for row in said["rows"]] == ["ring", "shared memory"]
     assert all(row["main_ms_a_batch"] > 0 for row in said["rows"])
     assert str(folder) not in file.read_text()
+
+
+@needs_dali
+@pytest.mark.parametrize("fancy", [True, False])
+def test_fancy_upsampling_reaches_the_decoder(folder: Path, fancy: bool) -> None:
+    with load(folder, device="cpu", fancy_upsampling=fancy) as loader:
+        engine: Any = loader._open_engine()
+        assert engine._stage.decoder_args["jpeg_fancy_upsampling"] is fancy
 
 
 # ---- without a GPU: the benchmark
@@ -439,6 +447,76 @@ def test_no_other_gpu_is_touched(folder: Path, backend: str) -> None:
     """
     done = script(code, str(folder), backend)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@needs_dali
+def test_fancy_upsampling_is_a_switch(folder: Path) -> None:
+    """On, it shows what the CPU shows; off, something else where chroma is subsampled."""
+    found = {}
+    for device, fancy in (("cpu", True), ("cuda", True), ("cuda", False)):
+        with load(folder, "eval", device=device, fancy_upsampling=fancy) as loader:
+            found[device, fancy] = torch.cat([images for images, _ in take(loader)])
+    on, off = (apart(found["cuda", fancy], found["cpu", True]) for fancy in (True, False))
+    assert on < off
+    assert on < DECODERS["eval"]
+
+
+@pytest.mark.gpu
+@needs_dali
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_hardware_loses_the_files_that_the_cpu_loses(new_folder: Callable[..., Path], share: float) -> None:
+    """Truncated and scribbled files; what is shown of them is what the CPU shows, never black."""
+    root = new_folder(24)
+    index = SampleIndex.from_folder(root)
+    for number in range(0, 24, 3):
+        path = Path(index.path(number))
+        data = bytearray(path.read_bytes())
+        middle = len(data) // 2
+        data[middle:] = bytes(len(data) - middle) if number % 2 else data[middle:][::-1]
+        path.write_bytes(data)
+    options: dict[str, Any] = {"on_error": "skip", "max_broken": 1.0, "batch_size": 8}
+    found: dict[str, Any] = {}
+    for device in ("cpu", "cuda"):
+        options["hw_decoder_load"] = share if device == "cuda" else None
+        with load(index, "eval", device=device, **options) as loader:
+            found[device] = [(images.cpu(), targets.cpu()) for images, targets in loader], set(loader.failures)
+    assert found["cpu"][1] == found["cuda"][1]
+    for (images, targets), (expected, labels) in zip(found["cuda"][0], found["cpu"][0], strict=True):
+        assert torch.equal(targets, labels)
+        for image, wanted in zip(images, expected, strict=True):
+            assert apart(image, wanted) < 10
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_busy_gpu_changes_no_pixel(folder: Path, backend: str) -> None:
+    """What is read before it is written shows when the GPU is far behind."""
+    with load(folder, "strong", backend) as loader:
+        idle = take(loader)
+        loader.set_epoch(0)
+        busy, weights = [], torch.randn(2048, 2048, device="cuda")
+        for images, _ in loader:
+            for _ in range(50):
+                weights = torch.nn.functional.normalize(weights @ weights)
+            busy.append(images.clone())
+    for (expected, _), images in zip(idle, busy, strict=True):
+        assert apart(images, expected) < SAME
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_after_warm_up_no_memory_is_asked_of_cuda(folder: Path, backend: str) -> None:
+    """Memory is used again when nobody has it: torch's allocator makes no new segment."""
+    with load(folder, "strong", backend, batch_size=4) as loader:
+        for _ in range(5):
+            for images, _ in loader:
+                images.add_(1)
+        before = torch.cuda.memory_stats()["segment.all.allocated"]
+        for _ in range(5):
+            for images, _ in loader:
+                images.add_(1)
+        assert torch.cuda.memory_stats()["segment.all.allocated"] == before
 
 
 @pytest.mark.gpu

@@ -284,9 +284,11 @@ def test_arguments_of_a_dataloader_get_a_sentence(name: str, words: str) -> None
 def test_options_of_another_backend_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         make(PICTURES, STRONG, roi_decode=True).close()
+        make(PICTURES, STRONG, fancy_upsampling=False).close()
     assert "roi_decode=True has no effect: the torchvision backend on cpu does not use it" in caplog.text
+    assert "fancy_upsampling=False has no effect" in caplog.text
     caplog.clear()
-    make(PICTURES, STRONG, timeout=5).close()
+    make(PICTURES, STRONG, timeout=5, fancy_upsampling=True).close()
     assert not caplog.text
 
 

@@ -58,6 +58,7 @@ class DaliEngine:
             "device": device,
             "roi_decode": roi_decode,
             "hw_decoder_load": options.hw_decoder_load,
+            "decoder_args": {"jpeg_fancy_upsampling": options.fancy_upsampling},
             "in_graph": options.in_graph,
             "encoded": not self._by_path,
             **vars(self._views[0]),
