@@ -104,7 +104,7 @@ def test_messages_are_harmless(odd: Path, caplog: pytest.LogCaptureFixture, caps
     assert harmless(str(caught.value))
     for shown in NAMES.values():
         assert f"/{shown}: no known image" in str(caught.value)
-    assert main(["index", str(odd)]) == 0
+    assert main(["index", str(odd)]) == 3
     with caplog.at_level(logging.INFO, "dali_imagenet"):
         create_loader(odd, EVAL, batch_size=4, device="cpu", num_workers=0, on_error="skip", max_broken=1.0).close()
     assert "are broken" in caplog.text
