@@ -113,6 +113,23 @@ def test_data_that_are_not_there_are_unknown(tmp_path: Path) -> None:
     assert "DATA" in report.text(found)
 
 
+@pytest.mark.usefixtures("measured")
+def test_without_a_trial_there_is_no_verdict(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    late: Any = ({"backend": "torchvision", "unknown": "no answer within 9 s"}, {})
+    monkeypatch.setattr(trial, "trial", lambda *_, **__: late)
+    assert "no backend made a batch in time" in report.examine(str(folder))["verdict"]["unknown"]
+
+
+@pytest.mark.usefixtures("measured")
+def test_an_earlier_trial_answers_where_this_one_does_not_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = report.examine(str(folder))["verdict"]
+    late: Any = ({"backend": "torchvision", "unknown": "no answer within 9 s"}, {})
+    monkeypatch.setattr(trial, "trial", lambda *_, **__: late)
+    found = report.examine(str(folder))["verdict"]
+    assert found["call"] == first["call"]
+    assert any("figures of an earlier trial" in remark for remark in found["here"])
+
+
 def test_the_verdict_says_who_waits_for_whom() -> None:
     best = LOADERS[0]
     assert verdict.best_of(LOADERS) is best

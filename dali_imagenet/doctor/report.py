@@ -157,17 +157,27 @@ def _trial(data: str, options: dict[str, Any], looked: Survey, gpu: Any, clock: 
         one, speeds = found if isinstance(found, tuple) else (found | {"backend": backend}, {})
         loaders.append(one)
         models |= speeds
-    best = verdict.best_of(loaders)
     told: dict[str, Any] = {"trial": {"recipe": _RECIPE, "loaders": loaders, "models": models}}
-    if best is None:
-        return told | {"verdict": {"unknown": "no backend made a batch in time: see the trial"}}
-    known(lambda: trial.remember(trial.key_of(device, workers), told["trial"]))
     cores = machine.cores()["usable"]
+    remarks = _busy(cores)
+    key = known(lambda: trial.key_of(device, workers))
+    best = verdict.best_of(loaders)
+    earlier: dict[str, Any] | None = None
+    if isinstance(key, str) and best is not None:
+        trial.remember(key, told["trial"])
+    elif isinstance(key, str):
+        earlier = trial.remembered(key)
+    if earlier is not None:
+        best, models = verdict.best_of(earlier.get("loaders", [])), earlier.get("models", {})
+        remarks.append("no backend made a batch in time: these are the figures of an earlier trial on this machine")
+    if best is None:
+        why = "; ".join(["no backend made a batch in time: see the trial", *remarks])
+        return told | {"verdict": {"unknown": why}}
     return told | {
         "verdict": {
             "backend": f"{best['backend']} on {best['device']}, num_workers={workers}, prefetch=2: "
             f"{best['images_per_second']:,} images/s of the recipe {_RECIPE}",
-            "here": [*_busy(cores), *verdict.here(best, models, cores)],
+            "here": [*remarks, *verdict.here(best, models, cores)],
             "estimates": [] if device == "cuda" else verdict.elsewhere(best, cores),
             "call": verdict.call(public(data), options, best, _RECIPE),
         }
