@@ -193,8 +193,8 @@ def _file_for(index: SampleIndex) -> str:
     """The file of a data set in the cache folder, made where there is none, or another one."""
     if compiled("dali_imagenet.decode._jpeg") is None:
         raise NotHere("the region decoder was not built (or DALI_IMAGENET_PURE is set)")
-    if not hasattr(os, "posix_fallocate"):
-        raise NotHere("this system reserves no space for a file")
+    if not (hasattr(os, "posix_fallocate") and hasattr(os, "getuid")):
+        raise NotHere("this system reserves no space for a file, or has no owners of files")
     folder = index.cache_folder
     if folder is None:
         raise NotHere("there is no cache folder, or the index was made with cache=False")
