@@ -73,6 +73,7 @@ def questions(cuda: bool) -> list[Question]:
         loader(documented, "strong", core=True, quick=False),
         loader("tv-v1-pil", "strong", quick=False),
         Question("stage", limit=75),
+        Question("caller", limit=75, quick=False),
         train(model, "synthetic", "classic", core=True),
         train(model, "ours", "classic", core=True),
         train(model, "ours", "strong", core=True, quick=False),

@@ -257,6 +257,23 @@ def loader(s: Settings, say: Say, who: str, recipe: str, **options: Any) -> None
     say(name, numbers)
 
 
+def caller(s: Settings, say: Say) -> None:
+    """CPU time of the thread that iterates, a batch: what is left to it where another thread makes batches ahead."""
+    backends: tuple[Backend, ...] = ("dali", "torchvision")
+    for backend in backends:
+        made = _ours(s, "strong", backend)
+        batches, spent = endless(made), list[float]()
+        until = time.perf_counter() + s.seconds
+        while time.perf_counter() < until or len(spent) < 6:
+            start = time.thread_time()
+            batch = next(batches)
+            spent.append(1e3 * (time.thread_time() - start))
+            del batch
+            _sync(s)
+        say(f"caller|{backend}", {"batches": len(spent), "thread_ms": stats.quantile(spent[4:], 0.5)})
+        made.close()
+
+
 def _decoding(s: Settings, threads: int, decode: bool = True, **options: Any) -> Iterator[int]:
     """DALI's reader, and its decoder behind it; pixels are thrown away."""
     dali: Any = importlib.import_module("nvidia.dali")
@@ -385,7 +402,8 @@ def train(s: Settings, say: Say, model: str, who: str, recipe: str, size: int = 
 
 
 QUESTIONS: dict[str, Callable[..., None]] = {
-    f.__name__: f for f in (hardware, agree, probe, roi, loader, decode, decode_options, read, nvjpeg, stage, train)
+    f.__name__: f
+    for f in (hardware, agree, probe, roi, loader, caller, decode, decode_options, read, nvjpeg, stage, train)
 }
 
 

@@ -228,21 +228,29 @@ def ahead(index: SampleIndex, rounds: int, steps: int) -> list[dict[str, Any]]:
     for _ in range(rounds):
         engine = DaliEngine(plan, EngineOptions(device, num_workers=1, roi_decode=False, in_graph=True))
         thread = Ahead(engine, engine.batches, lambda form: None, lambda batch: [], device)
-        alone, beside = list[float](), list[float]()
+        alone, beside, taking = list[float](), list[float](), list[float]()
         thread.take((0, 0), None, None)
         for at in range(1, steps + 1):
             alone += [step() for _ in range(STEPS_A_BATCH)]
             asked = thread._ask((0, at), None)
             while thread._desk.answer is None or thread._desk.answer.serial != asked.serial:
                 beside.append(step())
-            thread.take((0, at), None, None)
+            start = time.thread_time()
+            batch = thread.take((0, at), None, None)
+            taking.append(time.thread_time() - start)
+            del batch
         thread.close()
         engine.close()
-        found.append((sum(alone) / len(alone), sum(beside) / len(beside)))
+        found.append((sum(alone) / len(alone), sum(beside) / len(beside), min(taking)))
     torch.set_num_threads(before)
     return [
-        {"step_alone_ms": round(1e3 * a, 3), "step_beside_ms": round(1e3 * b, 3), "loss": round(b / a - 1, 4)}
-        for a, b in found
+        {
+            "step_alone_ms": round(1e3 * a, 3),
+            "step_beside_ms": round(1e3 * b, 3),
+            "loss": round(b / a - 1, 4),
+            "taking_us_a_batch": round(1e6 * t, 1),
+        }
+        for a, b, t in found
     ]
 
 
