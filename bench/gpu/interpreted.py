@@ -137,7 +137,7 @@ def bytes_moved(recipe: TrainRecipe, dtypes: Sequence[str], rows: int, batch_siz
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="+")
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=256)
     options = parser.parse_args()
     for name in options.recipes:

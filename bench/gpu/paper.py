@@ -39,7 +39,7 @@ DECODE = (6_000, 13_000, 19_000)  # images a second that the stage is compared w
 DTYPES = ("float32", "bfloat16")
 STAGES = ("fused", "torch")
 """Triton's kernels, and torch's operations, which take over where Triton cannot compile."""
-INTERPRETED = 16  # images whose bytes are counted: the interpreter is slow
+INTERPRETED = 4  # images whose bytes are counted: the interpreter is slow
 
 
 def recipes() -> dict[str, TrainRecipe]:
