@@ -124,6 +124,7 @@ END = """
     import os, signal, sys
     from dali_imagenet import TrainRecipe, create_loader
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where the tests were started
         loader = create_loader(sys.argv[1], TrainRecipe.strong(input_size=32), batch_size=4, backend=sys.argv[2],
                                device="cpu", num_workers=int(sys.argv[3]))
         for images, targets in loader.endless():

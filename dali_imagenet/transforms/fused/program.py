@@ -18,7 +18,7 @@ from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.policy import AugMixPlan, OpPlan
 from dali_imagenet.transforms import pixel_ops
 from dali_imagenet.transforms.fused import codes
-from dali_imagenet.transforms.pixel_ops import PIL_POINT_OPS, POINT_OPS, affine_theta, fill_bytes, pil_matrix, point_lut
+from dali_imagenet.transforms.pixel_ops import PIL_POINT_OPS, POINT_OPS, affine_theta, fill_bytes, pil_matrix
 from dali_imagenet.transforms.pixel_ops_batched import (
     box_weights,
     check_program,
@@ -27,6 +27,7 @@ from dali_imagenet.transforms.pixel_ops_batched import (
     scaled_grid,
     scales,
 )
+from dali_imagenet.transforms.vectorised import affine_thetas, point_luts
 
 Array = npt.NDArray[Any]
 I32 = npt.NDArray[np.int32]
@@ -260,7 +261,7 @@ class _Encoder:
             given = [_parts(ops[i], arg[i], j) for i, j in zip(r, k, strict=True)] if "AFFINE" in op.name else None
             self._warps(op, step, source, target, given_arg, given_aux, given)
         elif op in POINT_OPS or op in PIL_POINT_OPS:
-            at = np.array([self.bytes.add(point_lut(int(op), float(a))) for a in given_arg])
+            at = np.array([self.bytes.add(table) for table in point_luts(np.full(len(r), op), given_arg)])
             add(step, codes.FIXED, source, target, at=at)
         elif op in _MADE:
             at = (self.program.made + np.arange(len(r))) * 768
@@ -292,14 +293,13 @@ class _Encoder:
         def add(chosen: Array, code: int, numbers: Array | None, **more: Any) -> None:
             self.jobs.add(step[chosen], code, source[chosen], target[chosen], numbers, **more)
 
-        number = pil_matrix if op in _PIL_WARPS else affine_theta
-        matrices = np.array(
-            [
-                number(int(op), float(a), self.height, self.width, *([given[i]] if given else []))
-                for i, a in enumerate(arg)
-            ],
-            np.float64,
-        ).reshape(-1, 6)
+        size = self.height, self.width
+        if op in _WARPS and given is None:
+            matrices = affine_thetas(int(op), arg, *size).astype(np.float64).reshape(-1, 6)
+        else:
+            number = pil_matrix if op in _PIL_WARPS else affine_theta
+            rows = [number(int(op), float(a), *size, *([given[i]] if given else [])) for i, a in enumerate(arg)]
+            matrices = np.array(rows, np.float64).reshape(-1, 6)
         bilinear = aux == FILTERS["bilinear"]
         if op in _WARPS:
             add(~bilinear, codes.NEAREST, matrices[~bilinear])
