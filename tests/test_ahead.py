@@ -247,10 +247,14 @@ def test_waiting_can_be_interrupted(make: Callable[..., tuple[Ahead[At], Source]
         os.kill(os.getpid(), signal.SIGINT)
 
     interrupt = threading.Thread(target=interrupt_it)
-    interrupt.start()
-    with pytest.raises(KeyboardInterrupt):
-        ahead.take((0, 0), "", (0, 1))
-    interrupt.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
+    try:
+        interrupt.start()
+        with pytest.raises(KeyboardInterrupt):
+            ahead.take((0, 0), "", (0, 1))
+        interrupt.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     source.may_go.set()
     assert ahead.take((0, 0), "", (0, 1)) == (0, 0)
     assert ahead.take((0, 1), "", None) == (0, 1)
