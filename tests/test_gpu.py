@@ -19,6 +19,7 @@ from bench.gpu import gpu, paper
 from bench.gpu.fake_cuda import Counting, Counts
 from bench.gpu.fake_cuda import fake_cuda as fake_cuda_tensors
 from dali_imagenet import EvalRecipe, Loader, Plan, SampleIndex, TrainRecipe
+from dali_imagenet.transforms.fused.program import encode
 from dali_imagenet.transforms.postprocess import Postprocess, mix_
 from tests import helpers
 from tests.helpers import BACKENDS, DTYPES, MEMORY_FORMATS, ROOT, needs_dali, python, saved, script
@@ -517,6 +518,45 @@ def test_after_warm_up_no_memory_is_asked_of_cuda(folder: Path, backend: str) ->
             for images, _ in loader:
                 images.add_(1)
         assert torch.cuda.memory_stats()["segment.all.allocated"] == before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_out_of_memory_is_no_broken_image(folder: Path, backend: str) -> None:
+    """It is raised as it is, no image is lost for it, and with memory the next iteration is what it should be."""
+    with load(folder, "strong", backend) as loader:
+        expected = take(loader)
+        torch.cuda.empty_cache()
+        try:
+            torch.cuda.set_per_process_memory_fraction(0.0)
+            with pytest.raises(RuntimeError, match=r"(?i)out of memory"):  # noqa: PT012 - what was made comes first
+                for _ in range(3):
+                    for _ in loader:
+                        torch.cuda.empty_cache()
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        assert loader.failures == {}
+        loader.set_epoch(0)
+        for (images, _), (wanted, _) in zip(take(loader), expected, strict=True):
+            assert apart(images, wanted) < SAME
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", ["strong", "advanced"])
+def test_a_gpu_launches_what_the_paper_says(folder: Path, recipe: str) -> None:
+    stage = Postprocess()
+    plan = Plan(SampleIndex.from_folder(folder), RECIPES[recipe], batch_size=24, seed=0).batch(0, 0)
+    pixels = torch.randint(0, 256, (24, 3, 48, 48), dtype=torch.uint8, device="cuda")
+    stage.finish_batch(pixels, plan, mix=True)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        stage.finish_batch(pixels, plan, mix=True)
+        torch.cuda.synchronize()
+    names = [event.name for event in profile.events() or ()]
+    copies = [name for name in names if name.startswith(("Memcpy", "Memset"))]
+    kernels = [name for name in names if name in ("slot", "tables", "mix", "tail")]
+    assert len(kernels) == len(encode(plan).launches) + 1
+    assert len(copies) <= 2
 
 
 @pytest.mark.gpu
