@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import tracemalloc
@@ -26,6 +27,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Index caches of the tests stay out of the user's."""
     os.environ["DALI_IMAGENET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_log_level() -> Iterator[None]:
+    """The command sets the level of the package's logger, and its handler."""
+    log, root = logging.getLogger("dali_imagenet"), logging.getLogger()
+    before, handlers = log.level, list(root.handlers)
+    yield
+    log.setLevel(before)
+    for handler in root.handlers:
+        if handler not in handlers and type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="module")

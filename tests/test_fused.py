@@ -123,7 +123,10 @@ def compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100])
+SLOW = [pytest.param(architecture, marks=pytest.mark.slow) for architecture in (86, 89, 100)]
+
+
+@pytest.mark.parametrize("architecture", [80, 90, *SLOW])
 def test_the_compiler_keeps_the_arithmetic(architecture: int, compiling: Callable[[int], Compiled]) -> None:
     compiled = compiling(architecture)
     stage._compile(CPU, torch.bfloat16, torch.contiguous_format, "const", True)

@@ -75,6 +75,8 @@ def once(ops: Any, kernels: Any, rng: random.Random) -> str:
     elif name == "hash_noise":
         box = (rng.randint(0, 999), rng.randint(0, 999), height, width)
         ops.hash_noise(rng.getrandbits(64), rng.randrange(9), box, 999, bytearray(4 * size), bytearray(4 * size))
+    elif name == "usual_markers":
+        kernels.usual_markers(bytes(rng.choice((0, 1, 0xD8, 0xDA, 0xFF)) for _ in range(rng.randint(0, 99))))
     elif name == "markers":
         kernels.markers(bytes(rng.choice((0, 1, 255)) for _ in range(rng.randint(0, 99))), rng.randint(-5, 120))
     elif name in ("recolor", "normalize"):
