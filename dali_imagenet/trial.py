@@ -194,7 +194,7 @@ def _in_a_process(job: dict[str, Any], limit: float) -> tuple[list[dict[str, Any
         except subprocess.TimeoutExpired:
             why = f"no answer within {limit:.0f} s"
         finally:
-            _end(process)
+            end_group(process)
         errors.seek(0)
         last = (errors.read().decode(errors="replace").strip().splitlines() or [""])[-1][:200]
         if not why and process.returncode:
@@ -205,8 +205,8 @@ def _in_a_process(job: dict[str, Any], limit: float) -> tuple[list[dict[str, Any
     return said, why
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """The process, and whatever workers it left."""
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process that began a session of its own, and whatever workers it left, and wait for it."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

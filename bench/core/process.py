@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -10,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from dali_imagenet.trial import end_group
 
 from . import PACKAGE
 
@@ -42,7 +43,7 @@ def call(module: str, word: str, limit: float, scratch: Path, **environment: str
         except subprocess.TimeoutExpired:
             error = f"no answer within {limit:.0f} s"
         finally:
-            _end_group(process)
+            end_group(process)
     said: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {}
     return said, error
 
@@ -54,13 +55,3 @@ def why(code: int, log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
     last = f": {lines[-1][:300]}" if lines else ""
     return f"crashed with {signal.Signals(-code).name}{last}" if code < 0 else f"ended with code {code}{last}"
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends the process and whatever workers it left, and waits for it."""
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    elif process.poll() is None:
-        process.kill()
-    process.wait()
