@@ -5,8 +5,10 @@ DALI_IMAGENET_ABI3=1, which .ci/wheel sets, none may, and one wheel serves every
 promise what is not in it.
 """
 
+import hashlib
 import os
 import sysconfig
+from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
@@ -21,6 +23,16 @@ FLAGS = {
     "transforms._pixel_ops": PIXELS,
 }
 
+QUOTE = '\\"' if os.name == "nt" else '"'
+
+
+def macros(source: str) -> list[tuple[str, str]]:
+    """The hash by which dali_imagenet/_compiled.py knows a module that is older than its source."""
+    text = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    return [("SOURCE", f"{QUOTE}{text}{QUOTE}"), *([("Py_LIMITED_API", "0x030b0000")] if ABI3 else [])]
+
+
+SOURCES = {name: f"dali_imagenet/{name.replace('.', '/')}.c" for name in FLAGS}
 BENCH = find_packages(include=["bench", "bench.*"])
 
 setup(
@@ -32,10 +44,10 @@ setup(
     ext_modules=[
         Extension(
             f"dali_imagenet.{name}",
-            [f"dali_imagenet/{name.replace('.', '/')}.c"],
+            [SOURCES[name]],
             libraries=["m"] if name == "transforms._pixel_ops" else [],
             extra_compile_args=flags,
-            define_macros=[("Py_LIMITED_API", "0x030b0000")] if ABI3 else [],
+            define_macros=macros(SOURCES[name]),
             py_limited_api=ABI3,
             optional=not ABI3,
         )

@@ -1382,7 +1382,11 @@ static PyMethodDef methods[] = {
      "that is nothing new; in a ValueError how it was decoded comes second."},
     {NULL, NULL, 0, NULL}};
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_jpeg", NULL, 0, methods, NULL, NULL, NULL, NULL};
+/* The module's docstring: setup.py gives the hash of this text, which Python compares. */
+#ifndef SOURCE
+#define SOURCE NULL
+#endif
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_jpeg", SOURCE, 0, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__jpeg(void) { return PyModule_Create(&module); }
 #endif

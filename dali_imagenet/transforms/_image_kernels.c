@@ -678,6 +678,10 @@ static PyMethodDef methods[] = {
 #endif
     {NULL, NULL, 0, NULL}};
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_image_kernels", NULL, 0, methods, NULL, NULL, NULL, NULL};
+/* The module's docstring: setup.py gives the hash of this text, which Python compares. */
+#ifndef SOURCE
+#define SOURCE NULL
+#endif
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_image_kernels", SOURCE, 0, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__image_kernels(void) { return PyModule_Create(&module); }

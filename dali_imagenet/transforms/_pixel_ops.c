@@ -1236,6 +1236,10 @@ static PyMethodDef methods[] = {
      "width], in an image `stride` pixels wide; the channels have the streams stream, stream + 1, stream + 2"},
     {NULL, NULL, 0, NULL}};
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_pixel_ops", NULL, 0, methods, NULL, NULL, NULL, NULL};
+/* The module's docstring: setup.py gives the hash of this text, which Python compares. */
+#ifndef SOURCE
+#define SOURCE NULL
+#endif
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_pixel_ops", SOURCE, 0, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__pixel_ops(void) { return PyModule_Create(&module); }
