@@ -54,10 +54,10 @@ class Block(nn.Module):
 
 
 def small(classes: int) -> nn.Module:
-    """A residual net for CPUs and small images: 78,538 parameters with 10 classes."""
-    stem = nn.Sequential(nn.Conv2d(3, 32, 4, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
-    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return nn.Sequential(stem, Block(32, 32, 1), Block(32, 64, 2), pool, nn.Linear(64, classes))
+    """A residual net for CPUs and small images: 91,930 parameters with 10 classes."""
+    stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+    blocks = Block(16, 32, 2), Block(32, 32, 1), Block(32, 64, 2)
+    return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
 
 
 def build_model(name: str, classes: int) -> nn.Module:

@@ -52,7 +52,7 @@ def test_the_example_is_the_module() -> None:
 
 
 def test_small_is_small() -> None:
-    assert sum(p.numel() for p in train.small(10).parameters()) == 78_538
+    assert sum(p.numel() for p in train.small(10).parameters()) == 91_930
 
 
 @pytest.mark.parametrize("stop", [1, 2, 6], ids=["after a step", "in the first epoch", "in the second"])

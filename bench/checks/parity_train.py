@@ -240,7 +240,7 @@ def markdown(rows: Sequence[dict[str, Any]], made: Sequence[dict[str, Any]], wor
     lines = [
         "# The same accuracy",
         "",
-        f"`{words}`: a residual net of 78,538 parameters, trained on {one['images']:,} of CIFAR-10's JPEGs for "
+        f"`{words}`: a residual net of 91,930 parameters, trained on {one['images']:,} of CIFAR-10's JPEGs for "
         f"{one['epochs']} epochs (SGD, one cycle) with {seeds} seeds, through each loader; equal seeds have equal "
         f"initial weights, and all are evaluated on the {one['tested']:,} test images by one reader. Crops and test "
         f"images are brought to {SIDE} pixels, half of their size, as ImageNet's are made smaller. The interval is "
