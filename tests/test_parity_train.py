@@ -53,6 +53,7 @@ def test_runs_are_kept_and_compared(cifar: Path, tmp_path: Path, capsys: pytest.
         (["--recipes", "classic"], "--train needs --cifar DIR"),
         (["--cifar", ".", "--recipes", "eval"], "--recipes eval: must be of classic, strong"),
         (["--cifar", ".", "--seeds", "1"], "--seeds 1: must be at least 2"),
+        (["--cifar", ".", "--images", "64"], "--train has --train-images and --epochs in place of --images"),
     ],
 )
 def test_what_is_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,9 +46,9 @@ def markdown(results: dict[str, Any]) -> str:
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--data", metavar="DATA", help="ImageFolder tree or any other data; default: generated images")
-    p.add_argument("--images", type=int, metavar="N", default=128, help="images a recipe (128)")
+    p.add_argument("--images", type=int, metavar="N", help="images a recipe (128)")
     p.add_argument("--cifar", type=Path, metavar="DIR", help="train/ and test/ of CIFAR-10 JPEGs, for the top-1")
-    p.add_argument("--steps", type=int, metavar="N", default=196, help="training steps of its network (196, an epoch)")
+    p.add_argument("--steps", type=int, metavar="N", help="training steps of its network (196, an epoch)")
     p.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/parity"), help="for the report (runs/parity)")
     group = p.add_argument_group("does a network learn the same?")
     add = group.add_argument
@@ -71,6 +71,7 @@ def run_training(options: argparse.Namespace) -> int:
     for refused, reason in (
         (options.cifar is None, "--train needs --cifar DIR, with train/ and test/ of CIFAR-10's JPEGs"),
         (wrong, f"--recipes {options.recipes}: must be of {', '.join(parity_train.RECIPES)}"),
+        (options.images or options.steps, "--train has --train-images and --epochs in place of --images and --steps"),
         (options.seeds < 2, f"--seeds {options.seeds}: must be at least 2"),
     ):
         if refused:
@@ -100,14 +101,15 @@ def run(options: argparse.Namespace) -> int:
     from .parity_cases import agreement, compare
 
     console = Console(soft_wrap=True)
+    count, steps = options.images or 128, options.steps or 196
     data = options.data or images.default_data()
     results = {
         "data": "generated images" if options.data is None else options.data.resolve().name,
-        "images": options.images,
+        "images": count,
         "machine": machine.describe(),
         "versions": machine.versions(),
-        "pixels": compare(images.split_roots(data)[0], options.images, console),
-        "top1": agreement(options.cifar, options.steps, console) if options.cifar else [],
+        "pixels": compare(images.split_roots(data)[0], count, console),
+        "top1": agreement(options.cifar, steps, console) if options.cifar else [],
     }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "parity.json").write_text(json.dumps(results, indent=1))
