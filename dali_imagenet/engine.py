@@ -49,6 +49,8 @@ class EngineOptions:
     roi_decode: bool | None = None
     hw_decoder_load: float | None = None
     fancy_upsampling: bool = True
+    cpu_share: float = 0.0
+    """Of the samples, that the CPU decodes beside DALI."""
     ahead: bool = False
     """Whether one batch more is held, which was made ahead of its user."""
     in_graph: bool | None = None

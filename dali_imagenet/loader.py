@@ -104,6 +104,7 @@ def create_loader(
     hw_decoder_load: float | None = None,
     fancy_upsampling: bool = True,
     jpeg_index: bool | None = None,
+    cpu_share: float | None = None,
     **others: Never,
 ) -> Loader:
     """Make a loader: `for images, targets in create_loader(folder, TrainRecipe.strong(), batch_size=256)`.
@@ -212,10 +213,15 @@ def create_loader(
         hw_decoder_load: share of the JPEGs for the GPU's hardware decoder; None is DALI's default.
         fancy_upsampling: whether DALI's GPU decoders interpolate chroma as libjpeg does, hence the CPU, Pillow and
             torchvision. False repeats it, which may be faster, and moves pixels a little where chroma is subsampled.
-        jpeg_index: whether the torchvision backend remembers, in a file in the cache folder (300 bytes an image), where
-            the rows of each JPEG begin, so that from the second epoch on a crop's decoding begins at its first row.
-            Changes no pixel. None: yes where the cache folder can hold it. True raises RuntimeError where it cannot.
-            See docs/data.md.
+        jpeg_index: whether the torchvision backend (or DALI's, with a `cpu_share`) remembers, in a file in the cache
+            folder (300 bytes an image), where the rows of each JPEG begin, so that from the second epoch on a crop's
+            decoding begins at its first row. Changes no pixel. None: yes where the cache folder can hold it. True
+            raises RuntimeError where it cannot. See docs/data.md.
+        cpu_share: share of the samples, in [0, 1], that the CPU decodes and resizes beside DALI, in `num_workers`
+            threads more: the same ones in every epoch, on every rank and for every batch size, by a hash of their place
+            in the data; what DALI's decoders do not know goes there first and counts. Draws are the same; pixels of
+            those samples are the torchvision backend's. In the saved state. None: that of the state that is loaded,
+            else 0. See docs/gpu.md.
 
     Returns:
         A `Loader` of (images [B, 3, H, W], targets): targets int64 [B], or float32 [B, num_classes] where the recipe
@@ -247,7 +253,10 @@ def create_loader(
     fancy_upsampling = boolean("fancy_upsampling", fancy_upsampling)
     static_buffers = None if static_buffers is None else whole("static_buffers", static_buffers, 1)
     prefetch = whole("prefetch", prefetch, 1)
+    cpu_share = None if cpu_share is None else real("cpu_share", cpu_share, 0, 1)
     chosen, why = choose_backend(backend, target)
+    if cpu_share and backend not in ("auto", "dali"):
+        raise wrong("cpu_share", cpu_share, f"0 or left out: backend={backend!r} decodes everything on the CPU")
     index = index_for(data, recipe, split=split, classes=classes)
     if multiprocessing_context == "fork" and not index.source.fork_safe:
         raise wrong("multiprocessing_context", "fork", f"'spawn' or 'forkserver' for {type(index.source).__name__}")
@@ -262,6 +271,7 @@ def create_loader(
         "roi_decode": roi_decode,
         "hw_decoder_load": hw_decoder_load,
         "jpeg_index": jpeg_index,
+        "cpu_share": cpu_share,
     }
     given = {name: value for name, value in given.items() if value}
     _warn_of_unused(chosen, target, given if fancy_upsampling else given | {"fancy_upsampling": False})
@@ -283,11 +293,12 @@ def create_loader(
         roi_decode=roi_decode,
         hw_decoder_load=hw_decoder_load,
         fancy_upsampling=fancy_upsampling,
+        cpu_share=cpu_share or 0.0,
     )
     loader = Loader(
         make_plan, chosen, options, num_workers=num_workers, ranks=(rank, world_size),
         num_classes=_num_classes(index, recipe), max_broken=max_broken, output=out, jpeg_index=jpeg_index,
-        auto=backend == "auto", static_buffers=static_buffers,
+        auto=backend == "auto", static_buffers=static_buffers, share_asked=cpu_share is not None,
     )  # fmt: skip
     if jpeg_index:
         loader._seek_index  # noqa: B018  # or it is refused now
@@ -321,7 +332,9 @@ def _refuse(others: Mapping[str, object]) -> None:
 def _warn_of_unused(backend: str, device: torch.device, given: Mapping[str, object]) -> None:
     """Options that the chosen backend has no use for."""
     used = {
-        "dali": {"roi_decode"} | ({"hw_decoder_load", "fancy_upsampling"} if device.type == "cuda" else set()),
+        "dali": {"roi_decode", "cpu_share"}
+        | ({"hw_decoder_load", "fancy_upsampling"} if device.type == "cuda" else set())
+        | ({"jpeg_index"} if given.get("cpu_share") else set()),
         "torchvision": {"multiprocessing_context", "timeout", "jpeg_index"},
     }
     for name, value in given.items():
@@ -529,6 +542,7 @@ class Loader:
         recipe: what is done with each image.
         recipes: of each view, from `recipe` on.
         backend: the name of the engine.
+        cpu_share: share of the samples that the CPU decodes beside DALI; 0.0 with another backend.
         device: where batches are handed over.
         num_classes: of the data, or of the recipe where that says more; whatever `targets` hold.
         output: "tuple" or "dict".
@@ -551,6 +565,7 @@ class Loader:
         jpeg_index: bool | None = None,
         auto: bool = False,
         static_buffers: int | None = None,
+        share_asked: bool = False,
     ) -> None:
         self.dataset: SampleIndex = make_plan.args[0]
         self.recipe: Recipe = make_plan.args[1]
@@ -562,6 +577,7 @@ class Loader:
         self._num_workers, self._ranks = num_workers, ranks
         self._jpeg_index = jpeg_index
         self._auto = auto  # the backend was chosen here, not asked for
+        self._share_asked = share_asked
         self._output, self.output, self.output_names = output, output.form, output.names
         self._grouped = False  # the ranks are those of a process group
         self._compared = False  # with the other ranks
@@ -617,9 +633,15 @@ class Loader:
         """Whether DALI decodes the crop alone; None where it is not DALI that decodes."""
         return self._open_engine().roi_decode
 
+    @property
+    def cpu_share(self) -> float:
+        """Share of the samples that the CPU decodes beside DALI; 0.0 with another backend."""
+        return self._options.cpu_share if self.backend == "dali" else 0.0
+
     @functools.cached_property
     def _seek_index(self) -> SeekIndex | None:
-        return seek_index_for(self.dataset, self._jpeg_index) if self.backend == "torchvision" else None
+        uses_it = self.backend == "torchvision" or self.cpu_share > 0
+        return seek_index_for(self.dataset, self._jpeg_index) if uses_it else None
 
     @property
     def jpeg_index(self) -> dict[str, Any] | None:
@@ -951,6 +973,7 @@ class Loader:
             self._compared = True
             plan, (epoch, step) = self.plan, self._at
             also: dict[str, Any] = {"on_error": plan.on_error, "padding": plan.padding, "epoch": epoch, "step": step}
+            also["cpu_share"] = self._options.cpu_share
             if self._output.targets is not None and plan.world_size > 1:
                 also["targets"] = digest_of(self._output.targets)
             fields = {**plan.fingerprint, **also}
@@ -967,9 +990,25 @@ class Loader:
         except RuntimeError as error:
             raise RuntimeError(f"{why}, but {error}") from None
         log.info("backend %s in the place of %s: %s", backend, self.backend, why)
-        self._end_engine()
-        self.__dict__.pop("_seek_index", None)
+        self._begin_anew()
         self.backend = backend
+
+    def _begin_anew(self) -> None:
+        """With the next engine, which is another one."""
+        self._end_engine()
+        seek = self.__dict__.pop("_seek_index", None)
+        if seek is not None:
+            seek.close()
+
+    def _go_on_sharing(self, share: float) -> None:
+        """With the share of a state, where none was asked for."""
+        here = self.cpu_share
+        if self._share_asked:
+            log.warning("a state that was saved with cpu_share=%g goes on with %g: pixels differ", share, here)
+            return
+        log.info("cpu_share=%g in the place of %g: the state was saved with it", share, here)
+        self._begin_anew()
+        self._options = dataclasses.replace(self._options, cpu_share=share)
 
     def _end_engine(self) -> None:
         """The thread first, as nobody else uses the engine while it does."""
@@ -981,19 +1020,23 @@ class Loader:
             engine.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run is, as plain JSON: what it depends on, the epoch, the steps handed out in it, the backend."""
-        return {**state_of(self.plan, *self._position), "backend": self.backend}
+        """Where the run is, as plain JSON: what it depends on, the epoch, the steps handed out in it, the backend, and
+        `cpu_share` where there is one."""
+        share = {"cpu_share": self.cpu_share} if self.cpu_share else {}
+        return {**state_of(self.plan, *self._position), "backend": self.backend, **share}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; decodes nothing of what was seen. Another world size with the same global
-        batch is fine. With backend="auto" it is that of the state from here on; where that is not on this machine,
-        or another one was asked for, a warning says so: draws are the same, and pixels differ a little.
+        batch is fine. With backend="auto" it is that of the state from here on, and with cpu_share=None its share;
+        where the backend is not on this machine, or another one or another share was asked for, a warning says so:
+        draws are the same, and pixels differ a little.
 
         Raises:
             ValueError: for a state of other data, recipe, seed, global batch, drop_last, weights or epoch_size; prints
-                both values.
+                both values. For one whose cpu_share is none.
         """
         epoch, step = position_in(self.plan, state)
+        share = real("cpu_share", state.get("cpu_share", 0.0), 0, 1)
         self._stop("load_state_dict ended this iteration: call iter(loader) again")
         before = state.get("backend", self.backend)
         if self._auto:
@@ -1001,6 +1044,8 @@ class Loader:
                 self._go_on_with(before, "the state was saved with it")
         if before != self.backend:
             log.warning("a state that was saved with backend %s goes on with %s: pixels differ", before, self.backend)
+        elif before == "dali" and share != self.cpu_share:
+            self._go_on_sharing(share)
         self._at = self._restored = (epoch, step)
         self._fresh = False
         self._next = None if step == len(self) else self._at  # a finished epoch: the next iteration is the next epoch

@@ -171,6 +171,15 @@ def _mix(x: U64) -> U64:
     return x ^ (x >> np.uint64(31))
 
 
+def unit_hash(numbers: npt.ArrayLike) -> F64:
+    """Evenly spread numbers in [0, 1), each a pure function of one whole number below 2**64 - 1.
+
+    Of i it is the i-th output of SplitMix64 (Steele et al. 2014) that was seeded with 0, its upper 53 bits.
+    """
+    counter = (np.asarray(numbers, np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    return np.asarray((_mix(counter) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
 class Permutation:
     """A pseudo-random permutation of range(n), keyed by (seed, epoch below 2**64), evaluated where it is asked for.
 

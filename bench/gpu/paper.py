@@ -217,12 +217,13 @@ def feeder_us(index: SampleIndex, recipe: TrainRecipe, batch_size: int, steps: i
         for step in range(steps + 1):
             start = time.thread_time()
             drawn = plan.batch(0, step)
-            on_cpu = engine._submit(drawn)
+            others = engine._submit(drawn)
             seconds = time.thread_time() - start
             engine._stage.collect()  # on a GPU it waits and starts one copy
-            decoded = {number: future.result() for number, future in on_cpu.items()}
+            for job in others.jobs:
+                job.result()
             start = time.thread_time()
-            engine._rows_to_recheck(drawn, decoded)
+            engine._rows_to_recheck(drawn, others)
             seconds += time.thread_time() - start
             spent.append(seconds + (_programs(drawn) if fused else _parameters(drawn)))
     return 1e6 * min(spent[1:]) / batch_size  # the first warms up; what others do on the machine only adds

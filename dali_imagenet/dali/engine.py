@@ -7,17 +7,20 @@ import dataclasses
 import itertools
 import logging
 import os
+import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from dali_imagenet.dali.roi_probe import probe_roi_decode
 from dali_imagenet.dali.stage import DaliBatchError, DaliStage, Rendering, one_torch_thread_each
+from dali_imagenet.data.index import SampleIndex
 from dali_imagenet.engine import Batch, EngineOptions
 from dali_imagenet.errors import BadImageError, StorageError
 from dali_imagenet.escape import escaped
@@ -27,11 +30,30 @@ from dali_imagenet.jpeg_markers import find_marker_anomaly
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import Plan
 from dali_imagenet.recipe import Recipe, TrainRecipe
+from dali_imagenet.rng import unit_hash
+from dali_imagenet.transforms.pixel_ops import Workspace
 from dali_imagenet.transforms.postprocess import Postprocess
 from dali_imagenet.transforms.transfer import to_device
 
 log = logging.getLogger("dali_imagenet")
-_Waiting = tuple[BatchPlan, dict[int, Future[list[Tensor]]]]
+_PART = 4  # rows that a thread decodes at a time
+
+
+class _Others(NamedTuple):
+    """The rows of a batch that are not DALI's, while threads decode them."""
+
+    rows: npt.NDArray[np.int64]
+    pixels: list[Tensor]
+    """Of each view, uint8 [R, 3, H, W], in the order of `rows`; for a GPU in pinned memory."""
+    jobs: list[Future[None]]
+
+    def cancel(self) -> None:
+        """Nobody wants them any more."""
+        for job in self.jobs:
+            job.cancel()
+
+
+_Waiting = tuple[BatchPlan, _Others]
 
 
 class DaliEngine:
@@ -64,14 +86,14 @@ class DaliEngine:
             **vars(self._views[0]),
             "others": self._views[1:],
         }
-        # DALI shows 16-bit PNG and CMYK without Adobe's segment otherwise than Pillow, and its GPU decoders know fewer
-        # formats: whatever is no gray or colour JPEG is left to Pillow, and so is what DALI turns out not to decode.
-        index = plan.index
-        self._needs_cpu_decode = (index.format != FORMATS.index("JPEG")) | ~np.isin(index.components, (1, 3))
-        self._markers_checked = np.zeros(len(index), bool)  # and found as they should be
+        self._needs_cpu_decode = _for_the_cpu(plan.index, options.cpu_share)  # and what DALI turns out not to decode
+        self._markers_checked = np.zeros(len(plan.index), bool)  # and found as they should be
         threads = max(1, options.num_workers)
-        # decodes what is not DALI's, and on the CPU finishes what is
+        # checks what DALI has read, and on the CPU finishes its images
         self._pool = one_torch_thread_each(threads)
+        # decodes what is not DALI's: with a share so much of it that nothing else shall wait behind it
+        self._decoders = one_torch_thread_each(threads) if options.cpu_share else self._pool
+        self._own = threading.local()  # of each thread that decodes: its Workspace
         self._stage = DaliStage(
             batch_size=plan.batch_size, num_threads=threads, prefetch=options.prefetch, **self._stage_options
         )
@@ -94,21 +116,26 @@ class DaliEngine:
         """See `dali_imagenet.engine.Engine.batches`."""
         coming, _ = next(iter(self._waiting), (None, None))
         if coming is None or (coming.epoch, coming.step) != (epoch, step):
-            self._waiting.clear()  # first: a drain that is interrupted is made up for
+            while self._waiting:  # first: a drain that is interrupted is made up for
+                self._waiting.pop()[1].cancel()
             self._stage.drain()
             self._schedule = self._plan.schedule(epoch, step)
         for _ in range(step, len(self._plan)):
             waiting, self._waiting = self._waiting, deque()  # put back below: what fails or is interrupted begins anew
             self._feed(waiting)
-            (plan, on_cpu), failures = waiting.popleft(), dict[int, str]()
+            (plan, others), failures = waiting.popleft(), dict[int, str]()
             try:
                 images = self._stage.collect()
-                others = {row: future.result() for row, future in on_cpu.items()}
+                for job in others.jobs:
+                    job.result()
                 images = self._merge_rows(images, others, plan)
                 for row in self._rows_to_recheck(plan, others):
                     _put(images, row, self._as_from_dali(self._decode(plan, row), plan))
             except (DaliBatchError, BadImageError):
+                others.cancel()
                 plan, images, failures = self._retry_per_sample(plan)
+            if (seek := self._options.seek_index) is not None:
+                seek.add(seek.taken())
             self._feed(waiting)
             done = []
             for view in plan.views:
@@ -122,7 +149,8 @@ class DaliEngine:
 
     def close(self) -> None:
         """See `dali_imagenet.engine.Engine.close`."""
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._decoders, self._pool):
+            pool.shutdown(cancel_futures=True)
         self._stage.close()
 
     def _feed(self, waiting: deque[_Waiting]) -> None:
@@ -130,15 +158,30 @@ class DaliEngine:
             plan = self._plan.batch(epoch, step)
             waiting.append((plan, self._submit(plan)))
 
-    def _submit(self, plan: BatchPlan) -> dict[int, Future[list[Tensor]]]:
-        """Starts DALI on the rows that are its own, and Pillow on the others, which are returned."""
+    def _submit(self, plan: BatchPlan) -> _Others:
+        """Starts DALI on the rows that are its own, and threads on the others, which are returned."""
         announce(self._plan, plan)
         others = ~plan.is_padding & self._needs_cpu_decode[plan.source_index]
         mine = (~plan.is_padding & ~others).nonzero()[0]
         part = plan if len(mine) == len(plan) else plan.select_rows(mine)
         samples = part.source_index.tolist()
         self._stage.submit(part, self._files(samples), self._plan.index.file_size[samples].tolist())
-        return {int(row): self._pool.submit(self._decode, plan, int(row)) for row in others.nonzero()[0]}
+        rows, pinned = others.nonzero()[0], self._options.device.type == "cuda"
+        pixels = [
+            torch.empty((len(rows), 3, *view.size), dtype=torch.uint8, device="cpu", pin_memory=pinned)
+            for view in plan.views
+        ]
+        places = list(enumerate(rows.tolist()))
+        parts = [places[start : start + _PART] for start in range(0, len(places), _PART)]
+        return _Others(rows, pixels, [self._decoders.submit(self._decode_into, plan, part, pixels) for part in parts])
+
+    def _decode_into(self, plan: BatchPlan, places: Iterable[tuple[int, int]], pixels: list[Tensor]) -> None:
+        """Rows of a plan, each to its place in `pixels`."""
+        if not hasattr(self._own, "workspace"):
+            self._own.workspace = Workspace()
+        for at, row in places:
+            made = decode_and_resize(self._plan.index, plan, row, self._own.workspace, self._options.seek_index)
+            _put(pixels, at, made)
 
     def _files(self, samples: Sequence[int]) -> list[bytes]:
         """What DALI is given of the samples: their paths, or the files themselves where they have none."""
@@ -152,26 +195,22 @@ class DaliEngine:
                 raise file
         return [b"" if isinstance(file, Exception) else file for file in files]
 
-    def _merge_rows(self, images: list[Tensor], others: dict[int, list[Tensor]], plan: BatchPlan) -> list[Tensor]:
-        """DALI's images and Pillow's at their rows."""
+    def _merge_rows(self, images: list[Tensor], others: _Others, plan: BatchPlan) -> list[Tensor]:
+        """DALI's images and the CPU's at their rows."""
         if len(images[0]) == len(plan):
             return images
-        mine = ~plan.is_padding
-        mine[list(others)] = False
-        [rows] = to_device([mine.nonzero()[0]], self._options.device)
-        full = [new.index_copy_(0, rows, some) for new, some in zip(self._new_batch(plan), images, strict=True)]
-        for row, pixels in others.items():
-            _put(full, row, self._as_from_dali(pixels, plan))
+        full = self._new_batch(plan)
+        mine, theirs = to_device([_rows_of_dali(plan, others), others.rows], self._options.device)
+        for batch, some, more in zip(full, images, self._as_from_dali(others.pixels, plan), strict=True):
+            batch.index_copy_(0, mine, some).index_copy_(0, theirs, more)
         return full
 
-    def _rows_to_recheck(self, plan: BatchPlan, others: dict[int, list[Tensor]]) -> list[int]:
+    def _rows_to_recheck(self, plan: BatchPlan, others: _Others) -> list[int]:
         """Rows that DALI has just decoded, but whose files have markers where none belong: they are Pillow's.
 
         DALI delivers some of them that Pillow refuses, so that the backends would lose different samples.
         """
-        mine = ~plan.is_padding
-        mine[list(others)] = False
-        rows = mine.nonzero()[0]
+        rows = _rows_of_dali(plan, others)
         at = (~self._markers_checked[plan.source_index[rows]]).nonzero()[0]  # of what DALI has made
         new = list(zip(at.tolist(), rows[at].tolist(), strict=True))
         parts = self._pool.map(
@@ -225,12 +264,30 @@ class DaliEngine:
         ]
 
     def _as_from_dali(self, pixels: list[Tensor], plan: BatchPlan) -> list[Tensor]:
-        """What the graph would have made of these pixels of each view."""
-        there = [image.contiguous().to(self._options.device) for image in pixels]
+        """What the graph would have made of these pixels of each view: of one image, or of several."""
+        there = [image.contiguous().to(self._options.device, non_blocking=True) for image in pixels]
         return [
             image if view.normalize is None else self._postprocess.normalize(image, each)
             for image, view, each in zip(there, self._views, plan.views, strict=True)
         ]
+
+
+def _for_the_cpu(index: SampleIndex, share: float) -> npt.NDArray[np.bool_]:
+    """Which samples are decoded on the CPU: those that DALI's decoders do not know, and of the others, by a hash of
+    their place in the index, as many as are missing from the share."""
+    # DALI shows 16-bit PNG and CMYK without Adobe's segment otherwise than Pillow, and its GPU decoders know fewer
+    # formats: whatever is no gray or colour JPEG is left to the CPU.
+    chosen: npt.NDArray[np.bool_] = (index.format != FORMATS.index("JPEG")) | ~np.isin(index.components, (1, 3))
+    unknown = float(chosen.mean()) if len(index) else 0.0
+    if share > unknown:
+        chosen |= unit_hash(np.arange(len(index))) < (share - unknown) / (1 - unknown)
+    return chosen
+
+
+def _rows_of_dali(plan: BatchPlan, others: _Others) -> npt.NDArray[np.int64]:
+    mine = ~plan.is_padding
+    mine[others.rows] = False
+    return mine.nonzero()[0]
 
 
 def _put(images: list[Tensor], row: int, made: list[Tensor]) -> None:
