@@ -31,6 +31,7 @@ def decode_and_resize(
     row: int,
     workspace: Workspace | None = None,
     remembered: SeekIndex | None = None,
+    data: bytes | None = None,
 ) -> list[Tensor]:
     """One row of a plan in each of its views, up to the pixel operations: uint8 [3, H, W], strides as they fall.
 
@@ -42,7 +43,7 @@ def decode_and_resize(
     """
     regions = [required_region(view, row) for view in plan.views]
     box = enclosing([region.box for region in regions])
-    pixels = read_pixels(index, int(plan.source_index[row]), box, workspace, remembered)
+    pixels = read_pixels(index, int(plan.source_index[row]), box, workspace, remembered, data)
     return [
         resize_crop_flip(part_of(pixels, box, region.box), region, view, row)
         for view, region in zip(plan.views, regions, strict=True)
@@ -55,6 +56,7 @@ def read_pixels(
     box: Box,
     workspace: Workspace | None = None,
     remembered: SeekIndex | None = None,
+    data: bytes | None = None,
 ) -> Pixels:
     """Decode a box (top, left, height, width) of one sample: uint8 [height, width, 3], in the workspace if any.
 
@@ -63,7 +65,7 @@ def read_pixels(
         StorageError: the storage or the memory fails.
     """
     height, width = int(index.height[sample]), int(index.width[sample])
-    data = read_sample(index, sample)
+    data = read_sample(index, sample) if data is None else data
     memory = None
     if workspace is not None:  # fresh memory for each image costs a page fault for every 4 KiB
         memory = workspace.get("decoded", (height * width * 3,), torch.uint8).numpy()

@@ -29,6 +29,7 @@ LAYERS = (
     ("transforms",),
     ("decode",),
     ("image",),
+    ("plain_rows",),
     ("engine",),
     ("dali", "torchvision_fallback"),
     ("ahead", "output", "ranks", "samplers", "state"),

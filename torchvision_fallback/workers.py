@@ -39,6 +39,7 @@ from dali_imagenet.data.source import share_among
 from dali_imagenet.decode.seek_index import SeekIndex
 from dali_imagenet.engine import Batch
 from dali_imagenet.image import announce, decode_and_resize
+from dali_imagenet.plain_rows import PlainRows, Target
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import Plan
 from dali_imagenet.transforms.pixel_ops import Workspace
@@ -85,6 +86,7 @@ class _Batches(Dataset[WorkerResult]):
         self.plan, self.postprocess, self.ring, self.seek_index = plan, postprocess, ring, seek_index
         self._every = max(1, num_workers)  # step is this worker's: the DataLoader deals them out in turn
         self._workspace = Workspace()
+        self._plain = PlainRows(plan.index, postprocess, seek_index)
 
     def __getitem__(self, task: WorkerTask) -> WorkerResult:
         plan = self.plan.batch(task.epoch, task.step)
@@ -93,10 +95,12 @@ class _Batches(Dataset[WorkerResult]):
             images = new_batch(plan, self.postprocess)
         else:
             images = batch_on(self.ring[task.slot], plan, self.postprocess)
-        mix = plan.mix if task.mix else None
+        mix, target = plan.mix if task.mix else None, Target.of(images[0])
 
         def make(plan: BatchPlan, row: int) -> None:
-            self._row(plan, row, images)
+            made, data = self._plain.make(plan, row, target)
+            if not made:
+                self._row(plan, row, images, data)
             if mix is not None and row >= (len(plan) + 1) // 2:  # the second of a pair
                 mix_pair_(images[0], mix, len(plan) - 1 - row)
 
@@ -104,8 +108,8 @@ class _Batches(Dataset[WorkerResult]):
         sought = () if self.seek_index is None else self.seek_index.taken()
         return WorkerResult(plan, task.slot, images if task.slot == _NO_SLOT else None, failures, task.mix, sought)
 
-    def _row(self, plan: BatchPlan, row: int, out: list[Tensor]) -> None:
-        pixels = decode_and_resize(self.plan.index, plan, row, self._workspace, self.seek_index)
+    def _row(self, plan: BatchPlan, row: int, out: list[Tensor], data: bytes | None) -> None:
+        pixels = decode_and_resize(self.plan.index, plan, row, self._workspace, self.seek_index, data)
         for view, image, images in zip(plan.views, pixels, out, strict=True):
             if self.postprocess is None:
                 images[row].copy_(image)

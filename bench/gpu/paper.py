@@ -179,7 +179,7 @@ def _counted(stage: Any, drawn: BatchPlan, pixel_ops: bool, kernels: Sequence[in
     with warnings.catch_warnings(), fake_cuda(counts, fused=kernels is not None):
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         stage._constants.clear()
-        stage._normalization(drawn, torch.device("cuda", 0))  # which is copied once, not with each batch
+        stage.constants(drawn, torch.device("cuda", 0))  # which is copied once, not with each batch
         dtype = torch.uint8 if pixel_ops else stage.dtype  # DALI's graph normalizes where nothing is between
         batch = torch.empty((len(drawn), 3, *drawn.size), dtype=dtype, device="cuda:0")
         with Counting(counts):

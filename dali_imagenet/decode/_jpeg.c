@@ -1311,6 +1311,40 @@ static int decode(struct image *m, int simd, int pairs, const uint8_t *slot, uin
     return failed;
 }
 
+/* What is wrong with a request; NULL for nothing. */
+static const char *wrong_region(const struct image *m, ptrdiff_t room)
+{
+    if (m->top < 0 || m->left < 0 || m->rows < 1 || m->columns < 1 || m->height > MOST || m->width > MOST ||
+        m->rows > m->height || m->columns > m->width || m->top > m->height - m->rows || m->left > m->width - m->columns)
+        return "the region leaves the image";
+    if (room / 3 / m->columns < m->rows)
+        return "the buffer is too small";
+    return m->end - m->data < 4 ? "a broken header" : NULL;
+}
+
+/* What `decoder` holds, for `_image_kernels.row`, which declares it, too; without Python, and for any thread. `out` has
+   room for the box. 0, or -1 where the file is left to others. */
+static int decode_box(const uint8_t *data, ptrdiff_t size, const ptrdiff_t image[2], const ptrdiff_t box[4], uint8_t *out,
+                      const uint8_t *slot, uint8_t *made, size_t room, size_t *length, int *outcome)
+{
+    struct image *m = calloc(1, sizeof *m);
+    if (m == NULL)
+        return -1;
+    m->data = data;
+    m->end = data + size;
+    m->height = image[0];
+    m->width = image[1];
+    m->top = box[0];
+    m->left = box[1];
+    m->rows = box[2];
+    m->columns = box[3];
+    m->out = out;
+    m->room = room;
+    int failed = wrong_region(m, PTRDIFF_MAX) != NULL || decode(m, 1, WHERE_IT_PAYS, slot, made, length, outcome);
+    free(m);
+    return failed ? -1 : 0;
+}
+
 #ifndef WITHOUT_PYTHON
 static PyObject *decode_region(PyObject *self, PyObject *args)
 {
@@ -1335,16 +1369,8 @@ static PyObject *decode_region(PyObject *self, PyObject *args)
         m->rows = rows;
         m->columns = columns;
         m->out = out.buf;
-        if (pairs < NEVER || pairs > ALWAYS)
-            problem = "pairs: must be 0, 1 or 2";
-        else if (top < 0 || left < 0 || rows < 1 || columns < 1 || height > MOST || width > MOST || rows > height ||
-            columns > width || top > height - rows || left > width - columns)
-            problem = "the region leaves the image";
-        else if (out.len / 3 / columns < rows)
-            problem = "the buffer is too small";
-        else if (data.len < 4)
-            problem = "a broken header";
-        else {
+        problem = pairs < NEVER || pairs > ALWAYS ? "pairs: must be 0, 1 or 2" : wrong_region(m, out.len);
+        if (problem == NULL) {
             Py_BEGIN_ALLOW_THREADS
             failed = decode(m, simd, pairs, slot.buf, made, &length, &outcome);
             Py_END_ALLOW_THREADS
@@ -1388,5 +1414,12 @@ static PyMethodDef methods[] = {
 #endif
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_jpeg", SOURCE, 0, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__jpeg(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__jpeg(void)
+{
+    PyObject *made = PyModule_Create(&module), *decoder = PyCapsule_New((void *)decode_box, "decode_box", NULL);
+    if (made != NULL && (decoder == NULL || PyModule_AddObjectRef(made, "decoder", decoder) < 0))
+        Py_CLEAR(made);
+    Py_XDECREF(decoder);
+    return made;
+}
 #endif

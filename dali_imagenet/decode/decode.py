@@ -84,6 +84,12 @@ def decoder_name() -> str:
     return next(decoder.name for decoder in DECODERS if decoder.available())
 
 
+def region_decoder() -> Any:
+    """What `_image_kernels.row` decodes with, to the same pixels; None where another decoder comes first, or is to."""
+    first = next(decoder for decoder in DECODERS if decoder.available())
+    return getattr(_jpeg, "decoder", None) if first.decode is _region and not ORACLE else None
+
+
 def _region(data: bytes, size: Size, box: Box, buffer: Pixels | None, slot: Slot | None = None) -> Pixels | None:
     """Our own: the box of a baseline JPEG and nothing else. It looks at the markers itself."""
     assert _jpeg is not None

@@ -66,78 +66,81 @@ EACH_CPU static void recolor_image(const struct image *image, const float *matri
         }
 }
 
-EACH_CPU static void normalize_image(const struct image *image, const float *scale, const float *bias, float *out)
-{
-    Py_ssize_t size = image->height * image->width;
-    for (Py_ssize_t y = 0; y < image->height; y++)
-        for (Py_ssize_t x = 0; x < image->width; x += CHUNK) {
-            uint8_t rgb[3][CHUNK];
-            int count = image->width - x < CHUNK ? (int)(image->width - x) : CHUNK;
-            lines(image, image->pixels + y * image->row + x * image->column, count, rgb);
-            for (int c = 0; c < 3; c++) {
-                float *to = out + c * size + y * image->width + x;
-                for (int i = 0; i < count; i++)
-                    to[i] = rgb[c][i] * scale[c] + bias[c];
-            }
-        }
-}
-
-/* The same in float32, then rounded to bfloat16: to nearest, half to even. */
-EACH_CPU static void normalize_bfloat16(const struct image *image, const float *scale, const float *bias, uint16_t *out)
-{
-    Py_ssize_t size = image->height * image->width;
-    for (Py_ssize_t y = 0; y < image->height; y++)
-        for (Py_ssize_t x = 0; x < image->width; x += CHUNK) {
-            uint8_t rgb[3][CHUNK];
-            int count = image->width - x < CHUNK ? (int)(image->width - x) : CHUNK;
-            lines(image, image->pixels + y * image->row + x * image->column, count, rgb);
-            for (int c = 0; c < 3; c++) {
-                uint16_t *to = out + c * size + y * image->width + x;
-                float value[CHUNK];
-                uint32_t word[CHUNK];
-                for (int i = 0; i < count; i++)
-                    value[i] = rgb[c][i] * scale[c] + bias[c];
-                memcpy(word, value, (size_t)count * sizeof(float));
-                for (int i = 0; i < count; i++)
-                    to[i] = (uint16_t)((word[i] + 0x7fff + (word[i] >> 16 & 1)) >> 16);
-            }
-        }
-}
+enum { FLOAT32, BFLOAT16, FLOAT16, UINT8 };
 
 #ifdef __x86_64__
 #include <immintrin.h>
 
-/* And to float16: an instruction's rounding, the same. */
-__attribute__((target("avx2,f16c"))) static void normalize_float16(const struct image *image, const float *scale,
-                                                                   const float *bias, uint16_t *out)
+__attribute__((target("avx2,f16c"))) static void to_float16(const float *value, int count, uint16_t *half)
+{
+    for (int i = 0; i < count; i += 8)
+        _mm_storeu_si128((__m128i *)(half + i), _mm256_cvtps_ph(_mm256_loadu_ps(value + i), 0));
+}
+#endif
+
+static inline void to_bfloat16(const float *value, int count, uint16_t *half)
+{
+    uint32_t word[CHUNK];
+    memcpy(word, value, (size_t)count * sizeof(float));
+    for (int i = 0; i < count; i++)
+        half[i] = (uint16_t)((word[i] + 0x7fff + (word[i] >> 16 & 1)) >> 16);
+}
+
+/* Computed in float32, then rounded to `dtype`: to nearest, half to even. Channels lie in planes, or beside each other. */
+static inline void normalize_as(const struct image *image, const float *scale, const float *bias, int dtype,
+                                int interleaved, void *out)
 {
     Py_ssize_t size = image->height * image->width;
     for (Py_ssize_t y = 0; y < image->height; y++)
         for (Py_ssize_t x = 0; x < image->width; x += CHUNK) {
             uint8_t rgb[3][CHUNK];
+            float value[3][CHUNK];
+            uint16_t half[3][CHUNK];
             int count = image->width - x < CHUNK ? (int)(image->width - x) : CHUNK;
+            Py_ssize_t at = y * image->width + x;
             lines(image, image->pixels + y * image->row + x * image->column, count, rgb);
             for (int c = 0; c < 3; c++) {
-                float value[CHUNK];
-                uint16_t half[CHUNK];
+                float *to = dtype == FLOAT32 && !interleaved ? (float *)out + c * size + at : value[c];
                 for (int i = 0; i < count; i++)
-                    value[i] = rgb[c][i] * scale[c] + bias[c];
-                for (int i = count; i < (count + 7) / 8 * 8; i++)
-                    value[i] = 0;
-                for (int i = 0; i < count; i += 8)
-                    _mm_storeu_si128((__m128i *)(half + i), _mm256_cvtps_ph(_mm256_loadu_ps(value + i), 0));
-                memcpy(out + c * size + y * image->width + x, half, (size_t)count * 2);
+                    to[i] = rgb[c][i] * scale[c] + bias[c];
+                if (dtype == BFLOAT16)
+                    to_bfloat16(value[c], count, interleaved ? half[c] : (uint16_t *)out + c * size + at);
+#ifdef __x86_64__
+                if (dtype == FLOAT16) {
+                    for (int i = count; i < (count + 7) / 8 * 8; i++)
+                        value[c][i] = 0;
+                    to_float16(value[c], count, half[c]);
+                    if (!interleaved)
+                        memcpy((uint16_t *)out + c * size + at, half[c], (size_t)count * 2);
+                }
+#endif
             }
+            for (int i = 0; interleaved && dtype == FLOAT32 && i < count; i++)
+                for (int c = 0; c < 3; c++)
+                    ((float *)out)[3 * (at + i) + c] = value[c][i];
+            for (int i = 0; interleaved && dtype != FLOAT32 && i < count; i++)
+                for (int c = 0; c < 3; c++)
+                    ((uint16_t *)out)[3 * (at + i) + c] = half[c][i];
         }
 }
-#endif
 
-enum { FLOAT32, BFLOAT16, FLOAT16 };
+EACH_CPU static void normalize_image(const struct image *image, const float *numbers, int dtype, int interleaved, void *out)
+{
+    const float *scale = numbers, *bias = numbers + 3;
+    if (dtype == FLOAT32 && !interleaved)
+        normalize_as(image, scale, bias, FLOAT32, 0, out);
+    else if (dtype == FLOAT32)
+        normalize_as(image, scale, bias, FLOAT32, 1, out);
+    else if (dtype == BFLOAT16)
+        normalize_as(image, scale, bias, BFLOAT16, interleaved, out);
+    else
+        normalize_as(image, scale, bias, FLOAT16, interleaved, out);
+}
 
 static int has_float16(void)
 {
 #ifdef __x86_64__
-    return __builtin_cpu_supports("avx2"); /* no such processor is without F16C */
+    return __builtin_cpu_supports("avx2") != 0; /* no such processor is without F16C */
 #else
     return 0;
 #endif
@@ -158,31 +161,22 @@ static int check(const Py_buffer *pixels, const Py_buffer *numbers, Py_ssize_t c
     return 0;
 }
 
-/* Recolours where it is no `dtype`, else normalizes to it. */
-static PyObject *run(PyObject *source, Py_buffer *numbers, Py_buffer *out, int dtype)
+static Py_ssize_t bytes_of(int dtype) { return dtype == UINT8 ? 1 : dtype == FLOAT32 ? 4 : 2; }
+
+/* Recolours to uint8, else normalizes. */
+static PyObject *run(PyObject *source, Py_buffer *numbers, Py_buffer *out, int dtype, int interleaved)
 {
     Py_buffer pixels;
     struct image image;
     int failed = PyObject_GetBuffer(source, &pixels, PyBUF_STRIDES);
     if (!failed) {
-        const float *scale = numbers->buf, *bias = scale + 3;
-        failed = check(&pixels, numbers, dtype < 0 ? 12 : 6, out, dtype < 0 ? 1 : dtype == FLOAT32 ? 4 : 2, &image);
-        if (!failed && (dtype > FLOAT16 || (dtype == FLOAT16 && !has_float16()))) {
-            PyErr_SetString(PyExc_ValueError, "dtype: must be 0 for float32, 1 for bfloat16, or 2 for float16 with AVX2");
-            failed = -1;
-        }
+        failed = check(&pixels, numbers, dtype == UINT8 ? 12 : 6, out, bytes_of(dtype), &image);
         if (!failed) {
             Py_BEGIN_ALLOW_THREADS
-            if (dtype < 0)
+            if (dtype == UINT8)
                 recolor_image(&image, numbers->buf, out->buf);
-            else if (dtype == FLOAT32)
-                normalize_image(&image, scale, bias, out->buf);
-            else if (dtype == BFLOAT16)
-                normalize_bfloat16(&image, scale, bias, out->buf);
-#ifdef __x86_64__
             else
-                normalize_float16(&image, scale, bias, out->buf);
-#endif
+                normalize_image(&image, numbers->buf, dtype, interleaved, out->buf);
             Py_END_ALLOW_THREADS
         }
         PyBuffer_Release(&pixels);
@@ -200,17 +194,24 @@ static PyObject *recolor(PyObject *self, PyObject *args)
     Py_buffer numbers, out;
     if (!PyArg_ParseTuple(args, "Oy*w*:recolor", &source, &numbers, &out))
         return NULL;
-    return run(source, &numbers, &out, -1);
+    return run(source, &numbers, &out, UINT8, 0);
 }
+
+static int has_dtype(int dtype) { return dtype == FLOAT32 || dtype == BFLOAT16 || (dtype == FLOAT16 && has_float16()); }
 
 static PyObject *normalize(PyObject *self, PyObject *args)
 {
     PyObject *source;
     Py_buffer numbers, out;
-    unsigned char dtype = FLOAT32;
-    if (!PyArg_ParseTuple(args, "Oy*w*|b:normalize", &source, &numbers, &out, &dtype))
+    int dtype = FLOAT32, interleaved = 0;
+    if (!PyArg_ParseTuple(args, "Oy*w*|ip:normalize", &source, &numbers, &out, &dtype, &interleaved))
         return NULL;
-    return run(source, &numbers, &out, dtype);
+    if (has_dtype(dtype))
+        return run(source, &numbers, &out, dtype, interleaved);
+    PyBuffer_Release(&numbers);
+    PyBuffer_Release(&out);
+    PyErr_SetString(PyExc_ValueError, "dtype: must be 0 for float32, 1 for bfloat16, or 2 for float16 with AVX2");
+    return NULL;
 }
 
 /* ---- torch's antialiased resize of uint8 images, to the bit ----
@@ -566,6 +567,154 @@ static PyObject *resize(PyObject *self, PyObject *args)
     }
     Py_RETURN_NONE;
 }
+
+/* ---- a whole row: file, decoder, resize, colour, normalize ---- */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+/* What `_jpeg.decoder` holds: 0, or -1 where the file is left to others. */
+typedef int decode_box(const uint8_t *data, ptrdiff_t size, const ptrdiff_t image[2], const ptrdiff_t box[4], uint8_t *out,
+                       const uint8_t *slot, uint8_t *made, size_t room, size_t *length, int *outcome);
+
+struct row {
+    const char *path; /* of the file; NULL: `data` are its bytes */
+    const uint8_t *data;
+    Py_ssize_t size, image[2], box[4];
+    struct axis down, across;
+    int cubic, vflip, hflip, dtype, interleaved;
+    const float *color, *numbers; /* NULL: no such step */
+    uint8_t *memory, *out;        /* of `needed` bytes, and of the row */
+    const uint8_t *slot;
+    uint8_t *made; /* what is to be remembered of the file, `length` of `room` bytes */
+    size_t room, length;
+    int outcome;
+};
+
+static Py_ssize_t box_bytes(const struct row *r) { return 3 * r->box[2] * r->box[3]; }
+static Py_ssize_t pixel_bytes(const struct row *r) { return 3 * r->down.count * r->across.count; }
+
+/* Of what lies between the steps: the file and a byte more, the box, and the pixels twice. */
+static Py_ssize_t needed(const struct row *r)
+{
+    return (r->path != NULL ? r->size + 1 : 0) + box_bytes(r) + 2 * pixel_bytes(r);
+}
+
+/* Whether a file has that many bytes, which are written. Not blocking: a pipe may have taken its place. */
+static int read_file(const char *path, uint8_t *to, Py_ssize_t size)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return 0;
+    Py_ssize_t found = 0, more = 1;
+    while (found <= size && more != 0) {
+        more = read(fd, to + found, (size_t)(size + 1 - found));
+        if (more < 0 && errno != EINTR)
+            break;
+        found += more > 0 ? more : 0;
+    }
+    close(fd);
+    return more >= 0 && found == size;
+}
+
+/* Whether it could be made like this. */
+static int make_row(struct row *r, decode_box *decode)
+{
+    uint8_t *at = r->memory;
+    if (r->path != NULL) {
+        if (!read_file(r->path, at, r->size))
+            return 0;
+        r->data = at;
+        at += r->size + 1;
+    }
+    if (decode(r->data, r->size, r->image, r->box, at, r->slot, r->made, r->room, &r->length, &r->outcome))
+        return 0;
+    uint8_t *resized = r->color != NULL || r->numbers != NULL ? at + box_bytes(r) : r->out;
+    int failed = fill(&r->down, r->cubic, 2, 0) || fill(&r->across, r->cubic, 1, r->hflip) ||
+                 resize_window(at, 3 * r->across.in, &r->across, &r->down, r->vflip, 0, resized);
+    free(r->down.memory);
+    free(r->across.memory);
+    if (failed)
+        return 0;
+    Py_ssize_t width = r->across.count;
+    struct image image = {resized, r->down.count, width, r->down.count * width, width, 1};
+    if (r->color != NULL) {
+        uint8_t *to = r->numbers != NULL ? resized + pixel_bytes(r) : r->out;
+        recolor_image(&image, r->color, to);
+        image.pixels = to;
+    }
+    if (r->numbers != NULL)
+        normalize_image(&image, r->numbers, r->dtype, r->interleaved, r->out);
+    return 1;
+}
+
+/* Whether the numbers make sense, and fit the memory. */
+static int set_row(struct row *r, const double factors[2], const Py_buffer *color, const Py_buffer *numbers,
+                   const Py_buffer *memory, const Py_buffer *out, Py_ssize_t number)
+{
+    r->down.in = r->box[2];
+    r->across.in = r->box[3];
+    r->color = color->buf;
+    r->numbers = numbers->buf;
+    r->memory = memory->buf;
+    if (!set_axis(&r->down, factors[0]) || !set_axis(&r->across, factors[1]) || r->size < 0 ||
+        r->size > PY_SSIZE_T_MAX / 2 || needed(r) > memory->len ||
+        (r->color != NULL && color->len != 12 * (Py_ssize_t)sizeof(float)) ||
+        (r->numbers != NULL && numbers->len != 6 * (Py_ssize_t)sizeof(float)) ||
+        (r->numbers != NULL ? !has_dtype(r->dtype) : r->dtype != UINT8))
+        return 0;
+    Py_ssize_t bytes = pixel_bytes(r) * bytes_of(r->dtype);
+    r->out = (uint8_t *)out->buf + (number < 0 ? 0 : number) * bytes;
+    return number >= 0 && number < out->len / bytes;
+}
+
+static PyObject *row(PyObject *self, PyObject *args)
+{
+    PyObject *capsule, *file, *result = NULL;
+    Py_buffer data = {0}, color, numbers, memory, out, slot;
+    struct row r = {0};
+    double factors[2];
+    Py_ssize_t number;
+    if (!PyArg_ParseTuple(args, "O(On)(nn)(nnnn)((nn)(dd)p)(nnnn)(pp)z*z*w*(w*nip)z*:row", &capsule, &file, &r.size,
+                          &r.image[0], &r.image[1], &r.box[0], &r.box[1], &r.box[2], &r.box[3], &r.down.out,
+                          &r.across.out, &factors[0], &factors[1], &r.cubic, &r.down.first, &r.across.first,
+                          &r.down.count, &r.across.count, &r.vflip, &r.hflip, &color, &numbers, &memory, &out, &number,
+                          &r.dtype, &r.interleaved, &slot))
+        return NULL;
+    decode_box *decode = (decode_box *)PyCapsule_GetPointer(capsule, "decode_box");
+    char *path = NULL;
+    if (r.size >= 0)
+        r.path = PyBytes_AsStringAndSize(file, &path, NULL) ? NULL : path;
+    else if (PyObject_GetBuffer(file, &data, PyBUF_SIMPLE) == 0) {
+        r.data = data.buf;
+        r.size = data.len;
+    }
+    r.slot = slot.buf;
+    r.room = slot.buf == NULL ? 0 : (size_t)slot.len;
+    int made = 0;
+    if (PyErr_Occurred())
+        ;
+    else if (!set_row(&r, factors, &color, &numbers, &memory, &out, number))
+        PyErr_SetString(PyExc_ValueError, "wants a file, sizes and factors that fit, a window inside of the output, numbers "
+                                          "as float32, a dtype that there is, and enough memory");
+    else if ((r.made = calloc(1, r.room + 1)) != NULL) {
+        Py_BEGIN_ALLOW_THREADS
+        made = make_row(&r, decode);
+        Py_END_ALLOW_THREADS
+    }
+    if (made)
+        result = Py_BuildValue("iy#", r.outcome, r.made, (Py_ssize_t)r.length);
+    else if (!PyErr_Occurred()) {
+        Py_INCREF(Py_None);
+        result = Py_None;
+    }
+    free(r.made);
+    Py_buffer *buffers[] = {&data, &color, &numbers, &memory, &out, &slot};
+    for (int i = 0; i < 6; i++)
+        PyBuffer_Release(buffers[i]); /* does nothing to what is None */
+    return result;
+}
 #endif
 
 static PyObject *markers(PyObject *self, PyObject *args)
@@ -665,9 +814,10 @@ static PyMethodDef methods[] = {
      "out = round(clamp(matrix @ (r, g, b, 1))): pixels uint8 [3, H, W] with any strides, matrix float32 [3, 4],\n"
      "out uint8 [3, H, W], contiguous."},
     {"normalize", normalize, METH_VARARGS,
-     "normalize(pixels, numbers, out, dtype=0)\n\n"
+     "normalize(pixels, numbers, out, dtype=0, interleaved=False)\n\n"
      "out = pixels * scale + bias: pixels uint8 [3, H, W] with any strides, numbers float32 [6] (three scales, three\n"
-     "biases), out [3, H, W], contiguous, of float32 (dtype 0), bfloat16 (1) or float16 (2, with AVX2 alone)."},
+     "biases), out [3, H, W], or [H, W, 3] where interleaved, contiguous, of float32 (dtype 0), bfloat16 (1) or float16\n"
+     "(2, with AVX2 alone)."},
 #ifdef __x86_64__
     {"resize", resize, METH_VARARGS,
      "resize(pixels, size, factors, cubic, window, flips, out, plain=False)\n\n"
@@ -675,6 +825,14 @@ static PyMethodDef methods[] = {
      "any number of bytes apart; size: height and width that they are resized to; factors: by how much, or 0 where the\n"
      "sizes say it; window: top, left, height, width; flips: vertical, horizontal; out uint8 [3, height, width],\n"
      "contiguous. plain: without AVX2."},
+    {"row", row, METH_VARARGS,
+     "row(decoder, (file, bytes), size, box, (resized, factors, cubic), window, flips, matrix, numbers, memory,\n"
+     "    (out, number, dtype, interleaved), slot) -> (outcome, record) or None\n\n"
+     "Reads the file of that name and so many bytes or, where they are -1, takes it for the content; decodes the box with\n"
+     "`_jpeg.decoder`, and does what `resize`, `recolor` (matrix: None for none) and `normalize` do, into one of the images [3, H, W], or\n"
+     "[H, W, 3] where interleaved, of a contiguous batch; without `numbers` it is uint8, dtype 3. `memory`: a byte, the file,\n"
+     "the box and twice the image. `slot` (None: none) and the result are those of `_jpeg.decode_region`. None: the row\n"
+     "could not be made, and holds anything; why, the others say. Other threads run meanwhile."},
 #endif
     {NULL, NULL, 0, NULL}};
 
@@ -684,4 +842,10 @@ static PyMethodDef methods[] = {
 #endif
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_image_kernels", SOURCE, 0, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__image_kernels(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__image_kernels(void)
+{
+    PyObject *made = PyModule_Create(&module);
+    if (made != NULL && PyModule_AddIntConstant(made, "float16", has_float16()) < 0)
+        Py_CLEAR(made);
+    return made;
+}

@@ -21,7 +21,7 @@ from dali_imagenet.validation import wrong
 _image_kernels = compiled("dali_imagenet.transforms._image_kernels")
 _pixel_ops = compiled("dali_imagenet.transforms._pixel_ops")
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as `_image_kernels.normalize` numbers them
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}  # as `_image_kernels` numbers them
 
 # splitmix64 (Steele, Lea, Flood 2014): its increment and its finalizer's two multipliers, as signed 64-bit integers.
 GOLDEN, MIX1, MIX2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -65,14 +65,16 @@ def normalize(images: Tensor, constants: Tensor, out: Tensor) -> Tensor:
         for image, target in zip(images, out, strict=True):
             normalize(image, constants, target)
         return out
-    if _image_kernels is not None and per_image(images) and out.is_contiguous():
-        dtype = _DTYPES.get(out.dtype)
-        if dtype == 0:
+    if _image_kernels is not None and per_image(images):
+        planar = out.is_contiguous()
+        memory = out if planar else out.permute(1, 2, 0)
+        dtype = DTYPES.get(out.dtype)
+        if planar and dtype == 0:
             _image_kernels.normalize(images.numpy(), constants.numpy(), out.numpy())
             return out
-        if dtype is not None and not ORACLE:
+        if memory.is_contiguous() and dtype is not None and not ORACLE:
             try:
-                _image_kernels.normalize(images.numpy(), constants.numpy(), out.view(torch.int16).numpy(), dtype)
+                _image_kernels.normalize(images.numpy(), constants.numpy(), raw(memory), dtype, not planar)
                 return out
             except ValueError:  # float16 on a processor without AVX2
                 pass
@@ -83,6 +85,11 @@ def normalize(images: Tensor, constants: Tensor, out: Tensor) -> Tensor:
             return out.copy_(images).mul_(scale).add_(bias)
         return out.copy_(images.float().mul_(scale).add_(bias))
     return torch.addcmul(bias, images, scale, out=out)
+
+
+def raw(images: Tensor) -> npt.NDArray[Any]:
+    """The memory of a tensor on the CPU as an array, of integers where numpy has no such floats."""
+    return images.view(torch.int16).numpy() if images.dtype.itemsize == 2 else images.numpy()
 
 
 def noise(key: Tensor, stream: Tensor | int, pixel: Tensor) -> Tensor:

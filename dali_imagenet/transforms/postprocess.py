@@ -60,7 +60,11 @@ class Postprocess:
             if i:
                 image = image.clone()  # out of the workspace, which the next part writes to
             image = run_image(image, part, row, plan.fill, workspace)
-        normalize(image, self._normalization(plan, image.device), out)
+        normalize(image, self.constants(plan, image.device), out)
+        self.erase_image(plan, row, out)
+
+    def erase_image(self, plan: BatchPlan, row: int, out: Tensor) -> None:
+        """Erase one normalized row on the CPU, in place."""
         if plan.erase is not None and plan.noise_key is not None:
             erase_image_(out, plan.erase[row], int(plan.noise_key[row]), plan.erase_mode, plan.erase_value)
 
@@ -68,10 +72,11 @@ class Postprocess:
         """uint8 [B, 3, H, W] or [3, H, W] -> (x / 255 - mean) / std in `dtype`, on the images' device."""
         batch = images if images.dim() == 4 else images[None]
         out = torch.empty(batch.shape, dtype=self.dtype, device=batch.device, memory_format=self.memory_format)
-        normalize(batch, self._normalization(plan, batch.device), out)
+        normalize(batch, self.constants(plan, batch.device), out)
         return out if images.dim() == 4 else out[0]
 
-    def _normalization(self, plan: BatchPlan, device: torch.device) -> Tensor:
+    def constants(self, plan: BatchPlan, device: torch.device) -> Tensor:
+        """Those of `normalize`, made once."""
         key = (plan.mean, plan.std, device)
         if key not in self._constants:
             self._constants[key] = normalize_constants(*key)
@@ -89,7 +94,7 @@ class Postprocess:
             mix: whether Mixup and CutMix follow, where the plan has them.
         """
         if self.compile(plan, images.device, images.dtype):
-            constants = self._normalization(plan, images.device)
+            constants = self.constants(plan, images.device)
             return fused.finish(images, plan, constants, dtype=self.dtype, memory_format=self.memory_format, mix=mix)
         images = self._finished(images, plan, pool)
         if mix and plan.mix is not None:
