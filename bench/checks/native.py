@@ -1,4 +1,4 @@
-"""The package's C code under sanitizers: libFuzzer on the JPEG decoder, random shapes on the pixel kernels.
+"""The C code under sanitizers: libFuzzer on the JPEG decoder, random shapes on the pixel kernels and on whole rows.
 
 The fuzzer (clang, with AddressSanitizer and UndefinedBehaviorSanitizer) starts from generated JPEGs and keeps whatever
 reaches new code; each file that it kept is then decoded by the built decoder and by Pillow, whose pixels must be the
@@ -128,10 +128,11 @@ def compare_with_pillow(corpus: Path) -> tuple[int, list[str]]:
 def run_kernels(seconds: float, seed: int) -> list[str]:
     """Random calls of the kernels under AddressSanitizer; what it has found."""
     with tempfile.TemporaryDirectory() as build:
-        for name in ("_pixel_ops", "_image_kernels"):
-            source, target = str(PACKAGE / "transforms" / f"{name}.c"), str(Path(build) / f"{name}.so")
-            command = ["gcc", *FLAGS, INCLUDE, "-fsanitize=address", "-shared", "-fPIC", source, "-lm", "-o", target]
-            subprocess.run(command, check=True)
+        for source in (*sorted((PACKAGE / "transforms").glob("_*.c")), PACKAGE / "decode" / "_jpeg.c"):
+            target = str(Path(build) / f"{source.stem}.so")
+            command = ["gcc", *FLAGS, INCLUDE, "-fsanitize=address", "-shared", "-fPIC"]
+            subprocess.run([*command, str(source), "-lm", "-o", target], check=True)
+        write_seeds(Path(build) / "jpegs")
         environment = os.environ | {
             "LD_PRELOAD": _output(["gcc", "-print-file-name=libasan.so"]),
             "ASAN_OPTIONS": "detect_leaks=0",  # Python's own

@@ -1,7 +1,7 @@
 """Calls every kernel with memory of the exact size, of random shapes: a process with AddressSanitizer sees the rest.
 
-`python kernels.py FOLDER SEED SECONDS`, where the folder holds the extension modules. Imports nothing but them: the
-memory of numpy and torch would not be AddressSanitizer's.
+`python kernels.py FOLDER SEED SECONDS`, where the folder holds the extension modules, and JPEGs in `jpegs`. Imports
+nothing but them: the memory of numpy and torch would not be AddressSanitizer's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import random
 import struct
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 1e6, -1e6, 1e-30, 255.0, 3.7)
@@ -28,7 +29,46 @@ def number(rng: random.Random) -> float:
     return rng.choice(FLOATS) if rng.random() < 0.5 else rng.uniform(-8, 8)
 
 
-def once(ops: Any, kernels: Any, rng: random.Random) -> str:
+def size_of(data: bytes) -> tuple[int, int]:
+    """Height and width, as the first frame header claims."""
+    at = next((at for at in range(len(data) - 9) if data[at] == 0xFF and data[at + 1] in (0xC0, 0xC1, 0xC2)), None)
+    height, width = (1, 1) if at is None else struct.unpack(">HH", data[at + 5 : at + 9])
+    return max(1, min(height, 300)), max(1, min(width, 300))
+
+
+def one_row(kernels: Any, decoder: Any, files: list[Path], rng: random.Random) -> None:
+    """A whole row of a file, as it is or damaged, remembered or not."""
+    file = rng.choice(files)
+    data = bytearray(file.read_bytes())
+    height, width = size_of(data)
+    damage = rng.random() < 0.5
+    for _ in range(rng.randint(1, 4) if damage else 0):
+        data[rng.randrange(len(data))] = rng.randrange(256)
+    top, left = rng.randrange(height), rng.randrange(width)
+    box = (top, left, rng.randint(1, height - top), rng.randint(1, width - left))
+    resized = extent(rng), extent(rng)
+    first = rng.randrange(resized[0]), rng.randrange(resized[1])
+    window = (*first, rng.randint(1, resized[0] - first[0]), rng.randint(1, resized[1] - first[1]))
+    factors = (0.0, 0.0) if rng.random() < 0.5 else (rng.uniform(0.01, 9), rng.uniform(0.01, 9))
+    dtype, pixels = rng.randrange(4), 3 * window[2] * window[3]
+    numbers = None if dtype == 3 else struct.pack("6f", *(number(rng) for _ in range(6)))
+    matrix = struct.pack("12f", *(number(rng) for _ in range(12))) if rng.random() < 0.5 else None
+    by_path = not damage and rng.random() < 0.5
+    given = (bytes(file), len(data)) if by_path else (data, -1)
+    memory = bytearray((len(data) + 1 if by_path else 0) + 3 * box[2] * box[3] + 2 * pixels)
+    out = bytearray(2 * pixels * (4, 2, 2, 1)[dtype])
+    slot = bytearray(rng.randrange(120)) if rng.random() < 0.7 else None
+    flips = (rng.random() < 0.5, rng.random() < 0.5)
+    for _ in range(2):
+        wanted, to = (resized, factors, rng.random() < 0.5), (out, rng.randrange(2), dtype, rng.random() < 0.5)
+        made = kernels.row(
+            decoder, given, (height, width), box, wanted, window, flips, matrix, numbers, memory, to, slot
+        )
+        if made is not None and slot is not None:
+            slot[: len(made[1])] = made[1]
+
+
+def once(ops: Any, kernels: Any, decoder: Any, files: list[Path], rng: random.Random) -> str:
     """One call; the name of the kernel."""
     height, width = extent(rng), extent(rng)
     size = 3 * height * width
@@ -87,7 +127,9 @@ def once(ops: Any, kernels: Any, rng: random.Random) -> str:
             kernels.recolor(planes, numbers, out)
         else:
             dtype = rng.randrange(3)
-            kernels.normalize(planes, numbers, bytearray((4, 2, 2)[dtype] * size), dtype)
+            kernels.normalize(planes, numbers, bytearray((4, 2, 2)[dtype] * size), dtype, rng.random() < 0.5)
+    elif name == "row":
+        one_row(kernels, decoder, files, rng)
     elif name == "resize":
         lines = memoryview(pixels).cast("B", (height, width, 3))
         tall, broad = extent(rng), extent(rng)
@@ -107,12 +149,15 @@ NAMES: list[str] = []
 
 def main(folder: str, seed: int, seconds: float) -> None:
     sys.path.insert(0, folder)
-    ops, kernels = (importlib.import_module(name) for name in ("_pixel_ops", "_image_kernels"))
-    NAMES.extend(name for module in (ops, kernels) for name in dir(module) if name[0] != "_" and name != "set_fused")
+    ops, kernels, jpeg = (importlib.import_module(name) for name in ("_pixel_ops", "_image_kernels", "_jpeg"))
+    files = sorted((Path(folder) / "jpegs").iterdir())
+    for module in (ops, kernels):
+        names = (name for name in dir(module) if name[0] != "_" and callable(getattr(module, name)))
+        NAMES.extend(name for name in names if name != "set_fused")
     rng, end, done, refused = random.Random(seed), time.monotonic() + seconds, dict.fromkeys(NAMES, 0), 0
     while time.monotonic() < end:
         try:
-            done[once(ops, kernels, rng)] += 1
+            done[once(ops, kernels, jpeg.decoder, files, rng)] += 1
         except ValueError:
             refused += 1
     print(sum(done.values()), "calls,", refused, "refused; fewest of", min(done, key=lambda name: done[name]))
