@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dali_imagenet import SampleIndex
+from dali_imagenet import SampleIndex, plain_rows
 from tests.helpers import make_folder
 
 
@@ -48,6 +48,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def step_by_step() -> Iterator[None]:
+    """No row is made in one call, so that what reads and decodes it can be replaced."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plain_rows, "region_decoder", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -96,6 +96,7 @@ def test_a_worker_killed_between_epochs_is_an_error_and_the_next_iteration_works
         assert all(map(torch.equal, expected, [images for images, _ in ours]))
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_an_error_that_is_held_holds_no_worker(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its traceback would: then workers of the failed iteration would write to the slots of the next one."""
     real = image.read_pixels
@@ -131,6 +132,7 @@ def test_a_forked_child_closes_nothing_of_its_parent(index: SampleIndex) -> None
         assert len([first, *iteration]) == len(ours)
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_a_read_that_blocks_runs_into_the_timeout(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     real = image.read_pixels
 
@@ -159,6 +161,7 @@ def test_a_pipe_in_a_files_place_blocks_nothing(new_folder: Callable[..., Path],
         assert list(ours.failures) == [index.path(3)]
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_a_read_that_fails_costs_that_sample(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     real = folder_module._open
 

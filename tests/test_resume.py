@@ -128,6 +128,7 @@ def test_the_backend_may_change(index: SampleIndex, epochs: dict[str, list[Batch
         assert same(list(torchvision), epochs["torchvision"][0][1:])
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_skipped_steps_read_no_image(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was seen is neither read nor planned again: the cost of resuming does not depend on the position."""
     with load(index, STRONG) as loader:

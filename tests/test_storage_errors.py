@@ -21,6 +21,8 @@ ENGINES = [("torchvision", 0), ("torchvision", 2), ("reference", 0), *([("dali",
 TRAIN, EVAL = TrainRecipe.classic(input_size=32), EvalRecipe(input_size=32)
 VICTIM = 5
 
+pytestmark = pytest.mark.usefixtures("step_by_step")
+
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,7 @@ def same(a: Net, b: Net) -> bool:
     return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_resumed_is_uninterrupted(folder: Path, tmp_path: Path) -> None:
     whole = Net()
     trainer(whole, loader(folder), save_folder=str(tmp_path), save_interval="2ba", save_filename="{batch}.pt").fit()

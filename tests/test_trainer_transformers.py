@@ -127,6 +127,7 @@ def test_resumed_is_uninterrupted(folder: Path, tmp_path: Path, stop: int, accum
     assert logged[0] == logged[1]
 
 
+@pytest.mark.usefixtures("step_by_step")
 def test_resuming_reads_nothing_that_was_seen(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = trainer(tmp_path, folder, save_strategy="steps", save_steps=5, max_steps=5)
     first.train()

@@ -27,6 +27,7 @@ from torch.utils.dlpack import from_dlpack
 
 from dali_imagenet.ops import FILTERS
 from dali_imagenet.transforms.normalize_erase import normalize, normalize_constants
+from dali_imagenet.transforms.recycled import Recycled
 from dali_imagenet.transforms.resize import part_of, reflect_, required_region, resize_crop_flip
 from dali_imagenet.validation import choice, whole, wrong
 
@@ -195,6 +196,7 @@ class DaliStage:
         )  # DALI's batches until the GPU has copied them
         self._pool = one_torch_thread_each(self.num_threads)
         self._files: Any = None  # of the batch collected last
+        self._recycled = [Recycled() for _ in self.views]
         self._constants = [normalize_constants(*view.normalize) if view.normalize else None for view in self.views]
         self._pipe: Any = self._build()
 
@@ -362,11 +364,7 @@ class DaliStage:
         self._scheduled -= 1
         self._in_sync = True
         self._schedule()  # before the work below, so that DALI's threads have something to do meanwhile
-        count = len(plan.is_padding)
-        out = [
-            torch.empty((count, 3, *each.size), dtype=view.dtype, device=self.device, memory_format=view.memory_format)
-            for each, view in zip(plan.views, self.views, strict=True)
-        ]
+        out = [self._new(plan, number) for number in range(len(self.views))]
         if images and self.in_graph:
             # Copied, because DALI's memory cannot know when another stream uses it (record_stream does not reach it).
             # 256 uint8 images cost the GPU about 0.02 ms.
@@ -386,6 +384,13 @@ class DaliStage:
             start = self._decoded(plan, rows)[:, :2].tolist()
             list(self._pool.map(lambda part: self._finish_rows(images[0], plan, start, out, part), _parts(rows, 8)))
         return out
+
+    def _new(self, plan: BatchPlan, number: int) -> torch.Tensor:
+        """Memory for that view of a batch."""
+        view, shape = self.views[number], (len(plan.is_padding), 3, *plan.views[number].size)
+        if self.device.type == "cpu":
+            return self._recycled[number].empty(shape, view.dtype, view.memory_format)
+        return torch.empty(shape, dtype=view.dtype, device=self.device, memory_format=view.memory_format)
 
     def file(self, row: int) -> memoryview:
         """The encoded file of that row of the batch collected last, as DALI read it; valid until the next `collect`."""

@@ -8,6 +8,7 @@ GPU as the few kernels of `fused`, where nothing here waits for the device. The 
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any
@@ -25,6 +26,7 @@ from dali_imagenet.transforms.fused import stage as fused
 from dali_imagenet.transforms.normalize_erase import erase_, erase_image_, normalize, normalize_constants
 from dali_imagenet.transforms.pixel_ops import Workspace, apply_ops_image
 from dali_imagenet.transforms.pixel_ops_batched import apply_ops_batch
+from dali_imagenet.transforms.recycled import Recycled
 from dali_imagenet.transforms.transfer import to_device
 
 
@@ -42,6 +44,7 @@ class Postprocess:
         self.dtype, self.memory_format = dtype, memory_format
         self._constants: dict[tuple[Any, ...], Tensor] = {}
         self._own = threading.local()  # the workspace of each thread
+        self._recycled = defaultdict[int, Recycled](Recycled)  # of each view
 
     def __getstate__(self) -> dict[str, Any]:
         return {"dtype": self.dtype, "memory_format": self.memory_format}
@@ -107,7 +110,7 @@ class Postprocess:
 
     def _finished(self, images: Tensor, plan: BatchPlan, pool: Executor | None) -> Tensor:
         if images.dtype == torch.uint8 and normalize_erase.per_image(images):
-            out = torch.empty(images.shape, dtype=self.dtype, device=images.device, memory_format=self.memory_format)
+            out = self._recycled[plan.view].empty(images.shape, self.dtype, self.memory_format)
 
             def finish(row: int) -> None:
                 self.finish_image(images[row], plan, row, out[row])
