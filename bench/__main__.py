@@ -22,6 +22,7 @@ COMMANDS = (
     "compare.generate",
     "compare.sources",
     "compare.views",
+    "decode",
     "ops",
     "gpu.gpu",
     "gpu.paper",

@@ -18,7 +18,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from bench.__main__ import COMMANDS, main
-from bench.compare import compare, verdict
+from bench.compare import compare, limit, report, verdict
 from bench.compare.results import SCHEMA, read
 from bench.contestants import BY_NAME, CONTESTANTS
 from bench.core import images, measure, stats
@@ -302,6 +302,58 @@ def test_the_verdict_follows_the_numbers() -> None:
     assert "DALI pays" in said
     assert "1.25 times" in said
     assert "takes the loader 13 minutes, 10 epochs 2.2 hours" in said
+
+
+def test_the_share_of_the_limit_is_arithmetic() -> None:
+    """Steps of 100 + 500 + 150 + 50 us: 1,250 images a second on a core, 2,500 on the two that two workers have."""
+    made = made_results({"tv-v1-pil": 500, "ours-torchvision": 2000, "steps": 1200})
+    settings = {"device": "cpu", "workers": 2, "estimate_images": 1000, "estimate_epochs": 1}
+    made |= {"settings": settings, "machine": {"cores": 2}}
+    assert limit.limit(made | {"cells": made["cells"][:2]}) is None
+    steps = made["cells"][2]["summary"]
+    steps["parts_us"] = {"reading": 100.0, "decoding": 500.0, "resizing": 150.0, "normalizing": 50.0}
+    report.settle(made)
+    found = made["limit"]
+    assert (found["total_us"], found["cores"], found["images_per_s"]) == (800, 2, 2500)
+    (share,) = found["shares"]
+    assert share["contestant"] == "ours-torchvision"
+    assert share["of_limit"] == 0.8
+    assert share["cpu_us"] == pytest.approx(1e6 * 1.5 / 2000)
+    assert share["of_cpu"] == pytest.approx(800 / 750)
+    said = " ".join(made["verdict"])
+    assert "ours, torchvision reaches 80% of the limit of 2 cores, 2,500 images a second (reading 100, decoding" in said
+    (_, heads, rows), *_ = [table for table in report.tables(made) if table[0].startswith("Share of the limit")]
+    assert rows == [["ours, torchvision", "2,000", "80%", "750", "107%"],
+                    ["the steps alone on 2 cores", "2,500", "100%", "800", "100%"]]  # fmt: skip
+    assert max(len(" ".join(row)) for row in rows) + 2 * len(heads) <= 80
+    settings["workers"] = 8
+    assert limit.limit(made) == found  # no more than there are cores
+    settings["device"] = "cuda"
+    assert limit.limit(made) is None
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_steps_alone_are_timed(tiny: Path) -> None:
+    from bench.contestants.upper_bounds import Steps
+
+    steps = Steps(Job("steps", "classic", str(tiny / "train"), batch_size=4))
+    assert list(steps) == [4, 4]
+    assert list(steps.parts_us) == ["reading", "decoding", "resizing", "normalizing"]
+    assert all(us > 0 for us in steps.parts_us.values())
+    assert steps.out.std() > 0.3  # of normalized pixels
+    runs = [numbers(100.0, parts_us={"reading": us}) for us in (3.0, 1.0, 2.0)]
+    assert stats.summarize(runs)["parts_us"] == {"reading": 2.0}
+
+
+def test_contestants_that_are_not_installed_are_listed_with_what_installs_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("bench.contestants.importable", lambda module: module not in ("tensorflow", "datago"))
+    assert main(["--list"]) == 0
+    listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "no: the module tensorflow is not installed (pip install tensorflow-cpu)" in listed["tf-data"]
+    assert "no: the module datago is not installed (pip install datago)" in listed["datago"]
 
 
 def trained(device: str, wait_share: float) -> list[str]:

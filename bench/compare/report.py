@@ -15,7 +15,7 @@ from ..contestants import BY_NAME
 from ..core import PROGRAM, stats
 from ..core.job import RECIPES_IN_WORDS
 from ..core.measure import rounds_of
-from . import verdict
+from . import limit, verdict
 from .results import BASE, measured, rate, read, recipes, title
 
 NAME = "report"
@@ -63,6 +63,25 @@ def spread(summary: dict[str, Any]) -> str:
     return f"±{50 * summary['images_per_s']['iqr_relative']:.0f}%" + (" !" if summary["noisy"] else "")
 
 
+def limit_rows(results: dict[str, Any]) -> list[Row]:
+    """Ours against the steps that nobody can do without."""
+    found = results.get("limit")
+    if not found:
+        return []
+    rows = [
+        [title(one["contestant"]), _number(one["images_per_s"]), _percent(one["of_limit"]), _number(one["cpu_us"]),
+         _percent(one["of_cpu"])]
+        for one in found["shares"]
+    ]  # fmt: skip
+    name = f"the steps alone on {found['cores']} core{'s' * (found['cores'] > 1)}"
+    return [*rows, [name, _number(found["images_per_s"]), "100%", _number(found["total_us"]), "100%"]]
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f}%"
+
+
+LIMIT_HEADS = ("loader", "img/s", "of limit", "CPU us", "steps")
 LOADER_HEADS = ("loader", "img/s", "IQR/2", "x tv", "first s", "MB", "cores", "p99 ms")
 
 
@@ -125,6 +144,8 @@ def tables(results: dict[str, Any]) -> list[tuple[str, Sequence[str], list[Row]]
     made: list[tuple[str, Sequence[str], list[Row]]] = []
     for recipe in recipes(results, "loaders"):
         made.append((f"{recipe}: {RECIPES_IN_WORDS[recipe]}", LOADER_HEADS, loader_rows(results, recipe)))
+    made.append(("Share of the limit, classic (CPU us an image, and how much of it are steps)", LIMIT_HEADS,
+                 limit_rows(results)))  # fmt: skip
     made.append(("Upper bounds", LOADER_HEADS, loader_rows(results, "classic", "bounds")))
     made.append(("Augmentation modes, img/s (time added over none)", *mode_rows(results)))
     made.append(("Workers, img/s (speed-up over 0)", *sweep_rows(results, "workers", "workers")))
@@ -289,6 +310,10 @@ def settle(results: dict[str, Any]) -> None:
     """The conclusions: noise and verdict."""
     cells = [c for c in results["cells"] if "summary" in c]
     results["too_noisy"] = stats.too_noisy(cells, results["machine"]["cores"])
+    results.pop("limit", None)
+    found = limit.limit(results)
+    if found:
+        results["limit"] = found
     s = results["settings"]
     results["verdict"] = verdict.sentences(results, s["estimate_images"], s["estimate_epochs"])
 

@@ -21,7 +21,9 @@ Schema "dali-imagenet-bench/2" (`read` translates 1):
             time spent waiting for a batch), run_s
         summary   absent without a measured round:
             images_per_s {median, q1, q3, iqr_relative}, rounds, noisy, batch_ms {min, median, mean, p95, p99, max},
-            and the medians of first_batch_s, import_s, memory_mb, cpu_cores, other_cores, wait_share
+            and the medians of first_batch_s, import_s, memory_mb, cpu_cores, other_cores, wait_share; of "the steps
+            alone" also parts_us {step: CPU us an image}
+    limit         absent where "the steps alone" were not measured: see `compare.limit`
     missing       [{contestant, reason, install}]   contestants that could not take part
     verdict       [str]     sentences drawn from the numbers
     too_noisy     bool      a third of the cells or more have an interquartile range above 10% of the median, or other

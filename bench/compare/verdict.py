@@ -65,6 +65,20 @@ def bottleneck(results: dict[str, Any]) -> list[str]:
     return said
 
 
+def share_of_limit(results: dict[str, Any]) -> list[str]:
+    """Of our fastest loader."""
+    found = results.get("limit")
+    if not found or not found["shares"]:
+        return []
+    first = found["shares"][0]
+    parts = ", ".join(f"{name} {us:.0f}" for name, us in found["parts_us"].items())
+    text = f"classic: {title(first['contestant'])} reaches {100 * first['of_limit']:.0f}% of the limit of "
+    text += f"{found['cores']} cores, {found['images_per_s']:,.0f} images a second ({parts} us of CPU time an image"
+    if first["cpu_us"] is not None:
+        text += f", {found['total_us']:.0f} in all; the loader takes {first['cpu_us']:.0f}"
+    return [text + ")."]
+
+
 def dali_pays(results: dict[str, Any]) -> list[str]:
     said = []
     for recipe in ("classic", "strong"):
@@ -138,7 +152,7 @@ def training(results: dict[str, Any]) -> list[str]:
 
 
 def sentences(results: dict[str, Any], images: int = IMAGENET, epochs: int = 90) -> list[str]:
-    said = [*ranking(results), *bottleneck(results), *dali_pays(results), *training(results),
+    said = [*ranking(results), *bottleneck(results), *share_of_limit(results), *dali_pays(results), *training(results),
             *recommend(results), *estimates(results, images, epochs)]  # fmt: skip
     return trust(results) + said
 

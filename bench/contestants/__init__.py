@@ -216,6 +216,25 @@ CONTESTANTS = (
         "as on the CPU",
         gpu=True,
     ),
+    Contestant(
+        "tf-data",
+        "tf.data",
+        "tensorflow_peer:build",
+        ("classic", "eval"),
+        ("tensorflow",),
+        "pip install tensorflow-cpu",
+        "decode_and_crop_jpeg by its default, the fast and inexact arithmetic; resize without antialiasing; window "
+        "shuffle. No RandAugment, jitter of its own",
+    ),
+    Contestant(
+        "datago",
+        "datago, torchvision v2",
+        "datago_peer:build",
+        (*TRAIN, "eval"),
+        ("datago",),
+        "pip install datago",
+        "decodes whole images in Rust; torchvision's tensor transforms in threads",
+    ),
     Contestant("ours-torchvision", "ours, torchvision", "ours:torchvision", OURS, kind="ours", note=TWIST),
     Contestant(
         "ours-dali-cpu",
@@ -287,6 +306,14 @@ CONTESTANTS = (
         ("classic",),
         kind="bound",
         note="our decoder on classic's crops in threads, pixels thrown away",
+    ),
+    Contestant(
+        "steps",
+        "the steps alone, one core (ours)",
+        "upper_bounds:steps",
+        ("classic",),
+        kind="bound",
+        note="reading, decoding, resizing and normalizing classic's crops in a loop, whatever the workers: the limit",
     ),
     Contestant(
         "read-only",

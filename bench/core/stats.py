@@ -56,6 +56,9 @@ def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name in ("first_batch_s", "import_s", "memory_mb", "cpu_cores", "other_cores", "wait_share"):
         values = [r[name] for r in runs if r.get(name) is not None]
         summary[name] = quantile(values, 0.5) if values else None
+    parts = [r["parts_us"] for r in runs if "parts_us" in r]
+    if parts:
+        summary["parts_us"] = {name: quantile([p[name] for p in parts], 0.5) for name in parts[0]}
     return summary
 
 

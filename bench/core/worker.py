@@ -122,7 +122,8 @@ def run(job: Job) -> dict[str, Any]:
     contestant.convert(job)
     built = time.perf_counter()
     answer: dict[str, Any] = {"import_s": imported}
-    batches = endless(build(job))
+    loader = build(job)
+    batches = endless(loader)
     first = next(batches)
     synchronize(job)
     answer["first_batch_s"] = time.perf_counter() - built
@@ -141,6 +142,9 @@ def run(job: Job) -> dict[str, Any]:
     del batch  # no contestant shall lack the memory of one that nobody looks at
     synchronize(job)
     answer.update(measure(job, batches, step))
+    parts = getattr(loader, "parts_us", None)
+    if parts is not None:
+        answer["parts_us"] = parts
     answer["memory_mb"], answer["memory_kind"] = memory_mb()
     if job.device == "cuda":
         answer["gpu_memory_mb"] = _gpu_memory_mb()
