@@ -23,6 +23,7 @@ COMMANDS = (
     "compare.sources",
     "compare.views",
     "decode",
+    "scaling",
     "ops",
     "gpu.gpu",
     "gpu.paper",
