@@ -59,7 +59,11 @@ def run(options: argparse.Namespace) -> int:
             print(f"--{option} {getattr(options, option)}: must be 1 or more", file=sys.stderr)
             return 2
     names = list(dict.fromkeys([BASE, *asked]))  # what everybody is compared with
-    results = measure(options, names)
+    try:
+        results = measure(options, names)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     text = markdown(results)
     print(text)
     if options.out:
@@ -186,7 +190,9 @@ def measure(options: argparse.Namespace, names: list[str]) -> Results:
         finally:
             for child in children.values():
                 child.end()
-    base = rows[next(iter(rows))]
+    if names[0] not in rows:
+        raise RuntimeError(f"nothing to compare with: {next(s for s in skipped if s['decoder'] == names[0])['reason']}")
+    base = rows[names[0]]
     for row in rows.values():
         for way in WAYS:
             if way in row:

@@ -16,7 +16,7 @@ from bench import decode
 from bench import decode_contestants as contestants
 from bench.__main__ import main
 from bench.decode_contestants import BY_NAME, DECODERS, Decoder, Picture, each
-from tests.helpers import make_folder
+from tests.helpers import encode_small, make_folder, write
 
 
 def test_decoders_are_complete() -> None:
@@ -42,6 +42,12 @@ def test_bad_words_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in ((["--only", "nobody"], "'nobody': must be among ours,"), (["--rounds", "0"], "1 or more")):
         assert main(["decode", *words]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_data_without_a_jpeg_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "data" / "a" / "a.png", encode_small(format="PNG"))
+    assert main(["decode", "--data", str(tmp_path / "data")]) == 2
+    assert "data: holds no JPEG of one or three components" in capsys.readouterr().err
 
 
 def made() -> tuple[list[tuple[Picture, contestants.Box]], contestants.Pixels]:
