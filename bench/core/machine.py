@@ -12,7 +12,9 @@ from dali_imagenet import machine
 PACKAGES = (
     "torch", "torchvision", "timm", "numpy", "pillow", "nvidia-dali-cuda120", "nvidia-nvimgcodec-cu12", "simplejpeg",
     "albumentations", "opencv-python-headless", "kornia", "torchaug", "transformers", "datasets", "spdl",
-    "webdataset", "ffcv", "dali-imagenet",
+    "webdataset", "ffcv", "tensorflow-cpu", "datago", "torchcodec", "kornia-rs", "imagecodecs", "imageio",
+    "scikit-image", "PyTurboJPEG", "jpeg4py", "imgread", "ajpegli", "pyvips", "pyvips-binary", "skia-python",
+    "pygame-ce", "av", "pylibjpeg-libjpeg", "dali-imagenet",
 )  # fmt: skip
 
 
