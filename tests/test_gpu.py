@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.__main__ import main as bench_main
 from bench.core import process
-from bench.gpu import gpu, paper
+from bench.gpu import paper
 from bench.gpu.fake_cuda import Counting, Counts
 from bench.gpu.fake_cuda import fake_cuda as fake_cuda_tensors
 from dali_imagenet import EvalRecipe, Loader, Plan, SampleIndex, TrainRecipe
@@ -209,28 +209,6 @@ def test_fancy_upsampling_reaches_the_decoder(folder: Path, fancy: bool) -> None
 
 # ---- without a GPU: the benchmark
 
-POINTS: gpu.Points = {
-    "ours|strong": [{"images_per_s": 960.0, "p50_ms": 10.0, "p99_ms": 17.0, "gpu_mb": 2048.0, "gpu_mb_before": 2047.0}],
-    "decode|default": [{"images_per_s": 900.0}, {"images_per_s": 1000.0}, {"images_per_s": 1100.0}],
-    "decode|hw=1.0": [{"images_per_s": 600.0}],
-    "decode|hw=0.0": [{"images_per_s": 900.0}],
-}
-
-
-def test_targets() -> None:
-    rows = {row["target"]: row for row in gpu.targets(POINTS, cuda=True)}
-    assert rows["strong recipe / decode alone"] == {
-        "target": "strong recipe / decode alone", "value": 0.96, "bound": ">= 0.95", "verdict": "met"
-    }  # fmt: skip
-    tuned = rows["tuned mixed decode / (hardware alone + CUDA alone)"]
-    assert (tuned["value"], tuned["verdict"]) == (pytest.approx(1000 / 1500), "missed")
-    assert rows["p99 / p50 of the time between batches, strong"]["verdict"] == "missed"
-    assert rows["GPU memory in use, strong, GB"]["verdict"] == "met"
-    assert rows["ours / torchvision, classic"] == {
-        "target": "ours / torchvision, classic", "value": None, "bound": ">= 2", "verdict": "open"
-    }  # fmt: skip
-    assert {row["verdict"] for row in gpu.targets(POINTS, cuda=False)} == {"open"}
-
 
 def test_a_crash_is_a_result(tmp_path: Path) -> None:
     log = tmp_path / "log"
@@ -244,7 +222,8 @@ def test_a_crash_is_a_result(tmp_path: Path) -> None:
 
 
 def bench_gpu(folder: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    asked = ("--quick", "--data", str(folder), "--batch-size", "8", "--only", "hardware,agree,decode,stage")
+    only = "hardware,agree,decode,stage,sweep,launches"
+    asked = ("--quick", "--data", str(folder), "--batch-size", "8", "--only", only)
     return python("-m", "bench", "gpu", *asked, "--out", str(out), *words, cwd=ROOT)
 
 
@@ -253,9 +232,10 @@ def test_bench_gpu_with_the_cpu_graph(folder: Path, tmp_path: Path) -> None:
     done = bench_gpu(folder, tmp_path, "--device", "cpu", "--workers", "1", "--seconds", "0.1")
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
-    assert [entry["error"] for entry in results["asked"]] == [""] * 4, done.stdout
+    assert [entry["error"] for entry in results["asked"]] == [""] * 6, done.stdout
     points = results["points"]
-    assert {"hardware", "decode|default", "stage|strong"} <= set(points)
+    assert {"hardware", "decode|default", "stage|strong", "ours|strong|cpu_share=0.25"} <= set(points)
+    assert points["launches|strong"] == [{"paper": 5}]
     agreement = [runs[0] for name, runs in points.items() if name.startswith("agree|")]
     assert len(agreement) == 6
     assert all(found["mean"] < 2 and found["targets_equal"] for found in agreement)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -255,6 +255,61 @@ def loader(s: Settings, say: Say, who: str, recipe: str, **options: Any) -> None
     if who == "ours":
         numbers["roi_decode"] = batches.roi_decode
     say(name, numbers)
+    if who == "ours":  # the next one of a sweep has the machine to itself
+        batches.close()
+
+
+def sweep(s: Settings, say: Say, recipe: str, option: str, values: Sequence[Any]) -> None:
+    """Our loader, with one value of an option after the other, the most valuable first."""
+    for value in values if s.sweep else values[:1]:
+        loader(s, say, "ours", recipe, **{option: value})
+
+
+def launches(s: Settings, say: Say) -> None:
+    """Kernels and copies of a batch's operations as torch.profiler sees them, beside what is counted on paper."""
+    from dali_imagenet import Plan, SampleIndex
+    from dali_imagenet.transforms.fused.program import encode
+    from dali_imagenet.transforms.postprocess import Postprocess
+
+    from .paper import recipes
+
+    index = SampleIndex.from_folder(s.root)
+    for name, recipe in recipes().items():
+        plan = Plan(index, recipe, batch_size=s.batch_size, seed=0).batch(0, 0)
+        if not plan.ops:
+            continue  # the graph has normalized it
+        numbers = {"paper": len(encode(plan).launches) + 1}
+        if s.cuda:
+            stage, activities = Postprocess(), [torch.profiler.ProfilerActivity.CUDA]
+            pixels = torch.randint(0, 256, (len(plan), 3, *plan.size), dtype=torch.uint8, device=s.device)
+            stage.finish_batch(pixels, plan, mix=True)  # compiles, and allocates
+            _sync(s)
+            with torch.profiler.profile(activities=activities) as profile:
+                stage.finish_batch(pixels, plan, mix=True)
+                _sync(s)
+            names = [event.name for event in profile.events() or ()]
+            copies = sum(name.startswith(("Memcpy", "Memset")) for name in names)
+            numbers |= {"launches": len(names) - copies, "copies": copies}
+        say(f"launches|{name}", numbers)
+        if not s.sweep:
+            return
+
+
+def auto(s: Settings, say: Say) -> None:
+    """The trial by which backend="auto" chooses, as `dali-imagenet doctor` makes it; nothing is remembered."""
+    from dali_imagenet import trial
+
+    from ..core import images
+
+    files = images.image_files(Path(s.root))
+    samples = [(str(file), number % 2) for number, file in enumerate(files[: 16 * s.batch_size])]
+    rates = {}
+    for backend in ("dali", "torchvision"):
+        told, _ = trial.trial(
+            samples, backend=backend, device=s.device, workers=s.workers, seconds=s.seconds, limit=35.0
+        )
+        rates[backend] = told.get("images_per_second") or told["unknown"]
+        say("auto", dict(rates))
 
 
 def caller(s: Settings, say: Say) -> None:
@@ -403,7 +458,23 @@ def train(s: Settings, say: Say, model: str, who: str, recipe: str, size: int = 
 
 QUESTIONS: dict[str, Callable[..., None]] = {
     f.__name__: f
-    for f in (hardware, agree, probe, roi, loader, caller, decode, decode_options, read, nvjpeg, stage, train)
+    for f in (
+        hardware,
+        agree,
+        probe,
+        roi,
+        loader,
+        sweep,
+        launches,
+        auto,
+        caller,
+        decode,
+        decode_options,
+        read,
+        nvjpeg,
+        stage,
+        train,
+    )
 }
 
 
