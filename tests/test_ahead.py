@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -121,13 +122,15 @@ def test_a_broken_image_fails_its_own_batch(new_folder: Callable[..., Path], ahe
 
 
 END = """
-    import os, signal, sys
+    import os, signal, sys, time
     from dali_imagenet import TrainRecipe, create_loader
     if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where the tests were started
+        share = 0.5 if sys.argv[2] == "dali" else None
         loader = create_loader(sys.argv[1], TrainRecipe.strong(input_size=32), batch_size=4, backend=sys.argv[2],
-                               device="cpu", num_workers=int(sys.argv[3]))
+                               device="cpu", num_workers=int(sys.argv[3]), cpu_share=share)
         for images, targets in loader.endless():
+            print(time.time(), flush=True)
             if sys.argv[4] == "ctrl-c":
                 os.kill(os.getpid(), signal.SIGINT)
             elif sys.argv[4] == "error":
@@ -151,6 +154,8 @@ def test_a_script_that_stops_in_mid_epoch_ends(
     folder: Path, ahead: None, backend: str, workers: int, how: str, code: int
 ) -> None:
     done = script(END, str(folder), backend, str(workers), how)
+    seconds = time.time() - float(done.stdout)
+    assert seconds < 60  # on any machine; on a quiet one the thread is waited for 4 s at most
     assert done.returncode == code, done.stderr
     said = {"ctrl-c": "KeyboardInterrupt", "error": "of the user's own", "end": ""}[how]
     assert said in done.stderr
@@ -324,9 +329,11 @@ def test_the_callers_stream_sees_whole_batches(folder: Path, backend: str, worke
 
 
 @pytest.mark.gpu
-def test_a_capture_goes_on_while_the_thread_works(folder: Path) -> None:
+@pytest.mark.parametrize(("backend", "workers"), ENGINES)
+def test_a_capture_goes_on_while_the_thread_works(folder: Path, backend: Any, workers: int) -> None:
     """In thread_local mode: the thread may allocate meanwhile."""
-    with load(folder, STRONG, device="cuda", static_buffers=1) as loader:
+    options: dict[str, Any] = {"backend": backend, "num_workers": workers, "batch_size": 4}
+    with load(folder, STRONG, device="cuda", static_buffers=1, **options) as loader:
         steps = iter(loader)
         images, _ = next(steps)
         graph = torch.cuda.CUDAGraph()

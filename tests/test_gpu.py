@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,10 +20,13 @@ from bench.gpu import paper
 from bench.gpu.fake_cuda import Counting, Counts
 from bench.gpu.fake_cuda import fake_cuda as fake_cuda_tensors
 from dali_imagenet import EvalRecipe, Loader, Plan, SampleIndex, TrainRecipe
+from dali_imagenet.rng import unit_hash
 from dali_imagenet.transforms.fused.program import encode
 from dali_imagenet.transforms.postprocess import Postprocess, mix_
 from tests import helpers
 from tests.helpers import BACKENDS, DTYPES, MEMORY_FORMATS, ROOT, needs_dali, python, saved, script
+from torchvision_fallback.ring import _SPARE
+from torchvision_fallback.workers import Workers
 
 RECIPES: dict[str, Any] = {
     "classic": TrainRecipe.classic(input_size=48),
@@ -197,6 +201,26 @@ def test_bench_gpu_host(folder: Path, tmp_path: Path) -> None:
     assert [row["way"] for row in said["rows"]] == ["ring", "shared memory"]
     assert all(row["main_ms_a_batch"] > 0 for row in said["rows"])
     assert str(folder) not in file.read_text()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 16 worker processes")
+@pytest.mark.parametrize(
+    ("where", "dtype"),
+    [
+        ("a GPU, uint8 whatever the dtype", None),
+        ("the CPU, float16 or bfloat16", torch.bfloat16),
+        ("the CPU, float32", torch.float32),
+    ],
+)
+def test_the_ring_in_numbers(index: SampleIndex, where: str, dtype: torch.dtype | None) -> None:
+    """The table of docs/gpu.md is counted on the ring itself, whose memory is taken when it is written to."""
+    plan = Plan(index.repeat(-(-256 // len(index))), TrainRecipe.strong(), batch_size=256, seed=0)
+    stage = None if dtype is None else Postprocess(dtype=dtype)
+    workers = Workers(plan, stage, num_workers=16, prefetch=2, ahead=dtype is None)
+    nbytes, count = workers.slots[0].numel(), len(workers.slots) - _SPARE
+    workers.close()
+    row = f"| {where} | {nbytes / 1e6:.1f} MB | {count} | {nbytes * count / 1e9:.2f} GB |"
+    assert row in (ROOT / "docs" / "gpu.md").read_text()
 
 
 @needs_dali
@@ -445,6 +469,64 @@ def test_fancy_upsampling_is_a_switch(folder: Path) -> None:
 
 @pytest.mark.gpu
 @needs_dali
+def test_regions_are_those_of_whole_images(folder: Path) -> None:
+    """Of the crops of three epochs. In a process of its own, which decoding regions may end."""
+    code = """
+        import sys, torch
+        from dali_imagenet import TrainRecipe, create_loader
+        found = []
+        for roi in (False, True):
+            loader = create_loader(sys.argv[1], TrainRecipe.classic(input_size=48), batch_size=8, backend="dali",
+                                   device="cuda", num_workers=2, roi_decode=roi)
+            try:
+                assert loader.roi_decode is roi
+            except RuntimeError as error:
+                sys.exit(f"the probe refuses: {error}")
+            found.append(torch.cat([images.cpu() for _ in range(3) for images, _ in loader]))
+            loader.close()
+        print(float((found[0] - found[1]).abs().flatten(1).mean(1).max()) * 255 * 0.225)
+    """
+    done = script(code, str(folder))
+    if "the probe refuses" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < SAME
+
+
+@pytest.mark.gpu
+@needs_dali
+@pytest.mark.parametrize("recipe", ["classic", "strong"])
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_the_cpu_does_its_share(folder: Path, recipe: str, share: float) -> None:
+    """Its rows are those of the torchvision backend, the others DALI's; the same after a resume."""
+    on_cpu = torch.from_numpy(unit_hash(np.arange(24)) < share)
+    options: dict[str, Any] = {"with_index": True, "batch_size": 12}
+    found = {}
+    kinds: list[tuple[str, str, float | None]] = [
+        ("cpu", "torchvision", None), ("dali", "dali", None), ("both", "dali", share)
+    ]  # fmt: skip
+    for name, backend, part in kinds:
+        with load(folder, recipe, backend, cpu_share=part, **options) as loader:
+            loader.mixup_enabled = False
+            found[name] = [(images.cpu(), samples.cpu()) for images, _, samples in loader]
+            loader.set_epoch(0)
+            next(iter(loader))
+            state = saved(loader)
+    for (cpu, samples), (dali, _), (both, _) in zip(*found.values(), strict=True):
+        mine = on_cpu[samples]
+        torch.testing.assert_close(both[mine], cpu[mine], atol=1e-4, rtol=1e-4)
+        if not mine.all():
+            assert apart(both[~mine], dali[~mine]) < SAME
+    with load(folder, recipe, **options) as loader:
+        loader.load_state_dict(state)
+        loader.mixup_enabled = False
+        assert loader.cpu_share == share
+        for (images, _, _), (expected, _) in zip(loader, found["both"][1:], strict=True):
+            assert apart(images, expected) < SAME
+
+
+@pytest.mark.gpu
+@needs_dali
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_hardware_loses_the_files_that_the_cpu_loses(new_folder: Callable[..., Path], share: float) -> None:
     """Truncated and scribbled files; what is shown of them is what the CPU shows, never black."""
@@ -522,10 +604,11 @@ def test_out_of_memory_is_no_broken_image(folder: Path, backend: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("recipe", ["strong", "advanced"])
+@pytest.mark.parametrize("recipe", ["strong", "advanced", "rsb_a1", "deit3", "augmix"])
 def test_a_gpu_launches_what_the_paper_says(folder: Path, recipe: str) -> None:
     stage = Postprocess()
-    plan = Plan(SampleIndex.from_folder(folder), RECIPES[recipe], batch_size=24, seed=0).batch(0, 0)
+    made = RECIPES.get(recipe) or paper.recipes()[recipe].replace(input_size=48)
+    plan = Plan(SampleIndex.from_folder(folder), made, batch_size=24, seed=0).batch(0, 0)
     pixels = torch.randint(0, 256, (24, 3, 48, 48), dtype=torch.uint8, device="cuda")
     stage.finish_batch(pixels, plan, mix=True)
     torch.cuda.synchronize()
