@@ -29,7 +29,7 @@ def number(rng: random.Random) -> float:
     return rng.choice(FLOATS) if rng.random() < 0.5 else rng.uniform(-8, 8)
 
 
-def size_of(data: bytes) -> tuple[int, int]:
+def size_of(data: bytes | bytearray) -> tuple[int, int]:
     """Height and width, as the first frame header claims."""
     at = next((at for at in range(len(data) - 9) if data[at] == 0xFF and data[at + 1] in (0xC0, 0xC1, 0xC2)), None)
     height, width = (1, 1) if at is None else struct.unpack(">HH", data[at + 5 : at + 9])
