@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from dali_imagenet._compiled import compiled
+from dali_imagenet._compiled import HEADER, compiled
 from tests.helpers import python
 
 
 def module(folder: Path, name: str, built_from: str, source: str | None) -> str:
-    (folder / f"{name}.py").write_text(f'"""{hashlib.sha256(built_from.encode()).hexdigest()}"""\n')
+    text = built_from.encode() + HEADER.read_bytes()
+    (folder / f"{name}.py").write_text(f'"""{hashlib.sha256(text).hexdigest()}"""\n')
     if source is not None:
         (folder / f"{name}.c").write_text(source)
     return name

@@ -16,7 +16,6 @@ from dali_imagenet.transforms import normalize_erase, resize
 
 kernels: Any = resize._image_kernels
 built = pytest.mark.skipif(kernels is None, reason="dali_imagenet.transforms._image_kernels was not built")
-resizes = pytest.mark.skipif(not hasattr(kernels, "resize"), reason="_image_kernels was not built, or not for x86-64")
 
 Pixels = npt.NDArray[np.uint8]
 CUBIC = {"bilinear": False, "bicubic": True}
@@ -49,7 +48,7 @@ def length(rng: np.random.Generator) -> int:
     return int(rng.integers(1, (5, 40, 300, 700)[rng.integers(4)]))
 
 
-@resizes
+@built
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_it_is_torchs_to_the_bit(interpolation: str) -> None:
     rng = np.random.default_rng(CUBIC[interpolation])
@@ -83,7 +82,7 @@ def test_it_is_torchs_to_the_bit(interpolation: str) -> None:
             assert np.array_equal(out[:-8], expected.numpy().ravel()), (pixels.shape, (h, w), factors, window, plain)
 
 
-@resizes
+@built
 def test_lines_may_lie_anywhere() -> None:
     """Upside down, all the same one, overlapping: nothing else is read, whatever memory is beside them."""
     rng = np.random.default_rng(2)
@@ -128,7 +127,7 @@ BAD: list[tuple[str, Any]] = [
 ]
 
 
-@resizes
+@built
 @pytest.mark.parametrize(("name", "value"), BAD, ids=lambda value: value if isinstance(value, str) else "")
 def test_what_makes_no_sense_is_refused(name: str, value: Any) -> None:
     kernels.resize(*GOOD.values())
@@ -136,7 +135,7 @@ def test_what_makes_no_sense_is_refused(name: str, value: Any) -> None:
         kernels.resize(*(GOOD | {name: value}).values())
 
 
-@resizes
+@built
 def test_memory_is_checked_by_python() -> None:
     read_only = np.zeros((3, 4, 4), np.uint8)
     read_only.flags.writeable = False
@@ -148,7 +147,7 @@ def test_memory_is_checked_by_python() -> None:
     kernels.resize(*(GOOD | {"pixels": frozen}).values())
 
 
-@resizes
+@built
 def test_weights_that_integers_cannot_hold_are_refused() -> None:
     """Factors far from the sizes: of a cubic only the negative side and the border of the positive one is inside."""
     refused = 0
@@ -202,7 +201,7 @@ def plans(rng: np.random.Generator, train: bool, interpolation: str) -> Any:
     return plan, rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@resizes
+@built
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("train", [True, False])
 def test_the_image_stage_is_the_same_without_it(

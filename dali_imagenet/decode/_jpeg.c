@@ -20,17 +20,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#define X86 1
-#define AVX2 __attribute__((target("avx2,bmi,bmi2")))
-#endif
-#if defined(__GNUC__)
-#define INLINE static inline __attribute__((always_inline))
-#define LIKELY(x) __builtin_expect(!!(x), 1)
-#else
-#define INLINE static inline
-#define LIKELY(x) (x)
+#include "../_cpu.h"
+
+#ifdef X86
+#define AVX2 FOR_CPU("avx2,bmi,bmi2")
 #endif
 
 #define LOOK 9 /* bits of a code, and of what belongs to it, that are looked up at once */
@@ -470,6 +463,77 @@ AVX2 static void idct_two_avx2(const struct task *one, const struct task *two)
 }
 #endif
 
+#ifdef NEON
+INLINE int32x4_t part_of(int16x8_t v, int part, int by) { return vmull_n_s16(part ? vget_high_s16(v) : vget_low_s16(v), (int16_t)by); }
+INLINE int32x4_t two_products(int16x8_t a, int by_a, int16x8_t b, int by_b, int part)
+{
+    return vmlal_n_s16(part_of(a, part, by_a), part ? vget_high_s16(b) : vget_low_s16(b), (int16_t)by_b);
+}
+
+/* The factors of two inputs that meet are added beforehand, so that they fit in 16 bits. */
+INLINE void idct_pass_neon(int16x8_t v[8], int shift)
+{
+    const int32x4_t half = vdupq_n_s32(1 << (shift - 1)), right = vdupq_n_s32(-shift);
+    const int16x8_t sum16 = vaddq_s16(v[0], v[4]), less16 = vsubq_s16(v[0], v[4]);
+    const int16x8_t z3 = vaddq_s16(v[7], v[3]), z4 = vaddq_s16(v[5], v[1]);
+    int16x4_t done[2][8];
+    for (int part = 0; part < 2; part++) {
+        int32x4_t even0 = part_of(sum16, part, 1 << 13), even1 = part_of(less16, part, 1 << 13);
+        int32x4_t even2 = two_products(v[2], FIX_0_541196100, v[6], FIX_0_541196100 - FIX_1_847759065, part);
+        int32x4_t even3 = two_products(v[2], FIX_0_541196100 + FIX_0_765366865, v[6], FIX_0_541196100, part);
+        int32x4_t y3 = two_products(z3, FIX_1_175875602 - FIX_1_961570560, z4, FIX_1_175875602, part);
+        int32x4_t y4 = two_products(z3, FIX_1_175875602, z4, FIX_1_175875602 - FIX_0_390180644, part);
+        int32x4_t odd0 = two_products(v[7], FIX_0_298631336 - FIX_0_899976223, v[1], -FIX_0_899976223, part);
+        int32x4_t odd3 = two_products(v[7], -FIX_0_899976223, v[1], FIX_1_501321110 - FIX_0_899976223, part);
+        int32x4_t odd1 = two_products(v[5], FIX_2_053119869 - FIX_2_562915447, v[3], -FIX_2_562915447, part);
+        int32x4_t odd2 = two_products(v[5], -FIX_2_562915447, v[3], FIX_3_072711026 - FIX_2_562915447, part);
+        int32x4_t sum[4] = {vaddq_s32(even0, even3), vaddq_s32(even1, even2), vsubq_s32(even1, even2),
+                            vsubq_s32(even0, even3)};
+        int32x4_t odd[4] = {vaddq_s32(odd3, y4), vaddq_s32(odd2, y3), vaddq_s32(odd1, y4), vaddq_s32(odd0, y3)};
+        for (int i = 0; i < 4; i++) {
+            int32x4_t rounded = vaddq_s32(sum[i], half);
+            done[part][i] = vqmovn_s32(vshlq_s32(vaddq_s32(rounded, odd[i]), right));
+            done[part][7 - i] = vqmovn_s32(vshlq_s32(vsubq_s32(rounded, odd[i]), right));
+        }
+    }
+    for (int i = 0; i < 8; i++)
+        v[i] = vcombine_s16(done[0][i], done[1][i]);
+}
+
+INLINE void transpose_neon(int16x8_t v[8])
+{
+    int32x4x2_t b[4];
+    for (int i = 0; i < 2; i++) { /* rows 4 i to 4 i + 3 */
+        int16x8x2_t upper = vtrnq_s16(v[4 * i], v[4 * i + 1]), lower = vtrnq_s16(v[4 * i + 2], v[4 * i + 3]);
+        for (int j = 0; j < 2; j++)
+            b[2 * i + j] = vtrnq_s32(vreinterpretq_s32_s16(upper.val[j]), vreinterpretq_s32_s16(lower.val[j]));
+    }
+    for (int j = 0; j < 2; j++)
+        for (int k = 0; k < 2; k++) {
+            int16x8_t upper = vreinterpretq_s16_s32(b[j].val[k]), lower = vreinterpretq_s16_s32(b[2 + j].val[k]);
+            v[j + 2 * k] = vcombine_s16(vget_low_s16(upper), vget_low_s16(lower));
+            v[4 + j + 2 * k] = vcombine_s16(vget_high_s16(upper), vget_high_s16(lower));
+        }
+}
+
+static void idct_neon(const struct task *task)
+{
+    int16x8_t v[8];
+    for (int i = 0; i < 8; i++)
+        v[i] = vmulq_s16(vld1q_s16(task->coefficients + 8 * i), vld1q_s16(task->quant + 8 * i));
+    if (vmaxvq_s16(v[0]) > 8191 || vminvq_s16(v[0]) < -8192) { /* damaged data: where overflows matter */
+        idct(task);
+        return;
+    }
+    idct_pass_neon(v, 11);
+    transpose_neon(v);
+    idct_pass_neon(v, 18);
+    transpose_neon(v);
+    for (int i = 0; i < 8; i++)
+        vst1_u8(task->to + i * task->stride, veor_u8(vreinterpret_u8_s8(vqmovn_s16(v[i])), vdup_n_u8(128)));
+}
+#endif
+
 /* ---- colour: T.871, libjpeg's 16-bit fixed point ---- */
 
 INLINE void to_rgb(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, ptrdiff_t width, uint8_t *out)
@@ -523,6 +587,36 @@ AVX2 static void to_rgb_avx2(const uint8_t *y, const uint8_t *cb, const uint8_t 
             mixed = _mm_or_si128(mixed, _mm_shuffle_epi8(part[2], spread[i][2]));
             _mm_storeu_si128((__m128i *)(out + 3 * at + 16 * i), mixed);
         }
+    }
+}
+#endif
+
+#ifdef NEON
+/* x * by / 2**16, rounded; what is missing to the factor is added in whole numbers. */
+INLINE int16x8_t times(int16x8_t x, int by)
+{
+    return vcombine_s16(vrshrn_n_s32(part_of(x, 0, by), 16), vrshrn_n_s32(part_of(x, 1, by), 16));
+}
+
+static void to_rgb_neon(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, ptrdiff_t width, uint8_t *out)
+{
+    if (width < 8) {
+        to_rgb(y, cb, cr, width, out);
+        return;
+    }
+    const int16x8_t middle = vdupq_n_s16(128);
+    for (ptrdiff_t at = 0; at < width; at += 8) {
+        if (at > width - 8)
+            at = width - 8; /* the last ones once more */
+        int16x8_t l = vreinterpretq_s16_u16(vmovl_u8(vld1_u8(y + at)));
+        int16x8_t u = vsubq_s16(vreinterpretq_s16_u16(vmovl_u8(vld1_u8(cb + at))), middle);
+        int16x8_t v = vsubq_s16(vreinterpretq_s16_u16(vmovl_u8(vld1_u8(cr + at))), middle);
+        int32x4_t low = two_products(u, -22554, v, 65536 - 46802, 0), high = two_products(u, -22554, v, 65536 - 46802, 1);
+        int16x8_t green = vcombine_s16(vrshrn_n_s32(low, 16), vrshrn_n_s32(high, 16));
+        uint8x8x3_t rgb = {{vqmovun_s16(vaddq_s16(l, vaddq_s16(v, times(v, 91881 - 65536)))),
+                            vqmovun_s16(vaddq_s16(l, vsubq_s16(green, v))),
+                            vqmovun_s16(vaddq_s16(l, vaddq_s16(vaddq_s16(u, u), times(u, 116130 - 131072))))}};
+        vst3_u8(out + 3 * at, rgb);
     }
 }
 #endif
@@ -856,6 +950,12 @@ INLINE void write_rows(struct image *m, ptrdiff_t from, ptrdiff_t to, int simd)
             continue;
         }
 #endif
+#ifdef NEON
+        if (simd) {
+            to_rgb_neon(y, cb, cr, m->columns, out);
+            continue;
+        }
+#endif
         to_rgb(y, cb, cr, m->columns, out);
     }
 }
@@ -1169,6 +1269,12 @@ INLINE int decode_scan(struct image *m, int simd, int pairs)
                         continue;
                     }
 #endif
+#ifdef NEON
+                    if (simd) {
+                        idct_neon(&task);
+                        continue;
+                    }
+#endif
                     idct(&task);
                 }
             }
@@ -1201,6 +1307,8 @@ INLINE int decode_scan(struct image *m, int simd, int pairs)
 
 #ifdef X86
 AVX2 static int decode_scan_avx2(struct image *m, int pairs) { return decode_scan(m, 1, pairs); }
+#elif defined(NEON)
+static int decode_scan_neon(struct image *m, int pairs) { return decode_scan(m, 1, pairs); }
 #endif
 static int decode_scan_plain(struct image *m, int pairs) { return decode_scan(m, 0, pairs); }
 
@@ -1250,6 +1358,8 @@ static int decode_body(struct image *m, int simd, int pairs)
 #ifdef X86
     simd = simd && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
     int failed = (simd ? decode_scan_avx2 : decode_scan_plain)(m, pairs);
+#elif defined(NEON)
+    int failed = (simd ? decode_scan_neon : decode_scan_plain)(m, pairs);
 #else
     int failed = decode_scan_plain(m, pairs);
 #endif

@@ -5,17 +5,13 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <math.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
-/* One machine-code form for each instruction set, chosen when the module is loaded. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define EACH_CPU __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
-#elif defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define EACH_CPU __attribute__((target_clones("default", "avx2")))
-#else
-#define EACH_CPU
-#endif
+#include "../_cpu.h"
 
 #define CHUNK 256 /* pixels at a time: what is made of them stays in the first cache */
 
@@ -68,17 +64,28 @@ EACH_CPU static void recolor_image(const struct image *image, const float *matri
 
 enum { FLOAT32, BFLOAT16, FLOAT16, UINT8 };
 
-#ifdef __x86_64__
-#include <immintrin.h>
-
-__attribute__((target("avx2,f16c"))) static void to_float16(const float *value, int count, uint16_t *half)
+/* A multiple of eight numbers, by an instruction's rounding: to nearest, half to even. */
+#ifdef X86
+#define HAS_FLOAT16 (__builtin_cpu_supports("avx2") != 0) /* no such processor is without F16C */
+FOR_CPU("avx2,f16c") static void to_float16(const float *value, int count, uint16_t *half)
 {
     for (int i = 0; i < count; i += 8)
         _mm_storeu_si128((__m128i *)(half + i), _mm256_cvtps_ph(_mm256_loadu_ps(value + i), 0));
 }
+#elif defined(NEON)
+#define HAS_FLOAT16 1
+static void to_float16(const float *value, int count, uint16_t *half)
+{
+    for (int i = 0; i < count; i += 8) {
+        const float16x8_t both = vcombine_f16(vcvt_f16_f32(vld1q_f32(value + i)), vcvt_f16_f32(vld1q_f32(value + i + 4)));
+        vst1q_u16(half + i, vreinterpretq_u16_f16(both));
+    }
+}
+#else
+#define HAS_FLOAT16 0
 #endif
 
-static inline void to_bfloat16(const float *value, int count, uint16_t *half)
+INLINE void to_bfloat16(const float *value, int count, uint16_t *half)
 {
     uint32_t word[CHUNK];
     memcpy(word, value, (size_t)count * sizeof(float));
@@ -87,7 +94,7 @@ static inline void to_bfloat16(const float *value, int count, uint16_t *half)
 }
 
 /* Computed in float32, then rounded to `dtype`: to nearest, half to even. Channels lie in planes, or beside each other. */
-static inline void normalize_as(const struct image *image, const float *scale, const float *bias, int dtype,
+INLINE void normalize_as(const struct image *image, const float *scale, const float *bias, int dtype,
                                 int interleaved, void *out)
 {
     Py_ssize_t size = image->height * image->width;
@@ -105,7 +112,7 @@ static inline void normalize_as(const struct image *image, const float *scale, c
                     to[i] = rgb[c][i] * scale[c] + bias[c];
                 if (dtype == BFLOAT16)
                     to_bfloat16(value[c], count, interleaved ? half[c] : (uint16_t *)out + c * size + at);
-#ifdef __x86_64__
+#if defined(X86) || defined(NEON)
                 if (dtype == FLOAT16) {
                     for (int i = count; i < (count + 7) / 8 * 8; i++)
                         value[c][i] = 0;
@@ -135,15 +142,6 @@ EACH_CPU static void normalize_image(const struct image *image, const float *num
         normalize_as(image, scale, bias, BFLOAT16, interleaved, out);
     else
         normalize_as(image, scale, bias, FLOAT16, interleaved, out);
-}
-
-static int has_float16(void)
-{
-#ifdef __x86_64__
-    return __builtin_cpu_supports("avx2") != 0; /* no such processor is without F16C */
-#else
-    return 0;
-#endif
 }
 
 /* Whether the buffers are uint8 [3, H, W], `numbers` float32 and room for H * W pixels; else ValueError. */
@@ -197,7 +195,7 @@ static PyObject *recolor(PyObject *self, PyObject *args)
     return run(source, &numbers, &out, UINT8, 0);
 }
 
-static int has_dtype(int dtype) { return dtype == FLOAT32 || dtype == BFLOAT16 || (dtype == FLOAT16 && has_float16()); }
+static int has_dtype(int dtype) { return dtype == FLOAT32 || dtype == BFLOAT16 || (dtype == FLOAT16 && HAS_FLOAT16); }
 
 static PyObject *normalize(PyObject *self, PyObject *args)
 {
@@ -220,10 +218,7 @@ static PyObject *normalize(PyObject *self, PyObject *args)
    int16 with as many bits as the largest allows; first across, rounded to uint8, then down. Here only what a window
    needs is computed, and of what lies in between only the lines are kept that the next line of the output looks at:
    they stay in the first cache. They are kept in pairs, pixel beside pixel, as the instruction wants them that
-   multiplies two by two and adds. Elsewhere than on x86-64 torch's own form may be the faster one. */
-
-#ifdef __x86_64__
-#include <math.h>
+   multiplies two by two and adds. */
 
 #define LIMIT ((Py_ssize_t)1 << 24) /* of sizes, scales and weights: their products stay far from overflow */
 #define STEP 32                     /* pixels of a line computed at a time: lines have room for a multiple */
@@ -371,10 +366,10 @@ EACH_CPU static void down_plain(const uint8_t *const *lines, Py_ssize_t offset, 
     }
 }
 
-#define AVX2 __attribute__((target("avx2")))
-#define INLINE_AVX2 static inline __attribute__((target("avx2"), always_inline))
+#ifdef X86
+#define AVX2 FOR_CPU("avx2")
 
-INLINE_AVX2 __m256i two_weights(const int16_t *at)
+AVX2 INLINE __m256i two_weights(const int16_t *at)
 {
     int32_t both;
     memcpy(&both, at, sizeof both);
@@ -382,14 +377,14 @@ INLINE_AVX2 __m256i two_weights(const int16_t *at)
 }
 
 /* 16 bytes of each of two lines. */
-INLINE_AVX2 __m256i two_lines(const uint8_t *const rows[2], Py_ssize_t at)
+AVX2 INLINE __m256i two_lines(const uint8_t *const rows[2], Py_ssize_t at)
 {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(rows[0] + at))),
                                    _mm_loadu_si128((const __m128i *)(rows[1] + at)), 1);
 }
 
 /* Reads 16 bytes for each four taps. */
-INLINE_AVX2 void across_line(const struct axis *axis, const uint8_t *const rows[4], uint8_t *const to[2], int pairs)
+AVX2 INLINE void across_line(const struct axis *axis, const uint8_t *const rows[4], uint8_t *const to[2], int pairs)
 {
     /* of 16 bytes the first two pixels, then the next two: red beside red, green beside green, as int16 */
     const __m256i spread[2] = {_mm256_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1,
@@ -472,12 +467,20 @@ AVX2 static void down_avx2(const uint8_t *const *lines, Py_ssize_t offset, int p
         }
     }
 }
+#define HAS_VECTORS __builtin_cpu_supports("avx2")
+#define across_vectors across_avx2
+#define down_vectors down_avx2
+#else
+#define HAS_VECTORS 0
+#define across_vectors across_plain
+#define down_vectors down_plain
+#endif
 
 /* The window, as `across` and `down` describe it. -1 out of memory. */
 static int resize_window(const uint8_t *pixels, Py_ssize_t stride, const struct axis *across, const struct axis *down,
                          int vflip, int plain, uint8_t *out)
 {
-    plain = plain || !__builtin_cpu_supports("avx2");
+    plain = plain || !HAS_VECTORS;
     Py_ssize_t width = across->count, height = down->count, plane = 2 * padded(width), line = 3 * across->in;
     Py_ssize_t reach = line; /* bytes of a line that are read: beyond its end only what weighs nothing */
     for (Py_ssize_t x = 0; x < width && !plain; x++) {
@@ -505,12 +508,12 @@ static int resize_window(const uint8_t *pixels, Py_ssize_t stride, const struct 
                 if (reach > line && (stride <= 0 || row * stride + reach > (down->in - 1) * stride + line))
                     rows[i] = memcpy(copies + i * reach, rows[i], line);
             }
-            (plain ? across_plain : across_avx2)(across, rows, to);
+            (plain ? across_plain : across_vectors)(across, rows, to);
         }
         for (int p = 0; p < pairs; p++) /* behind the last pair they weigh nothing */
             lines[p] = ring + (first + p < last ? first + p : last) % slots * 3 * plane;
         for (int c = 0; c < 3; c++)
-            (plain ? down_plain : down_avx2)(lines, c * plane, pairs, down->weight + y * down->taps, down->precision,
+            (plain ? down_plain : down_vectors)(lines, c * plane, pairs, down->weight + y * down->taps, down->precision,
                                              width, out + (c * height + (vflip ? height - 1 - y : y)) * width);
     }
     free(memory);
@@ -570,6 +573,7 @@ static PyObject *resize(PyObject *self, PyObject *args)
 
 /* ---- a whole row: file, decoder, resize, colour, normalize ---- */
 
+#ifndef _WIN32
 #include <errno.h>
 #include <fcntl.h>
 #include <unistd.h>
@@ -817,14 +821,14 @@ static PyMethodDef methods[] = {
      "normalize(pixels, numbers, out, dtype=0, interleaved=False)\n\n"
      "out = pixels * scale + bias: pixels uint8 [3, H, W] with any strides, numbers float32 [6] (three scales, three\n"
      "biases), out [3, H, W], or [H, W, 3] where interleaved, contiguous, of float32 (dtype 0), bfloat16 (1) or float16\n"
-     "(2, with AVX2 alone)."},
-#ifdef __x86_64__
+     "(2, with AVX2 or NEON alone)."},
     {"resize", resize, METH_VARARGS,
      "resize(pixels, size, factors, cubic, window, flips, out, plain=False)\n\n"
      "A window of the antialiased bilinear or bicubic resize that torch gives, flipped: pixels uint8 [H, W, 3], lines\n"
      "any number of bytes apart; size: height and width that they are resized to; factors: by how much, or 0 where the\n"
      "sizes say it; window: top, left, height, width; flips: vertical, horizontal; out uint8 [3, height, width],\n"
      "contiguous. plain: without AVX2."},
+#ifndef _WIN32
     {"row", row, METH_VARARGS,
      "row(decoder, (file, bytes), size, box, (resized, factors, cubic), window, flips, matrix, numbers, memory,\n"
      "    (out, number, dtype, interleaved), slot) -> (outcome, record) or None\n\n"
@@ -845,7 +849,7 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_image_kernels", SOU
 PyMODINIT_FUNC PyInit__image_kernels(void)
 {
     PyObject *made = PyModule_Create(&module);
-    if (made != NULL && PyModule_AddIntConstant(made, "float16", has_float16()) < 0)
+    if (made != NULL && PyModule_AddIntConstant(made, "float16", HAS_FLOAT16) < 0)
         Py_CLEAR(made);
     return made;
 }

@@ -8,24 +8,12 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <immintrin.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
-#ifndef __x86_64__
-#error "Elsewhere Pillow's compiler may have fused multiplications and additions, so that other bytes come out."
-#endif
-
-/* One machine-code form per instruction set, chosen when the module is loaded. */
-#if defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define EACH_CPU __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#elif defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define EACH_CPU __attribute__((target_clones("default", "avx2")))
-#else
-#define EACH_CPU
-#endif
+#include "../_cpu.h"
 
 typedef uint8_t u8;
 
@@ -121,18 +109,23 @@ static inline u8 cut(double value)
 }
 
 /* The four pixels of a row from p on are one word. */
-typedef uint32_t four __attribute__((aligned(1), may_alias));
+static inline uint32_t four(const u8 *p)
+{
+    uint32_t word;
+    memcpy(&word, p, sizeof word);
+    return word;
+}
 
 static inline double across(const u8 *p, double d)
 {
-    uint32_t w = *(const four *)p;
+    uint32_t w = four(p);
     int a = w & 255, b = w >> 8 & 255, c = w >> 16 & 255, e = w >> 24;
     return CUBIC(a, b, c, e, d);
 }
 
 static inline double across_two(const u8 *p, double d)
 {
-    uint32_t w = *(const four *)p;
+    uint32_t w = four(p);
     int b = w >> 8 & 255, c = w >> 16 & 255;
     return LINEAR(b, c, d);
 }
@@ -295,35 +288,78 @@ static void gaussian_blur(const u8 *restrict in, u8 *restrict out, u8 *room, ptr
     }
 }
 
+/* ---- eight floats at a time ---- */
+
+#ifdef X86
+#define HAS_EIGHT (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+#define EIGHT FOR_CPU("avx2,fma")
+typedef __m256 eight;
+EIGHT INLINE eight load(const float *from) { return _mm256_loadu_ps(from); }
+EIGHT INLINE void store(float *to, eight x) { _mm256_storeu_ps(to, x); }
+EIGHT INLINE eight all(float x) { return _mm256_set1_ps(x); }
+EIGHT INLINE eight add(eight sum, eight x, eight factor) { return _mm256_fmadd_ps(x, factor, sum); }
+
+/* Rounded to whole numbers, half to even. */
+EIGHT INLINE void store_bytes(u8 *to, eight x)
+{
+    const __m256i whole = _mm256_cvtps_epi32(x);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storel_epi64((__m128i *)to, _mm_packus_epi16(words, words));
+}
+#elif defined(NEON)
+#define HAS_EIGHT 1
+#define EIGHT
+typedef float32x4x2_t eight;
+INLINE eight load(const float *from) { return (eight){{vld1q_f32(from), vld1q_f32(from + 4)}}; }
+INLINE eight all(float x) { return (eight){{vdupq_n_f32(x), vdupq_n_f32(x)}}; }
+INLINE void store(float *to, eight x)
+{
+    vst1q_f32(to, x.val[0]);
+    vst1q_f32(to + 4, x.val[1]);
+}
+INLINE eight add(eight sum, eight x, eight factor)
+{
+    return (eight){{vfmaq_f32(sum.val[0], x.val[0], factor.val[0]), vfmaq_f32(sum.val[1], x.val[1], factor.val[1])}};
+}
+INLINE void store_bytes(u8 *to, eight x)
+{
+    const int16x4_t low = vqmovn_s32(vcvtnq_s32_f32(x.val[0])), high = vqmovn_s32(vcvtnq_s32_f32(x.val[1]));
+    vst1_u8(to, vqmovun_s16(vcombine_s16(low, high)));
+}
+#else
+#define HAS_EIGHT 0 /* a fused addition would be a function of the C library */
+#endif
+
 /* ---- convolution, as torch's conv2d with groups=3 adds up: one kernel for all planes, row by row, fused ---- */
 
 #define WIDE 16   /* pixels of a row at a time, */
 #define HIGH 4    /* and rows, that share what is loaded; their sums stay in registers */
 #define WIDEST 63 /* kernel */
 
+#ifdef EIGHT
 /* `kernel` has HIGH - 1 rows of zeros above and below: they change no sum. */
-__attribute__((target("avx2,fma"))) static void convolve_rows(const float *restrict in, ptrdiff_t stride, ptrdiff_t width,
-                                                              const float *kernel, int size, float *restrict out)
+EIGHT static void convolve_rows(const float *restrict in, ptrdiff_t stride, ptrdiff_t width, const float *kernel, int size,
+                                float *restrict out)
 {
     for (ptrdiff_t x = 0; x < width; x += WIDE) {
         if (x > width - WIDE)
             x = width - WIDE; /* the last ones once more */
-        __m256 sum[HIGH][2];
+        eight sum[HIGH][2];
         for (int i = 0; i < HIGH; i++)
-            sum[i][0] = sum[i][1] = _mm256_setzero_ps();
+            sum[i][0] = sum[i][1] = all(0);
         for (int row = 0; row < size + HIGH - 1; row++)
             for (int column = 0; column < size; column++) {
                 const float *from = in + row * stride + x + column;
-                const __m256 left = _mm256_loadu_ps(from), right = _mm256_loadu_ps(from + 8);
+                const eight left = load(from), right = load(from + 8);
                 for (int i = 0; i < HIGH; i++) {
-                    const __m256 factor = _mm256_broadcast_ss(kernel + (row - i + HIGH - 1) * size + column);
-                    sum[i][0] = _mm256_fmadd_ps(left, factor, sum[i][0]);
-                    sum[i][1] = _mm256_fmadd_ps(right, factor, sum[i][1]);
+                    const eight factor = all(kernel[(row - i + HIGH - 1) * size + column]);
+                    sum[i][0] = add(sum[i][0], left, factor);
+                    sum[i][1] = add(sum[i][1], right, factor);
                 }
             }
         for (int i = 0; i < HIGH; i++) {
-            _mm256_storeu_ps(out + i * width + x, sum[i][0]);
-            _mm256_storeu_ps(out + i * width + x + 8, sum[i][1]);
+            store(out + i * width + x, sum[i][0]);
+            store(out + i * width + x + 8, sum[i][1]);
         }
     }
 }
@@ -341,6 +377,7 @@ static void convolve(const float *in, const float *kernel, float *out, ptrdiff_t
             convolve_rows(in + y * stride, stride, width, padded, size, out + y * width);
         }
 }
+#endif
 
 /* ---- torchvision's Gaussian blur: the bytes of `convolve`, in two passes ----
 
@@ -374,7 +411,6 @@ static void convolve(const float *in, const float *kernel, float *out, ptrdiff_t
 #define SCALE 0x1p60f
 #define TINY 1e-12f                                              /* weights that the two passes leave out */
 #define BINADES 8                                                /* of 1..255 */
-#define FLOAT2 __attribute__((target("avx2,fma")))
 /* Bytes of scratch memory, aligned to 4: an image's plane and two lines, as floats with a margin. */
 #define BLUR_ROOM(height, width, size) (4 * ((height) + 2) * ((width) + (size) + 44) + 32)
 
@@ -430,6 +466,7 @@ static void bounds(const float *line, const float *kernel, int size, float bound
     }
 }
 
+#ifdef EIGHT
 struct blur {
     const float *line, *kernel; /* kernel: SCALE times as large, which no rounding notices: a processor is slow below
                                    2**-126, and multiples of 2**-149 are added exactly there */
@@ -445,12 +482,12 @@ struct blur {
 static inline ptrdiff_t mirrored(ptrdiff_t i, ptrdiff_t n) { return i < 0 ? -i : i < n ? i : 2 * n - 2 - i; }
 
 /* What waits, in the reference's order. Independent sums, so that none has to wait for its own last addition. */
-FLOAT2 static void sum_again(struct blur *b)
+EIGHT static void sum_again(struct blur *b)
 {
     const int radius = b->size / 2;
-    __m256 sum[BLOCKS];
+    eight sum[BLOCKS];
     for (int i = 0; i < BLOCKS; i++) {
-        sum[i] = _mm256_setzero_ps();
+        sum[i] = all(0);
         if (i >= b->waiting) /* with the first once more */
             b->y[i] = b->y[0], b->x[i] = b->x[0];
     }
@@ -462,24 +499,22 @@ FLOAT2 static void sum_again(struct blur *b)
             const float weight = b->kernel[row * b->size + column];
             if (weight == 0)
                 continue; /* changes no sum */
-            const __m256 factor = _mm256_set1_ps(weight);
+            const eight factor = all(weight);
             for (int i = 0; i < BLOCKS; i++)
-                sum[i] = _mm256_fmadd_ps(_mm256_loadu_ps(at[i] + column), factor, sum[i]);
+                sum[i] = add(sum[i], load(at[i] + column), factor);
         }
     }
-    for (int i = 0; i < b->waiting; i++) {
-        const __m256i whole = _mm256_cvtps_epi32(_mm256_mul_ps(sum[i], _mm256_set1_ps(1 / SCALE)));
-        const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
-        _mm_storel_epi64((__m128i *)(b->out + b->y[i] * b->width + b->x[i]), _mm_packus_epi16(words, words));
-    }
+    for (int i = 0; i < b->waiting; i++) /* a multiplication by a power of two, added to nothing */
+        store_bytes(b->out + b->y[i] * b->width + b->x[i], add(all(0), sum[i], all(1 / SCALE)));
     b->again += b->waiting;
     b->waiting = 0;
 }
 
-/* STRIP pixels of row y from x on, as the two passes have them; and where they are too near to a half. */
-FLOAT2 static inline void store_strip(struct blur *b, ptrdiff_t y, ptrdiff_t x, const __m256 sum[4])
+/* STRIP sums, rounded to bytes; a bit for each that is too near to a half. */
+#ifdef X86
+EIGHT INLINE uint32_t round_strip(const float limits[BINADES], const eight sum[4], u8 *to)
 {
-    const __m256 near = _mm256_loadu_ps(b->near), sign = _mm256_set1_ps(-0.0f);
+    const __m256 near = load(limits), sign = all(-0.0f);
     const __m256i one = _mm256_set1_epi32(127), order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     __m256i whole[4];
     uint32_t ties = 0;
@@ -492,15 +527,41 @@ FLOAT2 static inline void store_strip(struct blur *b, ptrdiff_t y, ptrdiff_t x, 
         ties |= (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(distance, limit, _CMP_NLT_UQ)) << (8 * k);
     }
     __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(whole[0], whole[1]), _mm256_packs_epi32(whole[2], whole[3]));
-    bytes = _mm256_permutevar8x32_epi32(bytes, order);
+    _mm256_storeu_si256((__m256i *)to, _mm256_permutevar8x32_epi32(bytes, order));
+    return ties;
+}
+#else
+INLINE uint32_t round_strip(const float limits[BINADES], const eight sum[4], u8 *to)
+{
+    const uint8x16x2_t near = {{vreinterpretq_u8_f32(vld1q_f32(limits)), vreinterpretq_u8_f32(vld1q_f32(limits + 4))}};
+    const uint32x4_t bits = {1, 2, 4, 8};
+    uint32_t ties = 0;
+    for (int k = 0; k < 8; k++) {
+        const float32x4_t x = sum[k / 2].val[k % 2];
+        const float32x4_t distance = vabdq_f32(x, vcvtq_f32_s32(vcvtnq_s32_f32(x)));
+        int32x4_t binade = vsubq_s32(vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_f32(x), 23)), vdupq_n_s32(127));
+        binade = vmaxq_s32(binade, vdupq_n_s32(0));
+        const uint32x4_t place = vmlaq_n_u32(vdupq_n_u32(0x03020100), vreinterpretq_u32_s32(binade), 0x04040404);
+        const float32x4_t limit = vreinterpretq_f32_u8(vqtbl2q_u8(near, vreinterpretq_u8_u32(place)));
+        ties |= vaddvq_u32(vbicq_u32(bits, vcltq_f32(distance, limit))) << (4 * k);
+    }
+    for (int k = 0; k < 4; k++)
+        store_bytes(to + 8 * k, sum[k]);
+    return ties;
+}
+#endif
+
+/* STRIP pixels of row y from x on, as the two passes have them; and where they are too near to a half. */
+EIGHT static inline void store_strip(struct blur *b, ptrdiff_t y, ptrdiff_t x, const eight sum[4])
+{
     u8 *out = b->out + y * b->width + x;
+    uint32_t ties;
     if (b->width - x >= STRIP)
-        _mm256_storeu_si256((__m256i *)out, bytes);
+        ties = round_strip(b->near, sum, out);
     else {
         u8 last[STRIP];
-        _mm256_storeu_si256((__m256i *)last, bytes);
+        ties = round_strip(b->near, sum, last) & ((1u << (b->width - x)) - 1);
         memcpy(out, last, (size_t)(b->width - x));
-        ties &= (1u << (b->width - x)) - 1;
     }
     while (ties) {
         const int first = __builtin_ctz(ties);
@@ -513,7 +574,7 @@ FLOAT2 static inline void store_strip(struct blur *b, ptrdiff_t y, ptrdiff_t x, 
 }
 
 /* Rows y and y + 1 together: so many independent sums hide how long one addition takes. */
-FLOAT2 static void blur_rows(struct blur *b, ptrdiff_t y, float *lines[2])
+EIGHT static void blur_rows(struct blur *b, ptrdiff_t y, float *lines[2])
 {
     const ptrdiff_t radius = b->size / 2, width = b->width;
     const float *rows[WIDEST + 1], *weight = b->line;
@@ -521,20 +582,20 @@ FLOAT2 static void blur_rows(struct blur *b, ptrdiff_t y, float *lines[2])
     for (int i = from; i <= to; i++)
         rows[i] = b->plane + mirrored(y + i - radius, b->height) * b->stride;
     for (ptrdiff_t x = 0; x < width; x += STRIP) { /* down */
-        __m256 sum[2][4];
+        eight sum[2][4];
         for (int k = 0; k < 4; k++)
-            sum[0][k] = sum[1][k] = _mm256_setzero_ps();
+            sum[0][k] = sum[1][k] = all(0);
         for (int i = from; i <= to; i++) {
-            const __m256 here = _mm256_broadcast_ss(weight + i), below = _mm256_broadcast_ss(weight + i - 1);
+            const eight here = all(weight[i]), below = all(weight[i - 1]);
             for (int k = 0; k < 4; k++) {
-                const __m256 pixels = _mm256_loadu_ps(rows[i] + x + 8 * k);
-                sum[0][k] = _mm256_fmadd_ps(pixels, here, sum[0][k]);
-                sum[1][k] = _mm256_fmadd_ps(pixels, below, sum[1][k]);
+                const eight pixels = load(rows[i] + x + 8 * k);
+                sum[0][k] = add(sum[0][k], pixels, here);
+                sum[1][k] = add(sum[1][k], pixels, below);
             }
         }
         for (int k = 0; k < 4; k++) {
-            _mm256_storeu_ps(lines[0] + x + 8 * k, sum[0][k]);
-            _mm256_storeu_ps(lines[1] + x + 8 * k, sum[1][k]);
+            store(lines[0] + x + 8 * k, sum[0][k]);
+            store(lines[1] + x + 8 * k, sum[1][k]);
         }
     }
     for (int n = 0; n < 2; n++)
@@ -543,15 +604,15 @@ FLOAT2 static void blur_rows(struct blur *b, ptrdiff_t y, float *lines[2])
             lines[n][width - 1 + i] = lines[n][width - 1 - i];
         }
     for (ptrdiff_t x = 0; x < width; x += STRIP) { /* across */
-        __m256 sum[2][4];
+        eight sum[2][4];
         for (int k = 0; k < 4; k++)
-            sum[0][k] = sum[1][k] = _mm256_setzero_ps();
+            sum[0][k] = sum[1][k] = all(0);
         const float *first = lines[0] + x - radius, *second = lines[1] + x - radius;
         for (int i = from; i < to; i++) {
-            const __m256 factor = _mm256_broadcast_ss(weight + i);
+            const eight factor = all(weight[i]);
             for (int k = 0; k < 4; k++) {
-                sum[0][k] = _mm256_fmadd_ps(_mm256_loadu_ps(first + i + 8 * k), factor, sum[0][k]);
-                sum[1][k] = _mm256_fmadd_ps(_mm256_loadu_ps(second + i + 8 * k), factor, sum[1][k]);
+                sum[0][k] = add(sum[0][k], load(first + i + 8 * k), factor);
+                sum[1][k] = add(sum[1][k], load(second + i + 8 * k), factor);
             }
         }
         store_strip(b, y, x, sum[0]);
@@ -559,7 +620,7 @@ FLOAT2 static void blur_rows(struct blur *b, ptrdiff_t y, float *lines[2])
     }
 }
 
-FLOAT2 static void blur_plane(struct blur *b, const u8 *in, float *lines[2])
+EIGHT static void blur_plane(struct blur *b, const u8 *in, float *lines[2])
 {
     const ptrdiff_t radius = b->size / 2, rest = STRIPS(b->width) - b->width;
     for (ptrdiff_t y = 0; y < b->height; y++, in += b->width) {
@@ -609,6 +670,7 @@ static ptrdiff_t blur(const u8 *in, const float *line, const float *kernel, int 
         blur_plane(&b, in, lines);
     return b.again;
 }
+#endif
 
 /* ---- enhancements: Image.blend with a gray, a constant or a blur ---- */
 
@@ -700,7 +762,7 @@ EACH_CPU static void sharpness(const u8 *restrict in, u8 *restrict out, u8 *room
 
 static int fused; /* whether torch adds a product in one step on this CPU; Python has tried */
 
-#define PLUS(a, factor, b) (fma ? __builtin_fmaf(factor, b, a) : (a) + (factor) * (b))
+#define PLUS(a, factor, b) (fma ? fmaf(factor, b, a) : (a) + (factor) * (b))
 /* rgb_to_grayscale, not rounded. */
 #define GRAY(i) PLUS(PLUS(in[i] * 0.2989f, 0.587f, (float)in[n + (i)]), 0.114f, (float)in[2 * n + (i)])
 
@@ -997,18 +1059,20 @@ static PyObject *run_convolve(PyObject *self, PyObject *args)
         return NULL;
     const int sane = size > 0 && size <= WIDEST && height >= HIGH && height < 65536 && width >= WIDE && width < 65536;
     const ptrdiff_t stride = width + size - 1, rows = height + size - 1;
-    const int ok = sane && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                   in.len == 12 * stride * rows && kernel.len == 4 * size * size && out.len == 12 * height * width &&
+    const int ok = sane && HAS_EIGHT && in.len == 12 * stride * rows && kernel.len == 4 * size * size &&
+                   out.len == 12 * height * width &&
                    ((uintptr_t)in.buf | (uintptr_t)kernel.buf | (uintptr_t)out.buf) % 4 == 0;
+#ifdef EIGHT
     if (ok) {
         Py_BEGIN_ALLOW_THREADS
         convolve(in.buf, kernel.buf, out.buf, height, width, size);
         Py_END_ALLOW_THREADS
     }
+#endif
     PyBuffer_Release(&in);
     PyBuffer_Release(&kernel);
     PyBuffer_Release(&out);
-    return ok ? Py_NewRef(Py_None) : bad("wants AVX2 and FMA, 4 x 16 pixels or more, a kernel of 63 at most, and memory of the sizes that follow");
+    return ok ? Py_NewRef(Py_None) : bad("wants AVX2 and FMA, or NEON, 4 x 16 pixels or more, a kernel of 63 at most, and memory of the sizes that follow");
 }
 
 static PyObject *run_blur(PyObject *self, PyObject *args)
@@ -1021,21 +1085,22 @@ static PyObject *run_blur(PyObject *self, PyObject *args)
     const ptrdiff_t size = (ptrdiff_t)(line.len / 4);
     const int sane = size > 0 && size <= WIDEST && size % 2 == 1 && height >= HIGH && height < 65536 &&
                      width >= WIDE && width < 65536 && size / 2 < height && size / 2 < width;
-    const int ok = sane && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                   in.len == 3 * height * width && out.len == in.len && line.len == 4 * size &&
+    const int ok = sane && HAS_EIGHT && in.len == 3 * height * width && out.len == in.len && line.len == 4 * size &&
                    kernel.len == 4 * size * size && room.len >= BLUR_ROOM(height, width, size) &&
                    ((uintptr_t)line.buf | (uintptr_t)kernel.buf | (uintptr_t)room.buf) % 4 == 0;
+#ifdef EIGHT
     if (ok) {
         Py_BEGIN_ALLOW_THREADS
         again = blur(in.buf, line.buf, kernel.buf, (int)size, height, width, slack, room.buf, out.buf);
         Py_END_ALLOW_THREADS
     }
+#endif
     PyBuffer_Release(&in);
     PyBuffer_Release(&line);
     PyBuffer_Release(&kernel);
     PyBuffer_Release(&out);
     PyBuffer_Release(&room);
-    return ok ? PyLong_FromSsize_t(again) : bad("wants AVX2 and FMA, 4 x 16 pixels or more, and more than the odd kernel's "
+    return ok ? PyLong_FromSsize_t(again) : bad("wants AVX2 and FMA, or NEON, 4 x 16 pixels or more, and more than the odd kernel's "
                                              "half, which is 63 at most, and memory of the sizes that follow");
 }
 
@@ -1216,12 +1281,12 @@ static PyMethodDef methods[] = {
     {"set_fused", set_fused, METH_O, "(bool): whether torch adds a product in one step"},
     {"convolve", run_convolve, METH_VARARGS,
      "(in, kernel, out, height, width, size): float32 [3, height + size - 1, width + size - 1], [size, size] and\n"
-     "[3, height, width]; 4 x 16 pixels or more, size 63 at most. ValueError, too, without AVX2 and FMA"},
+     "[3, height, width]; 4 x 16 pixels or more, size 63 at most. ValueError, too, with neither AVX2 and FMA nor NEON"},
     {"blur", run_blur, METH_VARARGS,
      "(in, line, kernel, out, room, height, width, slack=1.0): what `convolve` gives, rounded, of uint8 [3, height, width]\n"
      "with mirrored borders; line: float32 [size], odd; kernel: its outer product; room: 4 * (height + 2) * (width + size +\n"
      "44) + 32 bytes. Returns how many runs of 8 pixels were summed a second time; slack scales what counts as too near\n"
-     "to a half. ValueError, too, without AVX2 and FMA"},
+     "to a half. ValueError, too, with neither AVX2 and FMA nor NEON"},
     {"blur_bounds", run_blur_bounds, METH_VARARGS,
      "(line, kernel): how far blur's first sum can be from the second, for values below 2, 4, .. 256"},
     {"histogram", run_histogram, METH_VARARGS, "(in, counts): int64 [3, 256]"},

@@ -76,7 +76,7 @@ def normalize(images: Tensor, constants: Tensor, out: Tensor) -> Tensor:
             try:
                 _image_kernels.normalize(images.numpy(), constants.numpy(), raw(memory), dtype, not planar)
                 return out
-            except ValueError:  # float16 on a processor without AVX2
+            except ValueError:  # float16 on a processor without AVX2 or NEON
                 pass
     scale, bias = constants
     if per_image(images):

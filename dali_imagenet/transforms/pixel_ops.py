@@ -597,7 +597,7 @@ def convolve(image: Tensor, kernel: Tensor) -> Tensor:
                 image.contiguous().numpy(), kernel.contiguous().numpy(), out.numpy(), height, width, size
             )
             return out
-        except ValueError:  # a processor without AVX2 and FMA
+        except ValueError:  # a processor without AVX2 and FMA, or NEON
             pass
     return conv2d(image[None], kernel.expand(3, 1, size, size), groups=3)[0]
 
@@ -651,8 +651,18 @@ def _torch_fuses() -> bool:
     return bool((-rounded).add_(one, alpha=1 + small).any())  # the square of 1 + small, less what it rounds to
 
 
+def _pillow_fuses() -> bool:
+    """Whether Pillow's compiler made one step of a product and its addition, as on other CPUs than x86-64."""
+    dark, bright = (Image.new("L", (1, 1), value) for value in (5, 0))
+    return bool(Image.blend(dark, bright, 0.8).getpixel((0, 0)) == 0)  # 5 - 4.00000006, or 5 - 4
+
+
 if _pixel_ops is not None:
     _pixel_ops.set_fused(_torch_fuses())
+# What _pixel_ops.c does in Pillow's arithmetic, rounded after each step: where Pillow's own is another, Pillow does it.
+# Its brightness, gray and Gaussian blur have the same bytes all the same (bench/checks/other_cpu.py).
+_PILLOWS: frozenset[int] = frozenset({Op.PIL_COLOR, Op.PIL_CONTRAST, Op.PIL_SHARPNESS}) | _PIL_WARPS
+_BY_PILLOW: frozenset[int] = _PILLOWS if _pillow_fuses() else frozenset()
 
 
 def _in_c(work: _Work, op: int, arg: float, aux: int) -> bool:
@@ -662,7 +672,7 @@ def _in_c(work: _Work, op: int, arg: float, aux: int) -> bool:
         return not ORACLE and _blur_in_c(work, arg, aux)
     warps = op in _PIL_WARPS and aux != FILTERS["nearest"]
     job = _JOBS.get(op)
-    if not (warps or job) or not abs(arg) <= 1e6:
+    if op in _BY_PILLOW or not (warps or job) or not abs(arg) <= 1e6:
         return False
     _, height, width = work.shape
     if op == Op.CONTRAST and height * width > 65793:  # a float32 sum may round, and its order matters
@@ -690,7 +700,7 @@ def _blur_in_c(work: _Work, sigma: float, size: int) -> bool:
     source, out = work.planar().numpy(), work.out()
     try:
         _pixel_ops.blur(source, line.numpy(), kernel.numpy(), out.numpy(), room, height, width)
-    except ValueError:  # a processor without AVX2 and FMA
+    except ValueError:  # a processor without AVX2 and FMA, or NEON
         return False
     work.keep(out)
     return True

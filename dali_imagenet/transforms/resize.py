@@ -92,7 +92,7 @@ def resize_crop_flip(pixels: npt.NDArray[np.uint8], region: DecodeRegion, plan: 
     top, left = plan.window[row].tolist()
     interpolation = int(plan.interpolation[row])
     inside = 0 <= top <= height - rows and 0 <= left <= width - columns
-    if inside and interpolation in _RESIZE and _image_kernels is not None and hasattr(_image_kernels, "resize"):
+    if inside and interpolation in _RESIZE and _image_kernels is not None:
         image = torch.empty((3, rows, columns), dtype=torch.uint8, device="cpu")
         factors = region.factors[0] or 0.0, region.factors[1] or 0.0
         window, mirrored = (top, left, rows, columns), (plan.vflip[row], plan.hflip[row])
