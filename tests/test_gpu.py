@@ -25,7 +25,7 @@ from dali_imagenet.transforms.fused.program import encode
 from dali_imagenet.transforms.postprocess import Postprocess, mix_
 from tests import helpers
 from tests.helpers import BACKENDS, DTYPES, MEMORY_FORMATS, ROOT, needs_dali, python, saved, script
-from torchvision_fallback.ring import _SPARE
+from torchvision_fallback import ring
 from torchvision_fallback.workers import Workers
 
 RECIPES: dict[str, Any] = {
@@ -217,7 +217,7 @@ def test_the_ring_in_numbers(index: SampleIndex, where: str, dtype: torch.dtype 
     plan = Plan(index.repeat(-(-256 // len(index))), TrainRecipe.strong(), batch_size=256, seed=0)
     stage = None if dtype is None else Postprocess(dtype=dtype)
     workers = Workers(plan, stage, num_workers=16, prefetch=2, ahead=dtype is None)
-    nbytes, count = workers.slots[0].numel(), len(workers.slots) - _SPARE
+    nbytes, count = workers.slots[0].numel(), len(workers.slots) - ring._SPARE
     workers.close()
     row = f"| {where} | {nbytes / 1e6:.1f} MB | {count} | {nbytes * count / 1e9:.2f} GB |"
     assert row in (ROOT / "docs" / "gpu.md").read_text()
