@@ -235,6 +235,11 @@ def passed(rows: Sequence[dict[str, Any]]) -> bool:
     return all(row["agrees"] != (row["through"] == WRONG) for row in rows if row["through"] != OWN)
 
 
+def _agrees(row: dict[str, Any]) -> str:
+    """An interval that holds zero, and more than the margin, shows neither."""
+    return "yes" if row["agrees"] else "undecided: more seeds" if row["low"] < 0 < row["high"] else "no"
+
+
 def markdown(rows: Sequence[dict[str, Any]], made: Sequence[dict[str, Any]], words: str) -> list[str]:
     one, seeds = made[0], len({run["seed"] for run in made})
     lines = [
@@ -256,7 +261,5 @@ def markdown(rows: Sequence[dict[str, Any]], made: Sequence[dict[str, Any]], wor
             lines.append(f"| {row['recipe']} | {OWN} | {mean} | | |")
             continue
         interval = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
-        lines.append(
-            f"| {row['recipe']} | {row['through']} | {mean} | {interval} | {'yes' if row['agrees'] else 'no'} |"
-        )
+        lines.append(f"| {row['recipe']} | {row['through']} | {mean} | {interval} | {_agrees(row)} |")
     return [*lines, ""]
