@@ -12,8 +12,7 @@ from types import ModuleType
 ORACLE = os.environ.get("DALI_IMAGENET_ORACLE", "0") not in ("", "0")
 """Whether the compiled modules leave out their shortcuts, which give the same bits: for tests (read at import)."""
 
-
-HEADER = Path(__file__).with_name("_cpu.h")
+HEADER = Path(__file__).with_name("_cpu.h")  # which each of them includes
 
 
 def compiled(name: str) -> ModuleType | None:

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dali_imagenet
 from dali_imagenet import Loader, create_loader
 from dali_imagenet.dali.stage import dali_available
 from dali_imagenet.data.tfrecord import masked_crc
@@ -28,6 +29,7 @@ from dali_imagenet.ops import Op
 from dali_imagenet.transforms.pixel_ops import Workspace, apply_ops_image
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = Path(dali_imagenet.__file__).parents[1]  # ROOT, or where the wheel is installed
 Batches = list[tuple[Tensor, Tensor]]
 
 

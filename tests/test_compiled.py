@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from dali_imagenet._compiled import HEADER, compiled
+from dali_imagenet._compiled import compiled
 from tests.helpers import python
+
+HEADER = "/* for all */"
 
 
 def module(folder: Path, name: str, built_from: str, source: str | None) -> str:
-    text = built_from.encode() + HEADER.read_bytes()
-    (folder / f"{name}.py").write_text(f'"""{hashlib.sha256(text).hexdigest()}"""\n')
+    (folder / f"{name}.py").write_text(f'"""{hashlib.sha256((built_from + HEADER).encode()).hexdigest()}"""\n')
     if source is not None:
         (folder / f"{name}.c").write_text(source)
     return name
@@ -21,6 +22,8 @@ def module(folder: Path, name: str, built_from: str, source: str | None) -> str:
 
 def test_a_module_of_another_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "_cpu.h").write_text(HEADER)
+    monkeypatch.setattr("dali_imagenet._compiled.HEADER", tmp_path / "_cpu.h")
     monkeypatch.delenv("DALI_IMAGENET_PURE", raising=False)
     assert compiled(module(tmp_path, "_of_this_source", "int x;", "int x;")) is not None
     assert compiled(module(tmp_path, "_of_a_wheel", "int x;", None)) is not None

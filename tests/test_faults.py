@@ -30,7 +30,7 @@ from dali_imagenet import BadImageError, EvalRecipe, Plan, SampleIndex, TrainRec
 from dali_imagenet.data import folder as folder_module
 from dali_imagenet.data import index_cache
 from tests import helpers
-from tests.helpers import ENGINES, ROOT, is_worker, make_folder, needs_dali, python, script, start, workers_of
+from tests.helpers import ENGINES, PACKAGES, is_worker, make_folder, needs_dali, python, script, start, workers_of
 from torchvision_fallback import workers as workers_module
 
 pytestmark = [
@@ -351,7 +351,7 @@ VISITED = (  # the files whose lines are interrupted
 
 def interrupted(call: Callable[[], Any], line: int) -> int:
     """Presses Ctrl-C at that line which the loader runs in this thread; without, how many lines there are."""
-    count, process, files = 0, os.getpid(), {str(ROOT / name) for name in VISITED}
+    count, process, files = 0, os.getpid(), {str(PACKAGES / name) for name in VISITED}
     assert all(map(os.path.isfile, files)), files
 
     def at_call(frame: Any, event: str, argument: Any) -> Any:

@@ -20,7 +20,7 @@ from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.transforms import pixel_ops
 from dali_imagenet.transforms.fused import program, stage
 from dali_imagenet.transforms.normalize_erase import normalize_constants
-from tests.helpers import ROOT, python
+from tests.helpers import PACKAGES, ROOT, python
 
 triton = pytest.importorskip("triton", reason="Triton comes with PyTorch on Linux")
 Found = dict[str, dict[str, Any]]
@@ -132,7 +132,7 @@ def test_the_compiler_keeps_the_arithmetic(architecture: int, compiling: Callabl
     stage._compile(CPU, torch.bfloat16, torch.contiguous_format, "const", True)
     stage._compile(CPU, torch.bfloat16, torch.channels_last, "pixel", False)
     assert [name for name, _ in compiled] == ["tables", "slot", "mix", "tail", "tail"]
-    lines = (ROOT / "dali_imagenet" / "transforms" / "fused" / "kernels.py").read_text().splitlines()
+    lines = (PACKAGES / "dali_imagenet" / "transforms" / "fused" / "kernels.py").read_text().splitlines()
     asked = next(i for i, line in enumerate(lines, 1) if "tl.fma(" in line)
     fused = dict.fromkeys(KERNELS, 0)
     for (name, _), made in compiled.items():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dali_imagenet import train
-from tests.helpers import ROOT, finish, launch, make_folder
+from tests.helpers import PACKAGES, ROOT, finish, launch, make_folder
 
 SHORT = (
     "--model",
@@ -48,7 +48,7 @@ def weights(out: Path) -> dict[str, Any]:
 
 
 def test_the_example_is_the_module() -> None:
-    assert (ROOT / "examples" / "train.py").read_bytes() == (ROOT / "dali_imagenet" / "train.py").read_bytes()
+    assert (ROOT / "examples" / "train.py").read_bytes() == (PACKAGES / "dali_imagenet" / "train.py").read_bytes()
 
 
 def test_small_is_small() -> None:
