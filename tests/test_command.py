@@ -232,7 +232,7 @@ def test_commands_of_the_docs_are_understood() -> None:
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for line in re.findall(
             r"^(?:\$ )?(?:python -m dali_imagenet|dali-imagenet) (\S.*)$",
-            page.read_text(encoding="utf-8"),
+            page.read_text(encoding="utf-8").replace("\\\n", ""),  # a command may take several lines
             re.MULTILINE,
         ):
             words = shlex.split(line, comments=True)
