@@ -8,14 +8,13 @@ over by its own, and what that asks of the memory. A server's memory is given by
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .core import PROGRAM, images, machine, stats
+from .core import PROGRAM, images, machine, page, stats
 
 if TYPE_CHECKING:
     from dali_imagenet import Loader
@@ -73,12 +72,7 @@ def run(options: argparse.Namespace) -> int:
             return 2
     logging.getLogger("dali_imagenet").setLevel(logging.WARNING)
     results = measure(options, asked)
-    text = markdown(results)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text(text)
+    page.say(results, markdown(results), options.out)
     return 0
 
 
@@ -128,11 +122,7 @@ def timed(loader: Loader, workers: int, seconds: float) -> dict[str, float]:
     def children() -> float:
         return sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
 
-    def endless() -> Any:
-        while True:
-            yield from loader
-
-    batches = endless()
+    batches = loader.endless()
     for _ in range(2 * workers + 2):  # what the ring holds before the clock starts
         next(batches)
     count = made = 0

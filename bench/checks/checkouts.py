@@ -210,9 +210,7 @@ def turns(
             return _asked_in_turns(checkouts, processes, cases, count)
         finally:
             for process in processes:
-                process.stdin.close()  # type: ignore[union-attr]
-            for process in processes:
-                process.wait()
+                process.communicate()  # which closes what it reads from: its end
 
 
 def _asked_in_turns(

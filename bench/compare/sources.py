@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import hashlib
 import importlib.util
-import json
 import logging
 import statistics
 import sys
@@ -22,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import PROGRAM, containers, images, machine
+from ..core import PROGRAM, containers, images, machine, page
 from ..core.range_server import serving
 from ..core.stats import quantile
 
@@ -53,12 +52,7 @@ def run(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-sources-")))
         results = compare(options, folder, stack)
-    text = markdown(results)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text(text)
+    page.say(results, markdown(results), options.out)
     return 0 if all(row["same"] for row in results["sources"]) else 1
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import random
 import statistics
@@ -17,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..core import PROGRAM, images, machine
+from ..core import PROGRAM, images, machine, page
 from ..core.job import MEAN, STD
 from ..core.stats import quantile
 from .sources import spent
@@ -47,12 +46,7 @@ def run(options: argparse.Namespace) -> int:
     logging.getLogger("dali_imagenet").setLevel(logging.WARNING)
     with contextlib.ExitStack() as stack:
         results = compare(options, stack)
-    text = markdown(results)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text(text)
+    page.say(results, markdown(results), options.out)
     return 0
 
 

@@ -1421,6 +1421,27 @@ static int decode(struct image *m, int simd, int pairs, const uint8_t *slot, uin
     return failed;
 }
 
+/* Asks for a box (top, left, height, width) of an image (height, width); to be freed. NULL: no memory left. `room`: bytes
+   of what is remembered of the file. */
+static struct image *request(const uint8_t *data, ptrdiff_t size, const ptrdiff_t image[2], const ptrdiff_t box[4],
+                             uint8_t *out, size_t room)
+{
+    struct image *m = calloc(1, sizeof *m);
+    if (m == NULL)
+        return NULL;
+    m->data = data;
+    m->end = data + size;
+    m->height = image[0];
+    m->width = image[1];
+    m->top = box[0];
+    m->left = box[1];
+    m->rows = box[2];
+    m->columns = box[3];
+    m->out = out;
+    m->room = room;
+    return m;
+}
+
 /* What is wrong with a request; NULL for nothing. */
 static const char *wrong_region(const struct image *m, ptrdiff_t room)
 {
@@ -1437,19 +1458,9 @@ static const char *wrong_region(const struct image *m, ptrdiff_t room)
 static int decode_box(const uint8_t *data, ptrdiff_t size, const ptrdiff_t image[2], const ptrdiff_t box[4], uint8_t *out,
                       const uint8_t *slot, uint8_t *made, size_t room, size_t *length, int *outcome)
 {
-    struct image *m = calloc(1, sizeof *m);
+    struct image *m = request(data, size, image, box, out, room);
     if (m == NULL)
         return -1;
-    m->data = data;
-    m->end = data + size;
-    m->height = image[0];
-    m->width = image[1];
-    m->top = box[0];
-    m->left = box[1];
-    m->rows = box[2];
-    m->columns = box[3];
-    m->out = out;
-    m->room = room;
     int failed = wrong_region(m, PTRDIFF_MAX) != NULL || decode(m, 1, WHERE_IT_PAYS, slot, made, length, outcome);
     free(m);
     return failed ? -1 : 0;
@@ -1459,26 +1470,16 @@ static int decode_box(const uint8_t *data, ptrdiff_t size, const ptrdiff_t image
 static PyObject *decode_region(PyObject *self, PyObject *args)
 {
     Py_buffer data, out, slot = {0};
-    ptrdiff_t height, width, top, left, rows, columns;
+    ptrdiff_t image[2], box[4];
     int simd = 1, pairs = WHERE_IT_PAYS, failed = -1, outcome = FROM_THE_TOP;
-    if (!PyArg_ParseTuple(args, "y*(nn)(nnnn)w*|piy*:decode_region", &data, &height, &width, &top, &left, &rows, &columns,
-                          &out, &simd, &pairs, &slot))
+    if (!PyArg_ParseTuple(args, "y*(nn)(nnnn)w*|piy*:decode_region", &data, &image[0], &image[1], &box[0], &box[1], &box[2],
+                          &box[3], &out, &simd, &pairs, &slot))
         return NULL;
-    struct image *m = calloc(1, sizeof *m);
     size_t room = slot.buf == NULL ? 0 : (size_t)slot.len, length = 0;
+    struct image *m = request(data.buf, data.len, image, box, out.buf, room);
     uint8_t *made = calloc(1, room + 1);
     const char *problem = "no memory left";
     if (m != NULL && made != NULL) {
-        m->room = room;
-        m->data = data.buf;
-        m->end = m->data + data.len;
-        m->height = height;
-        m->width = width;
-        m->top = top;
-        m->left = left;
-        m->rows = rows;
-        m->columns = columns;
-        m->out = out.buf;
         problem = pairs < NEVER || pairs > ALWAYS ? "pairs: must be 0, 1 or 2" : wrong_region(m, out.len);
         if (problem == NULL) {
             Py_BEGIN_ALLOW_THREADS

@@ -12,19 +12,9 @@
 static const char *run(const uint8_t *data, size_t size, const ptrdiff_t *box, ptrdiff_t height, ptrdiff_t width, int simd,
                        int pairs, uint8_t *out, const uint8_t *slot, size_t room, uint8_t *made, size_t *length)
 {
-    struct image *m = calloc(1, sizeof *m);
+    struct image *m = request(data, (ptrdiff_t)size, (ptrdiff_t[]){height, width}, box, out, room);
     if (m == NULL)
         abort();
-    m->data = data;
-    m->end = data + size;
-    m->height = height;
-    m->width = width;
-    m->top = box[0];
-    m->left = box[1];
-    m->rows = box[2];
-    m->columns = box[3];
-    m->out = out;
-    m->room = room;
     int outcome;
     const char *problem = decode(m, simd, pairs, slot, made, length, &outcome) ? m->problem : NULL;
     if (problem == NULL && m->problem != NULL)
