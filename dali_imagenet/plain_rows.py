@@ -138,7 +138,7 @@ class PlainRows:
         plain &= ((plan.window >= 0) & (plan.window + np.array(plan.size) <= plan.resize)).all(1)
         plain &= (nbytes > 0) | (not self._by_path)
         plain &= ~self._is_left[samples] & (decoder is not None and len(plan.views) == 1)
-        if dtype == torch.float16 and numbers is not None and not _kernels.float16:
+        if decoder is not None and dtype == torch.float16 and numbers is not None and not _kernels.float16:
             plain[:] = False
         return _Drawn(
             plan,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dali_imagenet._compiled import compiled
-from tests.helpers import python
+from tests.helpers import HERE, python, script
 
 HEADER = "/* for all */"
 
@@ -40,3 +40,30 @@ def test_the_modules_here_are_of_the_sources_here() -> None:
     code = "from dali_imagenet._compiled import compiled_modules as built; print(*built())"
     done = python("-c", code, env={"DALI_IMAGENET_PURE": "0"})
     assert done.returncode == 0, done.stderr
+
+
+BATCHES = """
+    import hashlib
+    import sys
+    import torch
+    from dali_imagenet import EvalRecipe, TrainRecipe, create_loader
+
+    for backend in sys.argv[2:]:
+        for recipe in (TrainRecipe.classic(input_size=40), TrainRecipe.strong(input_size=40), EvalRecipe(input_size=9)):
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                digest = hashlib.sha256()
+                where = {"backend": backend, "device": "cpu", "num_workers": 0}
+                with create_loader(sys.argv[1], recipe, batch_size=4, seed=3, dtype=dtype, **where) as loader:
+                    for images, targets in loader:
+                        digest.update(images.view(torch.uint8).numpy().tobytes() + targets.numpy().tobytes())
+                print(backend, type(recipe).__name__, dtype, digest.hexdigest())
+"""
+
+
+def test_batches_are_the_same_without_them() -> None:
+    """All the way, in a process that has no compiled module."""
+    pictures = str(Path(__file__).parent / "data" / "pictures")
+    made = [script(BATCHES, pictures, *HERE, env={"DALI_IMAGENET_PURE": pure}) for pure in ("0", "1")]
+    assert [done.returncode for done in made] == [0, 0], made[0].stderr + made[1].stderr
+    assert made[0].stdout == made[1].stdout
+    assert len(made[0].stdout.splitlines()) == 9 * len(HERE)

@@ -174,19 +174,66 @@ def test_augmix_gives_the_same(mode: Any, size: tuple[int, int], monkeypatch: py
             assert torch.equal(fast, run_image(image, plan, 0, FILL, scratch))
 
 
-def test_lookup_and_gather_stay_inside() -> None:
+def test_gather_stays_inside() -> None:
     assert warp is not None
-    image = noise(5, 7)
-    out, counts = np.zeros_like(image), np.zeros((3, 256), np.int64)
+    image, room = noise(5, 7), np.zeros(36, np.uint32)
+    out = np.zeros_like(image)
     index = np.full((5, 7), 35, np.int32)
     index[0] = [0, 34, -1, 2**31 - 1, -(2**31), 35, 36]
-    warp.gather(image, out, index, FILL)
+    warp.gather(image, out, index, room, FILL)
     assert out[:, 0, :2].tolist() == image.reshape(3, -1)[:, [0, 34]].tolist()
     assert (out.reshape(3, -1)[:, 2:] == np.array(FILL)[:, None]).all()
-    warp.histogram(image, counts)
-    assert np.array_equal(counts, [np.bincount(plane.ravel(), minlength=256) for plane in image])
-    warp.lookup(image, out, bytes(range(256))[::-1])
-    assert np.array_equal(out, 255 - image)
+
+
+@pytest.mark.parametrize("down", [-(10**6), -6, -5, -4, 0, 1, 4, 5, 9])
+def test_shift_by_any_way(down: int) -> None:
+    assert warp is not None
+    image = noise(5, 7)
+    for right in (-(10**6), -8, -7, -3, 0, 1, 6, 7, 8):
+        out, expected = np.zeros_like(image), np.empty_like(image)
+        expected[:] = np.array(FILL, np.uint8)[:, None, None]
+        for y in range(5):
+            for x in range(7):
+                if 0 <= y - down < 5 and 0 <= x - right < 7:
+                    expected[:, y, x] = image[:, y - down, x - right]
+        warp.shift(image, out, 5, 7, down, right, FILL)
+        assert np.array_equal(out, expected), right
+
+
+TABLES: dict[Op, list[float]] = {
+    Op.POSTERIZE: [0, 1, 3, 8],
+    Op.SOLARIZE: [0, 0.5, 1, 127, 128.25, 255],
+    Op.SOLARIZE_ADD: [0, 1, 110, 255],
+    Op.INVERT: [0],
+    Op.BRIGHTNESS: [0, 0.3, 1, 1.9, 255, 1e6],
+    Op.CONTRAST: [0, 0.3, 1, 1.9, 255],
+    Op.PIL_CONTRAST: [0, 0.3, 1, 1.9, 255],
+    Op.EQUALIZE: [0],
+    Op.AUTO_CONTRAST: [0],
+    Op.PIL_AUTO_CONTRAST: [0],
+}
+
+
+@pytest.mark.parametrize("op", TABLES, ids=lambda op: op.name)
+def test_tables_of_all_kinds_of_images(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every value, few values, one value, one pixel of another value; sizes that are no multiple of a vector."""
+    rng = np.random.default_rng(10)
+    images = [
+        np.arange(256, dtype=np.uint8).reshape(1, 16, 16).repeat(3, 0),
+        rng.choice(np.array([0, 7, 255], np.uint8), (3, 9, 37)),
+        np.stack([np.full((33, 1), value, np.uint8) for value in (0, 128, 255)]),
+        *(np.full((3, 20, 20), value, np.uint8) for value in (0, 9, 255)),
+        (100 + rng.normal(size=(3, 31, 33)) * 4).astype(np.uint8),
+        np.where(rng.random((3, 64, 50)) < 0.9, 3, noise(64, 50)).astype(np.uint8),
+    ]
+    images[-4][:, 3, 4] = [1, 254, 128]
+    for image in images:
+        for arg in TABLES[op]:
+            case = torch.from_numpy(image)[None], np.array([[op]]), np.array([[arg]]), np.array([[0]])
+            fast = per_image(*case)
+            with monkeypatch.context() as patch:
+                patch.setattr(pixel_ops, "_pixel_ops", None)
+                assert torch.equal(fast, per_image(*case)), (image.shape, arg)
 
 
 def test_wrong_memory_is_refused() -> None:
@@ -210,16 +257,16 @@ def test_wrong_memory_is_refused() -> None:
     for radius in (math.nan, math.inf, 1e7):
         with pytest.raises(ValueError, match="1e6"):
             warp.gaussian_blur(image, out, room, 5, 7, radius)
-    with pytest.raises(ValueError, match="int32"):
-        warp.gather(image, out, index[:-1], FILL)
-    with pytest.raises(ValueError, match="256"):
-        warp.lookup(image, out, bytes(255))
+    for index_and_room in ((index[:-1], np.zeros(36, np.uint32)), (index, np.zeros(35, np.uint32))):
+        with pytest.raises(ValueError, match="int32"):
+            warp.gather(image, out, *index_and_room, FILL)
+    for wrong_shift in ((image, out, 5, 8, 0, 0), (image, out[:2], 5, 7, 0, 0), (image, out, 5, 7, 2**40, 0)):
+        with pytest.raises(ValueError, match="memory"):
+            warp.shift(*wrong_shift, FILL)
     with pytest.raises(ValueError, match="chain"):
         warp.mix(image, image[:1].copy(), one, 0.0, 1.0, out)
-    with pytest.raises(ValueError, match="int64"):
-        warp.histogram(image, np.zeros((3, 255), np.int64))
     with pytest.raises(TypeError, match="read-write"):
-        warp.lookup(image, bytes(image.size), bytes(256))
+        warp.equalize(image, bytes(image.size), room, 5, 7, 0.0)
 
 
 @cache

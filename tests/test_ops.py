@@ -53,9 +53,9 @@ def test_an_operation_without_an_executor_is_an_error(monkeypatch: pytest.Monkey
     images, one = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), np.ones((1, 1))
     with pytest.raises(NotImplementedError, match="no batched executor for EQUALIZE"):
         apply_ops_batch(images, np.full((1, 1), Op.EQUALIZE), one, one)
-    monkeypatch.delitem(pixel_ops.EXECUTORS, Op.EQUALIZE)
+    monkeypatch.delitem(pixel_ops.EXECUTORS, Op.TRANSLATE_X)
     with pytest.raises(KeyError):
-        apply_ops_image(images[0], [Op.EQUALIZE], [0.0], [0])
+        apply_ops_image(images[0], [Op.TRANSLATE_X], [1.0], [0])
 
 
 @pytest.mark.parametrize("op", EVERY, ids=lambda op: op.name)

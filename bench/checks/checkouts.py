@@ -86,18 +86,17 @@ torch.set_num_threads(1)
 DATA, WORKERS, CACHE = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 SEEN = []
 
-def cpu():
-    # user and system seconds of this process and its workers
-    me = psutil.Process()
-    return sum(sum(each.cpu_times()[:2]) for each in (me, *me.children(recursive=True)))
+def cpu(processes):
+    # user and system seconds
+    return sum(sum(each.cpu_times()[:2]) for each in processes)
 
-def settle():
+def settle(workers):
     # when the workers had made all that they may make ahead
-    last, since = cpu(), time.perf_counter()
-    while WORKERS and time.perf_counter() - since < 0.2:
+    last, since = cpu(workers), time.perf_counter()
+    while workers and time.perf_counter() - since < 0.2:
         time.sleep(0.01)
-        now = cpu()
-        if now > last + 0.011:  # polling costs, too
+        now = cpu(workers)
+        if now > last + 0.011:  # a tick is not yet work
             since = time.perf_counter()
             last = now
     return since
@@ -128,7 +127,8 @@ class Case:
             self.loader = open_loader(self.recipe, self.dtype, tempfile.mkdtemp(dir=CACHE) if self.first else CACHE)
         self.batches = iter(self.loader)
         next(self.batches)
-        settle()
+        self.workers = psutil.Process().children(recursive=True)
+        settle(self.workers)
 
     def measured(self):
         # (CPU seconds an image, wall seconds an image, sum of the pixels) of a batch, or of an epoch by workers
@@ -136,7 +136,7 @@ class Case:
             self.begin()
         count, total = 0, 0.0
         while True:
-            start, before = time.perf_counter(), cpu() if WORKERS else time.process_time()
+            start, before = time.perf_counter(), time.process_time() + cpu(self.workers)
             batch = next(self.batches, None)
             if batch is None and not WORKERS:
                 self.begin()
@@ -147,8 +147,8 @@ class Case:
             count, total = count + len(batch[0]), total + (batch[0].double().sum().item() if not WORKERS else 0.0)
             batch = next(self.batches, None) if WORKERS else None
         if WORKERS:
-            end, after = settle(), cpu()
-        return (after - before) / count, (end - start) / count, total
+            end = settle(self.workers)  # this process only waits
+        return (after + cpu(self.workers) - before) / count, (end - start) / count, total
 
 def main():
     cases = {}

@@ -26,6 +26,7 @@ from torchvision.transforms import v2
 from dali_imagenet import Accuracy, EvalRecipe, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.train import small
 
+from ..core import machine
 from .parity_cases import Backend, backends
 
 OWN = "torchvision's DataLoader"
@@ -154,6 +155,7 @@ def train(run: Run, cifar: Path, images: int, epochs: int, workers: int) -> dict
         "top1": 100 * shares[1],
         "tested": tested,
         "seconds": time.perf_counter() - start,
+        "processor": machine.describe()["processor"],
     }
 
 

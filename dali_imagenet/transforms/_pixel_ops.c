@@ -672,11 +672,92 @@ static ptrdiff_t blur(const u8 *in, const float *line, const float *kernel, int 
 }
 #endif
 
+/* ---- tables ---- */
+
+static void count(const u8 *in, ptrdiff_t n, int64_t counts[256])
+{
+    uint32_t parts[4][256] = {{0}}; /* neighbours are often equal: each waits less for the last */
+    for (ptrdiff_t i = 0; i + 4 <= n; i += 4)
+        for (int k = 0; k < 4; k++)
+            parts[k][in[i + k]]++;
+    for (ptrdiff_t i = n & ~(ptrdiff_t)3; i < n; i++)
+        parts[0][in[i]]++;
+    for (int v = 0; v < 256; v++)
+        counts[v] = (int64_t)parts[0][v] + parts[1][v] + parts[2][v] + parts[3][v];
+}
+
+#ifdef X86
+/* As many as fit 32 at a time: each of the table's 16 parts answers for the bytes that lie in it, with 0 for the others. */
+EIGHT static ptrdiff_t look_up_32(const u8 *in, ptrdiff_t n, const u8 table[256], u8 *out)
+{
+    const __m256i width = _mm256_set1_epi8(16), above = _mm256_set1_epi8(0x70); /* from 16 on it sets the highest bit */
+    __m256i part[16];
+    for (int k = 0; k < 16; k++)
+        part[k] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(table + 16 * k)));
+    ptrdiff_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        __m256i x = _mm256_loadu_si256((const __m256i *)(in + i)), found = _mm256_setzero_si256();
+        for (int k = 0; k < 16; k++, x = _mm256_sub_epi8(x, width))
+            found = _mm256_or_si256(found, _mm256_shuffle_epi8(part[k], _mm256_adds_epu8(x, above)));
+        _mm256_storeu_si256((__m256i *)(out + i), found);
+    }
+    return i;
+}
+#endif
+
+/* out[i] = table[in[i]] */
+static void look_up(const u8 *restrict in, ptrdiff_t n, const u8 table[256], u8 *restrict out)
+{
+    ptrdiff_t i = 0;
+#ifdef X86
+    if (HAS_EIGHT)
+        i = look_up_32(in, n, table, out);
+#endif
+    for (; i < n; i++)
+        out[i] = table[in[i]];
+}
+
+/* out[i] = in[index[i]] of each plane, or its fill where the index is n or more. By way of whole pixels, and the fill as
+   the one behind the last: one look-up takes the place of three, and nothing has to be chosen. */
+EACH_CPU static void gather(const u8 *restrict in, ptrdiff_t n, const uint32_t *restrict index, const u8 fill[3],
+                            uint32_t *restrict room, u8 *restrict out)
+{
+    for (ptrdiff_t i = 0; i < n; i++)
+        room[i] = in[i] | (uint32_t)in[n + i] << 8 | (uint32_t)in[2 * n + i] << 16;
+    room[n] = fill[0] | (uint32_t)fill[1] << 8 | (uint32_t)fill[2] << 16;
+    for (ptrdiff_t start = 0; start < n; start += CHUNK, out += CHUNK, index += CHUNK) {
+        uint32_t pixels[CHUNK];
+        const ptrdiff_t size = n - start < CHUNK ? n - start : CHUNK;
+        for (ptrdiff_t i = 0; i < size; i++)
+            pixels[i] = room[index[i] < (uint32_t)n ? index[i] : (uint32_t)n];
+        for (int c = 0; c < 3; c++)
+            for (ptrdiff_t i = 0; i < size; i++)
+                out[c * n + i] = (u8)(pixels[i] >> 8 * c);
+    }
+}
+
+/* Moved by whole pixels, down and to the right; what is left empty is filled. */
+static void shift(const u8 *in, ptrdiff_t height, ptrdiff_t width, ptrdiff_t down, ptrdiff_t right, const u8 fill[3], u8 *out)
+{
+    const ptrdiff_t left = right > 0 ? right < width ? right : width : 0;
+    const ptrdiff_t kept = right < -width || right > width ? 0 : width - (right > 0 ? right : -right);
+    for (int c = 0; c < 3; c++)
+        for (ptrdiff_t y = 0; y < height; y++, out += width) {
+            const ptrdiff_t from = y - down;
+            const ptrdiff_t some = from >= 0 && from < height ? kept : 0;
+            memset(out, fill[c], (size_t)width);
+            if (some)
+                memcpy(out + left, in + (c * height + from) * width + (right < 0 ? -right : 0), (size_t)some);
+        }
+}
+
 /* ---- enhancements: Image.blend with a gray, a constant or a blur ---- */
 
+/* Of less than 2**31. Whole numbers are compared, which compilers do in one instruction each, for eight at a time. */
 static inline u8 cut_float(float value)
 {
-    return (u8)(int)(value > 0.0f ? value < 255.0f ? value : 255.0f : 0.0f);
+    const int whole = (int)value, least = whole > 0 ? whole : 0;
+    return (u8)(least < 255 ? least : 255);
 }
 
 static inline u8 blend(int from, int to, float factor)
@@ -690,11 +771,18 @@ static inline int luma(int red, int green, int blue)
     return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16;
 }
 
-/* ImageFilter.SMOOTH of the middle one of nine pixels, itself five times; the quotient is exact to 6563. */
-static inline int smooth(const u8 *above, const u8 *p, const u8 *below)
+/* ImageFilter.SMOOTH: nine pixels, the middle one five times, of at most CHUNK pixels, whose number is returned. The
+   quotient is exact to 6563. */
+INLINE ptrdiff_t smoothed(const u8 *restrict in, ptrdiff_t start, ptrdiff_t n, ptrdiff_t width, int16_t *restrict soft)
 {
-    uint32_t sum = above[-1] + above[0] + above[1] + p[-1] + 5 * p[0] + p[1] + below[-1] + below[0] + below[1];
-    return (int)((sum + 6) * 5042 >> 16); /* sum / 13, rounded */
+    const ptrdiff_t size = n - width - 1 - start < CHUNK ? n - width - 1 - start : CHUNK;
+    const u8 *p = in + start, *above = p - width, *below = p + width;
+    for (ptrdiff_t i = 0; i < size; i++) {
+        const uint16_t outer = (uint16_t)(above[i - 1] + above[i] + above[i + 1] + below[i - 1] + below[i] + below[i + 1]);
+        const uint16_t sum = (uint16_t)(outer + p[i - 1] + 5 * p[i] + p[i + 1] + 6);
+        soft[i] = (int16_t)((uint32_t)sum * 5042 >> 16); /* sum / 13, rounded */
+    }
+    return size;
 }
 
 EACH_CPU static void color(const u8 *restrict in, u8 *restrict out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
@@ -717,16 +805,18 @@ EACH_CPU static void contrast(const u8 *restrict in, u8 *restrict out, u8 *room,
     for (ptrdiff_t i = 0; i < n; i++)
         sum += (uint32_t)luma(in[i], in[n + i], in[2 * n + i]);
     const int mean = (int)((double)sum / n + 0.5);
-    for (ptrdiff_t i = 0; i < 3 * n; i++)
-        out[i] = blend(mean, in[i], factor);
+    u8 table[256];
+    for (int v = 0; v < 256; v++)
+        table[v] = blend(mean, v, factor);
+    look_up(in, 3 * n, table, out);
 }
 
-EACH_CPU static void brightness(const u8 *restrict in, u8 *restrict out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
+static void brightness(const u8 *in, u8 *out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
 {
-    const ptrdiff_t n = height * width;
-    const float factor = (float)arg;
-    for (ptrdiff_t i = 0; i < 3 * n; i++)
-        out[i] = blend(0, in[i], factor);
+    u8 table[256];
+    for (int v = 0; v < 256; v++)
+        table[v] = blend(0, v, (float)arg);
+    look_up(in, 3 * height * width, table, out);
 }
 
 EACH_CPU static void grayscale(const u8 *restrict in, u8 *restrict out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
@@ -752,8 +842,12 @@ EACH_CPU static void sharpness(const u8 *restrict in, u8 *restrict out, u8 *room
     const ptrdiff_t n = height * width;
     const float factor = (float)arg;
     for (int c = 0; c < 3; c++, in += n, out += n) {
-        for (ptrdiff_t i = width + 1; i < n - width - 1; i++) /* in one go; what was made across the edges is lost */
-            out[i] = blend(smooth(in + i - width, in + i, in + i + width), in[i], factor);
+        for (ptrdiff_t start = width + 1; start < n - width - 1; start += CHUNK) { /* across the edges, too: lost below */
+            int16_t soft[CHUNK];
+            const ptrdiff_t size = smoothed(in, start, n, width, soft);
+            for (ptrdiff_t i = 0; i < size; i++)
+                out[start + i] = blend(soft[i], in[start + i], factor);
+        }
         keep_edges(in, height, width, out);
     }
 }
@@ -794,8 +888,10 @@ EACH_CPU static void torch_contrast(const u8 *restrict in, u8 *restrict out, u8 
     for (ptrdiff_t i = 0; i < n; i++)
         sum += (int)GRAY(i);
     const float mean = (float)sum / (float)n;
-    for (ptrdiff_t i = 0; i < 3 * n; i++)
-        out[i] = cut_float(PLUS(factor * in[i], rest, mean));
+    u8 table[256];
+    for (int v = 0; v < 256; v++)
+        table[v] = cut_float(PLUS(factor * (float)v, rest, mean));
+    look_up(in, 3 * n, table, out);
 }
 
 EACH_CPU static void torch_grayscale(const u8 *restrict in, u8 *restrict out, u8 *room, ptrdiff_t height, ptrdiff_t width,
@@ -814,9 +910,11 @@ EACH_CPU static void torch_sharpness(const u8 *restrict in, u8 *restrict out, u8
     const int fma = fused;
     const float rest = (float)(1.0 - arg);
     for (int c = 0; c < 3; c++, in += n, out += n) {
-        for (ptrdiff_t i = width + 1; i < n - width - 1; i++) {
-            int difference = smooth(in + i - width, in + i, in + i + width) - in[i];
-            out[i] = cut_float(PLUS((float)in[i], rest, (float)difference));
+        for (ptrdiff_t start = width + 1; start < n - width - 1; start += CHUNK) { /* as above */
+            int16_t soft[CHUNK];
+            const ptrdiff_t size = smoothed(in, start, n, width, soft);
+            for (ptrdiff_t i = 0; i < size; i++)
+                out[start + i] = cut_float(PLUS((float)in[start + i], rest, (float)(soft[i] - in[start + i])));
         }
         keep_edges(in, height, width, out);
     }
@@ -860,25 +958,100 @@ EACH_CPU static void hue(const u8 *restrict in, u8 *restrict out, u8 *room, ptrd
     }
 }
 
-/* ---- tables ---- */
+/* ---- operations that are tables ---- */
 
-static void count(const u8 *in, ptrdiff_t n, int64_t counts[256])
+static void posterize(const u8 *in, u8 *out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
 {
-    uint32_t parts[4][256] = {{0}}; /* neighbours are often equal: each waits less for the last */
-    for (ptrdiff_t i = 0; i + 4 <= n; i += 4)
-        for (int k = 0; k < 4; k++)
-            parts[k][in[i + k]]++;
-    for (ptrdiff_t i = n & ~(ptrdiff_t)3; i < n; i++)
-        parts[0][in[i]]++;
+    const int bits = arg > 0 ? arg < 8 ? (int)arg : 8 : 0;
+    u8 table[256];
     for (int v = 0; v < 256; v++)
-        counts[v] = (int64_t)parts[0][v] + parts[1][v] + parts[2][v] + parts[3][v];
+        table[v] = (u8)(v & (0xFF00 >> bits));
+    look_up(in, 3 * height * width, table, out);
 }
 
-/* out[i] = in[index[i]], or fill where the index is n or more. */
-EACH_CPU static void gather(const u8 *restrict in, ptrdiff_t n, const uint32_t *restrict index, u8 fill, u8 *restrict out)
+static void solarize(const u8 *in, u8 *out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
 {
-    for (ptrdiff_t i = 0; i < n; i++)
-        out[i] = index[i] < (uint32_t)n ? in[index[i]] : fill;
+    u8 table[256];
+    for (int v = 0; v < 256; v++)
+        table[v] = (u8)(v >= arg ? 255 - v : v);
+    look_up(in, 3 * height * width, table, out);
+}
+
+static void solarize_add(const u8 *in, u8 *out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
+{
+    u8 table[256];
+    for (int v = 0; v < 256; v++) {
+        const int more = v + (int)arg;
+        table[v] = (u8)(v < 128 ? more > 0 ? more < 255 ? more : 255 : 0 : v);
+    }
+    look_up(in, 3 * height * width, table, out);
+}
+
+static void invert(const u8 *in, u8 *out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
+{
+    u8 table[256];
+    for (int v = 0; v < 256; v++)
+        table[v] = (u8)(255 - v);
+    look_up(in, 3 * height * width, table, out);
+}
+
+/* PIL's and torchvision's, each plane by itself. */
+static void equalize(const u8 *in, u8 *out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
+{
+    const ptrdiff_t n = height * width;
+    for (int c = 0; c < 3; c++, in += n, out += n) {
+        int64_t counts[256];
+        u8 table[256];
+        count(in, n, counts);
+        int last = 255;
+        while (counts[last] == 0)
+            last--;
+        const int64_t step = (n - counts[last]) / 255;
+        int64_t sum = step / 2;
+        for (int v = 0; v < 256; sum += counts[v++]) {
+            const int64_t value = step ? sum / step : v;
+            table[v] = (u8)(value < 255 ? value : 255);
+        }
+        look_up(in, n, table, out);
+    }
+}
+
+EACH_CPU static void extremes(const u8 *in, ptrdiff_t n, u8 *low, u8 *high)
+{
+    u8 least = 255, most = 0;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        least = in[i] < least ? in[i] : least;
+        most = in[i] > most ? in[i] : most;
+    }
+    *low = least, *high = most;
+}
+
+static void pil_auto_contrast(const u8 *in, u8 *out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
+{
+    const ptrdiff_t n = height * width;
+    for (int c = 0; c < 3; c++, in += n, out += n) {
+        u8 low, high, table[256];
+        extremes(in, n, &low, &high);
+        const double scale = 255.0 / (low == high ? 1 : high - low);
+        for (int v = 0; v < 256; v++) {
+            const double value = v * scale - low * scale;
+            table[v] = (u8)(low == high ? v : value > 0 ? value < 255 ? (int)value : 255 : 0);
+        }
+        look_up(in, n, table, out);
+    }
+}
+
+static void torch_auto_contrast(const u8 *in, u8 *out, u8 *room, ptrdiff_t height, ptrdiff_t width, double arg)
+{
+    const ptrdiff_t n = height * width;
+    for (int c = 0; c < 3; c++, in += n, out += n) {
+        u8 low, high, table[256];
+        extremes(in, n, &low, &high);
+        const float scale = low == high ? 1 : (float)(high - low) * (float)(1.0 / 255);
+        for (int v = 0; v < 256; v++)
+            table[v] = low == high ? (u8)v : cut_float((float)(v - low) / scale);
+        look_up(in, n, table, out);
+    }
 }
 
 /* ---- AugMix ---- */
@@ -1019,6 +1192,13 @@ METHOD(torch_contrast)
 METHOD(torch_grayscale)
 METHOD(torch_sharpness)
 METHOD(hue)
+METHOD(posterize)
+METHOD(solarize)
+METHOD(solarize_add)
+METHOD(invert)
+METHOD(equalize)
+METHOD(pil_auto_contrast)
+METHOD(torch_auto_contrast)
 
 static PyObject *set_fused(PyObject *self, PyObject *value)
 {
@@ -1128,66 +1308,45 @@ static PyObject *run_blur_bounds(PyObject *self, PyObject *args)
     return result;
 }
 
-static PyObject *run_histogram(PyObject *self, PyObject *args)
-{
-    Py_buffer in, counts;
-    if (!PyArg_ParseTuple(args, "y*w*", &in, &counts))
-        return NULL;
-    const int ok = in.len % 3 == 0 && in.len / 3 < UINT32_MAX && counts.len == 3 * 256 * 8 &&
-                   (uintptr_t)counts.buf % 8 == 0;
-    if (ok) {
-        Py_BEGIN_ALLOW_THREADS
-        for (int c = 0; c < 3; c++)
-            count((const u8 *)in.buf + c * (in.len / 3), in.len / 3, (int64_t *)counts.buf + c * 256);
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&in);
-    PyBuffer_Release(&counts);
-    return ok ? Py_NewRef(Py_None) : bad("three planes and int64 [3, 256]");
-}
-
-static PyObject *run_lookup(PyObject *self, PyObject *args)
-{
-    Py_buffer in, out, table;
-    if (!PyArg_ParseTuple(args, "y*w*y*", &in, &out, &table))
-        return NULL;
-    const Py_ssize_t tables = table.len / 256;
-    const int ok = in.len == out.len && table.len % 256 == 0 && tables > 0 && in.len % tables == 0;
-    if (ok) {
-        Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t t = 0, n = in.len / tables; t < tables; t++) {
-            const u8 *p = (const u8 *)in.buf + t * n, *values = (const u8 *)table.buf + t * 256;
-            u8 *restrict to = (u8 *)out.buf + t * n;
-            for (Py_ssize_t i = 0; i < n; i++)
-                to[i] = values[p[i]];
-        }
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&in);
-    PyBuffer_Release(&out);
-    PyBuffer_Release(&table);
-    return ok ? Py_NewRef(Py_None) : bad("tables of 256 bytes, each for an equal share");
-}
-
 static PyObject *run_gather(PyObject *self, PyObject *args)
 {
-    Py_buffer in, out, index;
+    Py_buffer in, out, index, room;
     u8 fill[3];
-    if (!PyArg_ParseTuple(args, "y*w*y*(bbb)", &in, &out, &index, fill, fill + 1, fill + 2))
+    if (!PyArg_ParseTuple(args, "y*w*y*w*(bbb)", &in, &out, &index, &room, fill, fill + 1, fill + 2))
         return NULL;
     const Py_ssize_t n = in.len / 3;
     const int ok = in.len % 3 == 0 && n < INT32_MAX && out.len == in.len && index.len == 4 * n &&
-                   (uintptr_t)index.buf % 4 == 0;
+                   room.len >= 4 * n + 4 && ((uintptr_t)index.buf | (uintptr_t)room.buf) % 4 == 0;
     if (ok) {
         Py_BEGIN_ALLOW_THREADS
-        for (int c = 0; c < 3; c++)
-            gather((const u8 *)in.buf + c * n, n, index.buf, fill[c], (u8 *)out.buf + c * n);
+        gather(in.buf, n, index.buf, fill, room.buf, out.buf);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&in);
     PyBuffer_Release(&out);
     PyBuffer_Release(&index);
-    return ok ? Py_NewRef(Py_None) : bad("three planes and an int32 for each pixel");
+    PyBuffer_Release(&room);
+    return ok ? Py_NewRef(Py_None) : bad("three planes, an int32 for each pixel, and as many in room, and one more");
+}
+
+static PyObject *run_shift(PyObject *self, PyObject *args)
+{
+    Py_buffer in, out;
+    ptrdiff_t height, width, down, right;
+    u8 fill[3];
+    if (!PyArg_ParseTuple(args, "y*w*nnnn(bbb)", &in, &out, &height, &width, &down, &right, fill, fill + 1, fill + 2))
+        return NULL;
+    const ptrdiff_t limit = INT32_MAX / 16;
+    const int ok = height > 0 && width > 0 && height < limit && width < limit / height && in.len == 3 * height * width &&
+                   out.len == in.len && down > -limit && down < limit && right > -limit && right < limit;
+    if (ok) {
+        Py_BEGIN_ALLOW_THREADS
+        shift(in.buf, height, width, down, right, fill, out.buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&in);
+    PyBuffer_Release(&out);
+    return ok ? Py_NewRef(Py_None) : bad("the memory does not fit the image, or the way is too long");
 }
 
 static PyObject *run_mix(PyObject *self, PyObject *args)
@@ -1278,6 +1437,13 @@ static PyMethodDef methods[] = {
     {"torch_sharpness", run_torch_sharpness, METH_VARARGS, IMAGE_ARG "factor"},
     {"torch_grayscale", run_torch_grayscale, METH_VARARGS, IMAGE_ARG "ignored"},
     {"hue", run_hue, METH_VARARGS, IMAGE_ARG "turns"},
+    {"posterize", run_posterize, METH_VARARGS, IMAGE_ARG "bits that are kept"},
+    {"solarize", run_solarize, METH_VARARGS, IMAGE_ARG "threshold"},
+    {"solarize_add", run_solarize_add, METH_VARARGS, IMAGE_ARG "what is added"},
+    {"invert", run_invert, METH_VARARGS, IMAGE_ARG "ignored"},
+    {"equalize", run_equalize, METH_VARARGS, IMAGE_ARG "ignored"},
+    {"pil_auto_contrast", run_pil_auto_contrast, METH_VARARGS, IMAGE_ARG "ignored"},
+    {"torch_auto_contrast", run_torch_auto_contrast, METH_VARARGS, IMAGE_ARG "ignored"},
     {"set_fused", set_fused, METH_O, "(bool): whether torch adds a product in one step"},
     {"convolve", run_convolve, METH_VARARGS,
      "(in, kernel, out, height, width, size): float32 [3, height + size - 1, width + size - 1], [size, size] and\n"
@@ -1289,9 +1455,8 @@ static PyMethodDef methods[] = {
      "to a half. ValueError, too, with neither AVX2 and FMA nor NEON"},
     {"blur_bounds", run_blur_bounds, METH_VARARGS,
      "(line, kernel): how far blur's first sum can be from the second, for values below 2, 4, .. 256"},
-    {"histogram", run_histogram, METH_VARARGS, "(in, counts): int64 [3, 256]"},
-    {"lookup", run_lookup, METH_VARARGS, "(in, out, tables): one table of 256 bytes, or one for each plane"},
-    {"gather", run_gather, METH_VARARGS, "(in, out, index, fill): one int32 index for each pixel; beyond is fill"},
+    {"gather", run_gather, METH_VARARGS, "(in, out, index, room, fill): one int32 index for each pixel; beyond is fill"},
+    {"shift", run_shift, METH_VARARGS, "(in, out, height, width, down, right, fill): by whole pixels"},
     {"mix", run_mix, METH_VARARGS, "(image, chains, weights, scale, share, out): AugMix"},
     {"mix_pair", run_mix_pair, METH_VARARGS,
      "(a, b, (planes, height, width, depth), one, other): Mixup and CutMix of two float32 images in place; one and other:\n"

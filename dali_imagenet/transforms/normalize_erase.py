@@ -131,15 +131,16 @@ def erase_image_(
         value: as of `erase_`.
     """
     _, _, width = image.shape
-    signed = torch.from_numpy(np.array([key], np.uint64).view(np.int64))
     for number, (top, left, h, w) in enumerate(boxes.tolist()):
         if h == 0:
             continue
         target = image[:, top : top + h, left : left + w]
-        stream = torch.arange(3, device="cpu")[:, None, None] + 3 * number
         if mode == "const":
-            target.copy_(_value(value)[0].expand_as(target))
-        elif mode == "rand":
+            target.copy_(_value(value)[0])
+            continue
+        signed = torch.from_numpy(np.array([key], np.uint64).view(np.int64))
+        stream = torch.arange(3, device="cpu")[:, None, None] + 3 * number
+        if mode == "rand":
             target.copy_(noise(signed, stream, torch.zeros(1, dtype=torch.int64, device="cpu")).expand_as(target))
         elif _pixel_ops is not None and not ORACLE:
             radius, angle = torch.empty(2, 3, h, w, dtype=torch.float32, device="cpu")

@@ -213,18 +213,27 @@ class Workspace:
 
     def __init__(self, map_bytes: int = 32 << 20) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._views: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}
         self._maps: OrderedDict[tuple[int, float, int, int, int], Tensor] = OrderedDict()
         self.map_bytes = map_bytes
         self._held = 0
 
     def get(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor with arbitrary content, valid until the same name is asked for again."""
+        asked = (name, tuple(shape), dtype)
+        view = self._views.get(asked)
+        if view is not None:  # as mostly: making a tensor takes as long as moving some ten thousand bytes
+            return view
         count = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.dtype != dtype or buffer.numel() < count:
             # images come in all sizes: with some room to spare the largest is soon met
             buffer = self._buffers[name] = torch.empty(count * 5 // 4, dtype=dtype, device="cpu")
-        return buffer[:count].view(tuple(shape))
+            self._views.clear()
+        if len(self._views) >= 64:
+            self._views.clear()
+        view = self._views[asked] = buffer[:count].view(asked[1])
+        return view
 
     def index_map(self, op: int, arg: float, height: int, width: int) -> Tensor:
         """The int32 map of `nearest_map` for this operation, from memory or new."""
@@ -341,6 +350,11 @@ class _Work:
         whole = self.workspace.get("whole", self.shape, torch.int16).copy_(result)
         self.keep(self.out().copy_(whole))
 
+    def room(self) -> npt.NDArray[np.uint8]:
+        """ROOM in _pixel_ops.c."""
+        _, height, width = self.shape
+        return self.workspace.get("room", (9 * (height + 4) * (width + 4),), torch.uint8).numpy()
+
     def floats(self) -> Tensor:
         return self.workspace.get("float", self.shape, torch.float32).copy_(self.planar())
 
@@ -354,10 +368,6 @@ class _Work:
         source = self.planar().numpy().reshape(-1)
         out = self.out()
         target = out.numpy().reshape(-1)
-        if _pixel_ops is not None:
-            _pixel_ops.lookup(source, target, b"".join(tables))
-            self.keep(out)
-            return
         size = source.size // len(tables)
         for c, table in enumerate(tables):
             part = slice(c * size, (c + 1) * size)
@@ -380,7 +390,7 @@ def _take(work: _Work, index: Tensor) -> None:
     count = len(index)
     if _pixel_ops is not None:
         image, out = work.planar(), work.out()
-        _pixel_ops.gather(image.numpy(), out.numpy(), index.numpy(), work.fill)
+        _pixel_ops.gather(image.numpy(), out.numpy(), index.numpy(), work.room(), work.fill)
         work.keep(out)
         return
     source = work.workspace.get("padded", (3, count + 1), torch.uint8)
@@ -410,6 +420,11 @@ def _shift(work: _Work, op: int, arg: float, aux: int) -> None:
     pixels = int(arg)
     source = work.planar()  # both filters give the same for whole pixels
     out = work.out()
+    if _pixel_ops is not None:
+        down, right = (0, pixels) if op == Op.TRANSLATE_X else (pixels, 0)
+        _pixel_ops.shift(source.numpy(), out.numpy(), *work.shape[1:], down, right, work.fill)
+        work.keep(out)
+        return
     axis = 2 if op == Op.TRANSLATE_X else 1
     size = work.shape[axis]
     moved = min(abs(pixels), size)
@@ -524,11 +539,7 @@ def _auto_contrast(work: _Work, op: int, arg: float, aux: int) -> None:
 
 
 def _equalize(work: _Work, op: int, arg: float, aux: int) -> None:
-    if _pixel_ops is not None:
-        counts = np.empty((3, 256), np.int64)
-        _pixel_ops.histogram(work.planar().numpy(), counts)
-    else:
-        counts = np.stack([torch.bincount(plane, minlength=256).numpy() for plane in work.planar().view(3, -1)])
+    counts = np.stack([torch.bincount(plane, minlength=256).numpy() for plane in work.planar().view(3, -1)])
     work.translate_bytes([table.tobytes() for table in equalize_lut(counts)])
 
 
@@ -639,6 +650,13 @@ _JOBS: dict[int, str] = {
     Op.PIL_SHARPNESS: "sharpness",
     Op.PIL_GRAYSCALE: "grayscale",
     Op.PIL_GAUSSIAN_BLUR: "gaussian_blur",
+    Op.AUTO_CONTRAST: "torch_auto_contrast",
+    Op.PIL_AUTO_CONTRAST: "pil_auto_contrast",
+    **dict.fromkeys((Op.EQUALIZE, Op.PIL_EQUALIZE), "equalize"),
+    **dict.fromkeys((Op.INVERT, Op.PIL_INVERT), "invert"),
+    **dict.fromkeys((Op.POSTERIZE, Op.PIL_POSTERIZE), "posterize"),
+    **dict.fromkeys((Op.SOLARIZE, Op.PIL_SOLARIZE), "solarize"),
+    **dict.fromkeys((Op.SOLARIZE_ADD, Op.PIL_SOLARIZE_ADD), "solarize_add"),
 }
 _PIL_WARPS = frozenset({Op.PIL_SHEAR_X, Op.PIL_SHEAR_Y, Op.PIL_TRANSLATE_X, Op.PIL_TRANSLATE_Y, Op.PIL_ROTATE,
                          Op.PIL_AFFINE})  # fmt: skip
@@ -677,7 +695,7 @@ def _in_c(work: _Work, op: int, arg: float, aux: int) -> bool:
     _, height, width = work.shape
     if op == Op.CONTRAST and height * width > 65793:  # a float32 sum may round, and its order matters
         return False
-    room = work.workspace.get("room", (9 * (height + 4) * (width + 4),), torch.uint8).numpy()  # ROOM in _pixel_ops.c
+    room = work.room()
     source, out = work.planar().numpy(), work.out()
     if job:
         getattr(_pixel_ops, job)(source, out.numpy(), room, height, width, arg)

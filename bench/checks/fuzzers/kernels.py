@@ -94,12 +94,11 @@ def once(ops: Any, kernels: Any, decoder: Any, files: list[Path], rng: random.Ra
         pixels, out = drawn(rng, 3 * height * width), drawn(rng, 3 * height * width)
         room = drawn(rng, 4 * (height + 2) * (width + wide + 44) + 32)
         ops.blur(pixels, line, kernel, out, room, height, width, rng.choice((0.0, 1.0)))
-    elif name == "histogram":
-        ops.histogram(pixels, bytearray(3 * 256 * 8))
-    elif name == "lookup":
-        ops.lookup(pixels, out, drawn(rng, 256 * rng.choice((1, 3))))
     elif name == "gather":
-        ops.gather(pixels, out, drawn(rng, 4 * height * width), (0, 127, 255))
+        ops.gather(pixels, out, drawn(rng, 4 * height * width), bytearray(4 * height * width + 4), (0, 127, 255))
+    elif name == "shift":
+        way = [rng.choice((rng.randint(-9, 9), rng.randint(-120, 120), 10**8, -(10**8))) for _ in range(2)]
+        ops.shift(pixels, out, height, width, *way, (0, 127, 255))
     elif name == "mix":
         count = rng.randint(0, 4)
         weights = struct.pack(f"{count}f", *(number(rng) for _ in range(count)))
