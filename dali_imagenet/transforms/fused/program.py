@@ -261,8 +261,9 @@ class _Encoder:
             given = [_parts(ops[i], arg[i], j) for i, j in zip(r, k, strict=True)] if "AFFINE" in op.name else None
             self._warps(op, step, source, target, given_arg, given_aux, given)
         elif op in POINT_OPS or op in PIL_POINT_OPS:
-            at = np.array([self.bytes.add(table) for table in point_luts(np.full(len(r), op), given_arg)])
-            add(step, codes.FIXED, source, target, at=at)
+            args, which = np.unique(given_arg, return_inverse=True)  # most policies have few
+            at = np.array([self.bytes.add(table) for table in point_luts(np.full(len(args), op), args)])
+            add(step, codes.FIXED, source, target, at=at[which])
         elif op in _MADE:
             at = (self.program.made + np.arange(len(r))) * 768
             self.program.made += len(r)
