@@ -81,8 +81,9 @@ def run_training(options: argparse.Namespace) -> int:
     made = parity_train.run_all(options.cifar, options.out, recipes, *sizes, console)
     rows = parity_train.verdicts(made)
     words = f"{PROGRAM} parity --train --cifar DIR --seeds {sizes[0]} --train-images {sizes[1]} --epochs {sizes[2]}"
-    lines = [*parity_train.markdown(rows, made, words), _versions(machine.describe(), machine.versions()), ""]
-    found = {"verdicts": rows, "runs": made, "machine": machine.describe(), "versions": machine.versions()}
+    ran_on = {"processor": " and ".join(sorted({run["processor"] for run in made}))}
+    lines = [*parity_train.markdown(rows, made, words), _versions(ran_on, machine.versions()), ""]
+    found = {"verdicts": rows, "runs": made, "machine": machine.describe() | ran_on, "versions": machine.versions()}
     (options.out / "parity-train.json").write_text(json.dumps(found, indent=1))
     (options.out / "parity-train.md").write_text("\n".join(lines))
     console.print("\n".join(lines[4:-2]), highlight=False)
