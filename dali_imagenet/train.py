@@ -163,8 +163,15 @@ class Training:
             args.data, recipe, batch_size=args.batch_size, accumulate=args.accumulate, on_error=args.on_error, **common
         )
         self.val = create_loader(
-            args.data, evaluation, batch_size=args.val_batch_size or args.batch_size, classes=self.train, **common
+            args.val_data or args.data,
+            evaluation,
+            batch_size=args.val_batch_size or args.batch_size,
+            classes=self.train,
+            **common,
         )
+        if self.train.state_dict()["data"] == self.val.state_dict()["data"]:
+            told = f"--val-data {args.val_data}" if args.val_data else args.data
+            raise ValueError(f"{told} gives the images of training to validate: give --val-data, or train/ and val/")
         torch.manual_seed(args.seed)  # the same weights on every rank
         self.net = build_model(args.model, self.train.num_classes).to(device).to(memory_format=form)
         torch.manual_seed(args.seed + 1 + rank)  # dropout and the like differ
@@ -339,6 +346,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = p.add_argument
     add("data", help="what the loader reads: a folder with train/ and val/, shards, ...")
+    add("--val-data", metavar="DATA", help="to validate with, where DATA has no such part of its own")
     add("--output", type=Path, metavar="DIR", help="checkpoints and log.jsonl; a run goes on from what is there")
     add("--model", default="resnet50", metavar="NAME", help="small, or one of torchvision's or timm's (resnet50)")
     group = p.add_argument_group("images")

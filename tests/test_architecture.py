@@ -16,7 +16,7 @@ from dali_imagenet.engine import ENGINES
 from dali_imagenet.loader import Backend
 
 ROOT = Path(__file__).resolve().parent.parent
-# From the ground up; each may import from its own line and from those above it.
+# From the ground up; each may import from the lines above it.
 LAYERS = (
     ("_compiled", "cache", "cores", "errors", "escape", "formats", "validation"),
     ("failures", "jpeg_markers", "machine", "ops", "rng", "storage"),

@@ -174,6 +174,25 @@ def test_augmix_gives_the_same(mode: Any, size: tuple[int, int], monkeypatch: py
             assert torch.equal(fast, run_image(image, plan, 0, FILL, scratch))
 
 
+def test_augmix_of_any_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, scratch = torch.from_numpy(noise(17, 31)), Workspace()
+    op = np.array([[[Op.INVERT]]], np.int16)
+    for weight in (1e8, -1e8, 3e9):
+        numbers = np.array([[weight]], np.float32), np.ones(1, np.float32)
+        plan = AugMixPlan(op, np.zeros(op.shape, np.float32), np.zeros_like(op), *numbers, "timm")
+        fast = run_image(image, plan, 0, FILL, scratch).clone()
+        with monkeypatch.context() as patch:
+            patch.setattr(pixel_ops, "_pixel_ops", None)
+            assert torch.equal(fast, run_image(image, plan, 0, FILL, scratch)), weight
+
+
+@pytest.mark.parametrize("op", [Op.TRANSLATE_X, Op.TRANSLATE_Y], ids=lambda op: op.name)
+def test_a_translation_of_any_length_leaves_the_fill(op: Op) -> None:
+    for way in (2e8, -2e8, 1e19):
+        result = apply_ops_image(torch.from_numpy(noise(5, 7)), [op], [way], [0], FILL)
+        assert (result == torch.tensor(FILL)[:, None, None]).all()
+
+
 def test_gather_stays_inside() -> None:
     assert warp is not None
     image, room = noise(5, 7), np.zeros(36, np.uint32)

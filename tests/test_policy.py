@@ -489,6 +489,18 @@ def test_blended_weights_are_timms() -> None:
     assert (plain.mode, blended.mode, own.mode) == ("timm", "blend", "torchvision")
 
 
+def test_blended_weights_where_one_chain_takes_all() -> None:
+    """A small alpha draws shares and weights that round to 1: nothing is left for the chains before."""
+    plain, blended = (drawn(TimmAugMix(alpha=0.01, blended=b), DRAWS, seed=1) for b in (False, True))
+    assert isinstance(plain, AugMixPlan)
+    assert isinstance(blended, AugMixPlan)
+    assert (blended.weights >= 0).all()
+    assert (blended.weights <= 1).all()
+    assert (blended.weights[:, -1] == 1).any()
+    share = 1 - (1 - blended.weights.astype(np.float64)).prod(1)  # of the image in what comes out
+    np.testing.assert_allclose(share, plain.m, atol=1e-5)
+
+
 # ---------------------------------------------------------------------------------------------------- a user's table
 
 

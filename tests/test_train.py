@@ -139,6 +139,17 @@ def test_what_is_refused(words: list[str], message: str, data: Path, capsys: pyt
     assert re.search(message, capsys.readouterr().err)
 
 
+def test_images_of_training_validate_nothing(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder without parts is all read by both; it may be given the other one."""
+    words = [str(data / "train"), *SHORT, "--recipe", "classic", "--epochs", "1", "--stop-after", "1"]
+    for more in ([], ["--val-data", str(data / "train")]):
+        with pytest.raises(SystemExit) as stopped:
+            train.main([*words, *more])
+        assert stopped.value.code == 2
+        assert "gives the images of training to validate: give --val-data, or train/" in capsys.readouterr().err
+    assert train.main([*words, "--val-data", str(data / "val")]) == 0
+
+
 def test_a_loss_that_is_no_number_ends_the_run(data: Path) -> None:
     with pytest.raises(FloatingPointError, match="take a smaller --lr"):
         train.main([str(data), *SHORT, "--recipe", "classic", "--epochs", "2", "--lr", "1e30", "--log-every", "1"])

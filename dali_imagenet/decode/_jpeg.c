@@ -1215,6 +1215,27 @@ static int note_row(struct image *m, ptrdiff_t row, ptrdiff_t units_y)
     return 0;
 }
 
+#define MOST_PARTS 12 /* of three components, 2 x 2 each */
+/* A block of each unit of a row: its tables, and where its samples go. */
+struct part {
+    const struct component *of;
+    uint32_t *predictor;
+    uint8_t *to;
+    ptrdiff_t across; /* to the next unit */
+};
+
+static int parts_of(struct image *m, ptrdiff_t row, struct part parts[MOST_PARTS])
+{
+    int count = 0;
+    for (int i = 0; i < m->count; i++) {
+        struct component *c = &m->components[i];
+        for (int part = 0; part < c->h * c->v; part++)
+            parts[count++] = (struct part){c, &c->predictor, line(c, (row * c->v + (part >> (c->h - 1))) * 8) +
+                                           (part & (c->h - 1)) * 8, 8 * c->h};
+    }
+    return count;
+}
+
 INLINE int decode_scan(struct image *m, int simd, int pairs)
 {
     struct component *luma = &m->components[0];
@@ -1228,37 +1249,46 @@ INLINE int decode_scan(struct image *m, int simd, int pairs)
     for (ptrdiff_t row = nearest * m->every; row <= y.last; row++) {
         int leap = row < y.last && is_known(m, row + 1);
         ptrdiff_t end = leap || row == y.last ? x.last + 1 : units_x, unit = row * units_x;
+        ptrdiff_t first = row < y.first ? end : x.first, last = x.last; /* columns that are wanted */
+        struct part parts[MOST_PARTS];
+        const int count = parts_of(m, row, parts);
+        struct bits bits = m->bits;
         for (ptrdiff_t column = 0; column < end; column++, unit++) {
-            if (m->interval && unit && unit % m->interval == 0 && restart(m))
-                return -1;
-            supply(m);
-            struct bits bits = m->bits;
-            int wanted = row >= y.first && column >= x.first && column <= x.last;
-            for (int i = 0; i < m->count; i++) {
-                struct component *c = &m->components[i];
-                for (int part = 0; part < c->h * c->v; part++) { /* 2 x 2 at most */
-                    if (!wanted) {
-                        if (skip_block(c->dc, c->ac, &bits, &c->predictor))
-                            return refuse(m, "a code that does not exist");
-                        continue;
-                    }
+            if (m->interval && unit && unit % m->interval == 0) {
+                m->bits = bits;
+                if (restart(m))
+                    return -1;
+                bits = m->bits;
+            }
+            if (!LIKELY(m->complete || m->bytes_end - bits.at >= AHEAD)) {
+                m->bits = bits;
+                supply(m);
+                bits = m->bits;
+            }
+            if (column < first || column > last) {
+                for (int i = 0; i < count; i++)
+                    if (skip_block(parts[i].of->dc, parts[i].of->ac, &bits, parts[i].predictor))
+                        return refuse(m, "a code that does not exist");
+            } else
+                for (int i = 0; i < count; i++) {
+                    struct part *part = &parts[i];
+                    const struct component *c = part->of;
+                    uint8_t *to = part->to;
+                    part->to += part->across;
                     int16_t *block = blocks[waiting.to != NULL];
                     zero(block);
-                    int last = pairs ? read_block_of_pairs(c->dc, c->ac, c->pairs->entry, &bits, &c->predictor, block)
-                                     : read_block(c->dc, c->ac, &bits, &c->predictor, block);
-                    if (last < 0)
+                    int last_at = pairs ? read_block_of_pairs(c->dc, c->ac, c->pairs->entry, &bits, part->predictor, block)
+                                        : read_block(c->dc, c->ac, &bits, part->predictor, block);
+                    if (last_at < 0)
                         return refuse(m, "a code that does not exist");
-                    struct task task = {block, c->quant,
-                                        line(c, (row * c->v + (part >> (c->h - 1))) * 8) +
-                                            ((column - x.first) * c->h + (part & (c->h - 1))) * 8,
-                                        c->stride};
-                    if (last == END) { /* one value: what the inverse DCT comes to */
+                    if (last_at == END) { /* one value: what the inverse DCT comes to */
                         int value = (int16_t)((uint32_t)(block[0] * c->quant[0]) << 2);
                         value = clamp(((value + 16) >> 5) + 128);
                         for (int j = 0; j < 8; j++)
-                            memset(task.to + j * task.stride, value, 8);
+                            memset(to + j * c->stride, value, 8);
                         continue;
                     }
+                    struct task task = {block, c->quant, to, c->stride};
 #ifdef X86
                     if (simd) {
                         if (waiting.to != NULL) {
@@ -1277,11 +1307,10 @@ INLINE int decode_scan(struct image *m, int simd, int pairs)
 #endif
                     idct(&task);
                 }
-            }
-            m->bits = bits;
-            if (bits_left(m) < 0)
+            if ((m->bytes_end - bits.at) * 8 + bits.count < 0)
                 return refuse(m, "the data end too early");
         }
+        m->bits = bits;
         if (m->room && end == units_x && note_row(m, row + 1, units_y))
             return -1;
         if (leap && end < units_x)

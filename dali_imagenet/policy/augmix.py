@@ -34,7 +34,8 @@ def _blend_weights(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """timm's `_calc_blended_weights`: from the last chain to the first, its share of what is left."""
     left, out = np.ones_like(weights[:, 0]), np.empty_like(weights)
     for i in reversed(range(weights.shape[1])):
-        out[:, i] = weights[:, i] / left
+        # nothing is left for those before a chain that takes all of it, and a rounding is no more than all
+        out[:, i] = np.minimum(np.divide(weights[:, i], left, out=np.zeros_like(left), where=left > 0), 1)
         left = left * (1 - out[:, i])
     return out
 

@@ -219,7 +219,10 @@ class Workspace:
         self._held = 0
 
     def get(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor with arbitrary content, valid until the same name is asked for again."""
+        """A tensor with arbitrary content, valid until the same name is asked for again.
+
+        It may be the same tensor then: what is in it may be changed, its shape may not.
+        """
         asked = (name, tuple(shape), dtype)
         view = self._views.get(asked)
         if view is not None:  # as mostly: making a tensor takes as long as moving some ten thousand bytes
@@ -420,7 +423,9 @@ def _shift(work: _Work, op: int, arg: float, aux: int) -> None:
     pixels = int(arg)
     source = work.planar()  # both filters give the same for whole pixels
     out = work.out()
-    if _pixel_ops is not None:
+    if _pixel_ops is not None and _fits_c(work):
+        most = max(work.shape)
+        pixels = max(-most, min(pixels, most))  # beyond, all is empty
         down, right = (0, pixels) if op == Op.TRANSLATE_X else (pixels, 0)
         _pixel_ops.shift(source.numpy(), out.numpy(), *work.shape[1:], down, right, work.fill)
         work.keep(out)
@@ -683,6 +688,12 @@ _PILLOWS: frozenset[int] = frozenset({Op.PIL_COLOR, Op.PIL_CONTRAST, Op.PIL_SHAR
 _BY_PILLOW: frozenset[int] = _PILLOWS if _pillow_fuses() else frozenset()
 
 
+def _fits_c(work: _Work) -> bool:
+    """Whether `fits` in _pixel_ops.c takes images of this size: of less than 2**27 pixels."""
+    _, height, width = work.shape
+    return height * width < 2**27 - max(height, width)
+
+
 def _in_c(work: _Work, op: int, arg: float, aux: int) -> bool:
     """Whether `_pixel_ops` has the operation, and then its result, the same as without it."""
     assert _pixel_ops is not None
@@ -690,7 +701,7 @@ def _in_c(work: _Work, op: int, arg: float, aux: int) -> bool:
         return not ORACLE and _blur_in_c(work, arg, aux)
     warps = op in _PIL_WARPS and aux != FILTERS["nearest"]
     job = _JOBS.get(op)
-    if op in _BY_PILLOW or not (warps or job) or not abs(arg) <= 1e6:
+    if op in _BY_PILLOW or not (warps or job) or not abs(arg) <= 1e6 or not _fits_c(work):
         return False
     _, height, width = work.shape
     if op == Op.CONTRAST and height * width > 65793:  # a float32 sum may round, and its order matters

@@ -7,6 +7,7 @@ nothing but them: the memory of numpy and torch would not be AddressSanitizer's.
 from __future__ import annotations
 
 import importlib
+import math
 import random
 import struct
 import sys
@@ -101,7 +102,7 @@ def once(ops: Any, kernels: Any, decoder: Any, files: list[Path], rng: random.Ra
         ops.shift(pixels, out, height, width, *way, (0, 127, 255))
     elif name == "mix":
         count = rng.randint(0, 4)
-        weights = struct.pack(f"{count}f", *(number(rng) for _ in range(count)))
+        weights = struct.pack(f"{count}f", *(rng.choice((number(rng), 1e12, math.nan)) for _ in range(count)))
         ops.mix(pixels, drawn(rng, count * size), weights, number(rng), number(rng), out)
     elif name == "mix_pair":
         shape = (3, height, width, 1) if rng.random() < 0.5 else (1, height, width, 3)
