@@ -125,8 +125,9 @@ def create_loader(
         classes: which class has which number: "sorted" (as None), "natural", names in label order, an index or a loader
             that has them, or the `Path` of a text file; see `SampleIndex.from_folder`.
         backend: "dali", "torchvision", or "auto": for a GPU what a trial (`dali-imagenet doctor DATA`) found to be the
-            faster one, without a trial DALI where it is installed; torchvision for the CPU, where it is the faster one. "reference" and "reference-tensor" carry the plan out by torchvision's and timm's own
-            functions on PIL images and on tensors, slowly: what the others are measured against.
+            faster one, without a trial DALI where it is installed; torchvision for the CPU, where it is the faster one.
+            "reference" and "reference-tensor" carry the plan out by torchvision's and timm's own functions on PIL
+            images and on tensors, slowly: what the others are measured against.
         device: where batches are handed over. None: the current CUDA device where there is one, else the CPU.
         num_workers: DALI's threads (0 means 1) or the fallback's processes (0 works in-process). None: one for each
             core that this process may use, divided among the ranks of this machine, 16 at most.
