@@ -820,10 +820,13 @@ static void place(struct image *m, const uint8_t *to)
     }
 }
 
+/* Whether the codes of a whole minimum coded unit are there from `at` on, as far as there are any. */
+INLINE int is_supplied(const struct image *m, const uint8_t *at) { return m->complete || m->bytes_end - at >= AHEAD; }
+
 /* Sees to it that the codes of a whole minimum coded unit are in `bytes`, as far as there are any. */
 INLINE void supply(struct image *m)
 {
-    if (LIKELY(m->complete || m->bytes_end - m->bits.at >= AHEAD))
+    if (LIKELY(is_supplied(m, m->bits.at)))
         return;
     size_t left = (size_t)(m->bytes_end - m->bits.at);
     if (m->room) {
@@ -858,7 +861,10 @@ INLINE void supply(struct image *m)
 }
 
 /* Bits that are left of the interval, as far as it has been read; below 0: more were used than there are. */
-static ptrdiff_t bits_left(const struct image *m) { return (m->bytes_end - m->bits.at) * 8 + m->bits.count; }
+INLINE ptrdiff_t bits_left(const struct image *m, struct bits bits)
+{
+    return (m->bytes_end - bits.at) * 8 + bits.count;
+}
 
 static void start_interval(struct image *m)
 {
@@ -875,7 +881,7 @@ static void start_interval(struct image *m)
 static int restart(struct image *m)
 {
     supply(m); /* unless much is left, to where the marker must be */
-    ptrdiff_t left = bits_left(m);
+    ptrdiff_t left = bits_left(m, m->bits);
     if (!m->complete || left < 0 || left > 7 || m->end - m->at < 2 || m->at[0] != 0xFF || m->at[1] != 0xD0 + m->restarts++ % 8)
         return refuse(m, "a restart marker is missing");
     m->at += 2;
@@ -1260,7 +1266,7 @@ INLINE int decode_scan(struct image *m, int simd, int pairs)
                     return -1;
                 bits = m->bits;
             }
-            if (!LIKELY(m->complete || m->bytes_end - bits.at >= AHEAD)) {
+            if (!LIKELY(is_supplied(m, bits.at))) {
                 m->bits = bits;
                 supply(m);
                 bits = m->bits;
@@ -1307,7 +1313,7 @@ INLINE int decode_scan(struct image *m, int simd, int pairs)
 #endif
                     idct(&task);
                 }
-            if ((m->bytes_end - bits.at) * 8 + bits.count < 0)
+            if (bits_left(m, bits) < 0)
                 return refuse(m, "the data end too early");
         }
         m->bits = bits;

@@ -1,9 +1,9 @@
 /* Pillow's warps, filters and enhancements on planar memory: uint8 [3, height, width], contiguous.
 
    The bytes are Pillow's (torchvision's where it says so): the same arithmetic in the same order, where Pillow takes
-   one pixel at a time through function pointers and torch makes many passes. pixel_ops.py and batch_stage.py have the
-   Python form of everything, which takes over where this module was not built. Arguments are checked there; here only
-   against memory. */
+   one pixel at a time through function pointers and torch makes many passes. pixel_ops.py, postprocess.py and
+   normalize_erase.py have the Python form of everything, which takes over where this module was not built. Arguments
+   are checked there; here only against memory. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -17,6 +17,7 @@
 
 typedef uint8_t u8;
 
+#define LIMIT ((ptrdiff_t)INT32_MAX / 16) /* of pixels, and of a side */
 #define CHUNK 256 /* pixels worked on at a time, in memory on the stack */
 #define BORDER 2  /* pixels repeated around a copy: a cubic reaches two beyond an image */
 #define BORDERED(height, width) (((height) + 2 * BORDER) * ((width) + 2 * BORDER))
@@ -1158,12 +1159,16 @@ static PyObject *bad(const char *what)
     return NULL;
 }
 
-/* Whether the buffers are those of such an image, whose 3 * height * width fits an int. */
+/* Whether the buffers are such images, whose 3 * height * width fits an int. */
+static int are_images(ptrdiff_t height, ptrdiff_t width, const Py_buffer *in, const Py_buffer *out)
+{
+    return height > 0 && width > 0 && height < LIMIT && width < LIMIT / height && in->len == 3 * height * width &&
+           out->len == in->len;
+}
+
 static int fits(ptrdiff_t height, ptrdiff_t width, const Py_buffer *in, const Py_buffer *out, const Py_buffer *room)
 {
-    const ptrdiff_t limit = INT32_MAX / 16;
-    return height > 0 && width > 0 && height < limit && width < limit / height && in->len == 3 * height * width &&
-           out->len == in->len && room->len >= ROOM(height, width) && (uintptr_t)room->buf % 4 == 0;
+    return are_images(height, width, in, out) && room->len >= ROOM(height, width) && (uintptr_t)room->buf % 4 == 0;
 }
 
 /* (in, out, room, height, width, arg) */
@@ -1343,9 +1348,7 @@ static PyObject *run_shift(PyObject *self, PyObject *args)
     u8 fill[3];
     if (!PyArg_ParseTuple(args, "y*w*nnnn(bbb)", &in, &out, &height, &width, &down, &right, fill, fill + 1, fill + 2))
         return NULL;
-    const ptrdiff_t limit = INT32_MAX / 16;
-    const int ok = height > 0 && width > 0 && height < limit && width < limit / height && in.len == 3 * height * width &&
-                   out.len == in.len && down > -limit && down < limit && right > -limit && right < limit;
+    const int ok = are_images(height, width, &in, &out) && down > -LIMIT && down < LIMIT && right > -LIMIT && right < LIMIT;
     if (ok) {
         Py_BEGIN_ALLOW_THREADS
         shift(in.buf, height, width, down, right, fill, out.buf);
