@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import ImageFile
+from torch.overrides import TorchFunctionMode
 
 from dali_imagenet import EvalRecipe, Loader, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.dali.stage import dali_available
@@ -236,6 +237,26 @@ def test_default_device_and_dtype_change_nothing(index: SampleIndex, backend: st
     for a, b in zip(found, expected, strict=True):
         assert (a[0].device.type, a[0].dtype) == ("cpu", torch.float32)
         assert same(a, b)
+
+
+def test_rows_are_made_outside_of_torch_function_modes(index: SampleIndex) -> None:
+    """A mode costs each call of torch some Python; workers inherit the caller's, a default device among them."""
+
+    class Counting(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for batch_size in (2, 40):
+        with load(index, batch_size=batch_size, recipe=TrainRecipe.advanced(input_size=24)) as loader:
+            next(iter(loader))
+            with Counting() as mode:
+                next(iter(loader))
+            counts.append(mode.calls)
+    assert counts[0] == counts[1]
 
 
 def test_autocast_changes_no_pixel(index: SampleIndex) -> None:

@@ -89,6 +89,12 @@ class _Batches(Dataset[WorkerResult]):
         self._plain = PlainRows(plan.index, postprocess, seek_index)
 
     def __getitem__(self, task: WorkerTask) -> WorkerResult:
+        # A worker inherits the default device of the thread that starts it, and every call of torch would ask for it:
+        # of 560 us for an image of 32 x 32 pixels that was 240.
+        with torch._C.DisableTorchFunction():
+            return self._make(task)
+
+    def _make(self, task: WorkerTask) -> WorkerResult:
         plan = self.plan.batch(task.epoch, task.step)
         announce(self.plan, plan, self._every, _pairs if task.mix else range)
         if task.slot == _NO_SLOT:

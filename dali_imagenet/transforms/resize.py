@@ -90,23 +90,29 @@ def resize_crop_flip(pixels: npt.NDArray[np.uint8], region: DecodeRegion, plan: 
     """
     (height, width), (rows, columns) = region.size, plan.size
     top, left = plan.window[row].tolist()
-    interpolation = int(plan.interpolation[row])
-    inside = 0 <= top <= height - rows and 0 <= left <= width - columns
-    if inside and interpolation in _RESIZE and _image_kernels is not None:
-        image = torch.empty((3, rows, columns), dtype=torch.uint8, device="cpu")
+    above, beside = max(0, -top), max(0, -left)
+    window = top + above, left + beside, min(rows, height - top) - above, min(columns, width - left) - beside
+    interpolation, mirrored = int(plan.interpolation[row]), (bool(plan.vflip[row]), bool(plan.hflip[row]))
+    if window[2] <= 0 or window[3] <= 0:
+        image = torch.empty((3, 0, 0), dtype=torch.uint8, device="cpu")
+    elif interpolation in _RESIZE and _image_kernels is not None:
+        image = torch.empty((3, *window[2:]), dtype=torch.uint8, device="cpu")
         factors = region.factors[0] or 0.0, region.factors[1] or 0.0
-        window, mirrored = (top, left, rows, columns), (plan.vflip[row], plan.hflip[row])
         _image_kernels.resize(
             pixels, region.size, factors, interpolation == FILTERS["bicubic"], window, mirrored, image.numpy()
         )
     else:
         image = _resized(pixels, region, interpolation)
-        image = image[:, max(0, top) : max(0, top + rows), max(0, left) : max(0, left + columns)]
-        image = image if inside else _framed(image, max(0, -top), max(0, -left), plan)
-        flips = [axis for axis, flip in ((1, plan.vflip[row]), (2, plan.hflip[row])) if flip]
-        if flips:
-            image = image.flip(flips)
-        if not inside and plan.window_mode == "reflect":
+        image = image[:, window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
+        flips = [axis for axis, flip in enumerate(mirrored, 1) if flip]
+        image = image.flip(flips) if flips else image
+    if tuple(image.shape[1:]) != plan.size:
+        place = [
+            size - start - kept if flip else start
+            for size, start, kept, flip in zip(plan.size, (above, beside), image.shape[1:], mirrored, strict=True)
+        ]
+        image = _framed(image, place[0], place[1], plan)
+        if plan.window_mode == "reflect":
             at_rows, at_columns = (torch.from_numpy(at[0]) for at in reflection(plan, np.array([row])))
             image = image[:, at_rows][:, :, at_columns]
     return image if plan.color is None else apply_color_matrix(image, plan.color[row])
@@ -153,7 +159,9 @@ def reflect_(images: Tensor, plan: BatchPlan) -> Tensor:
 
 def _framed(image: Tensor, top: int, left: int, plan: BatchPlan) -> Tensor:
     """The image at that place in one of the plan's size and `window_fill`."""
-    framed = image.new_tensor(plan.window_fill)[:, None, None].repeat(1, *plan.size)
+    framed = torch.empty((3, *plan.size), dtype=torch.uint8, device="cpu")
+    for channel, value in zip(framed, plan.window_fill, strict=True):
+        channel.fill_(value)
     framed[:, top : top + image.shape[1], left : left + image.shape[2]] = image
     return framed
 
