@@ -270,10 +270,11 @@ def test_compiled_kernels_equal_python(height: int, width: int, monkeypatch: pyt
 
 
 def test_recolor_rounds_half_to_even_and_clamps() -> None:
-    image = torch.tensor([1, 3, 200], dtype=torch.uint8)[:, None, None].expand(3, 2, 2)
+    image = torch.tensor([1, 3, 200], dtype=torch.uint8)[:, None, None].expand(3, 2, 21)
     matrix = np.array([[0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 2, 0]], np.float32)
-    assert resize.apply_color_matrix(image, matrix)[:, 0, 0].tolist() == [0, 2, 255]
-    assert resize.apply_color_matrix(image, -matrix)[:, 1, 1].tolist() == [0, 0, 0]
+    for column in (0, 15, 20):  # vectors make sixteen pixels
+        for given, expected in ((matrix, [0, 2, 255]), (-matrix, [0, 0, 0]), (matrix * np.float32(1e12), [255] * 3)):
+            assert resize.apply_color_matrix(image, given)[:, 1, column].tolist() == expected
 
 
 @built

@@ -106,7 +106,7 @@ def test_resumed_is_uninterrupted(folder: Path, tmp_path: Path, stop: int) -> No
     second = net()
     torch.random.set_rng_state(whole.random[stop - 1])  # Lightning's checkpoints hold none
     file = tmp_path / f"step={stop}.ckpt"
-    trainer(tmp_path).fit(second, datamodule=module(folder), ckpt_path=file, weights_only=False)
+    trainer(tmp_path).fit(second, datamodule=module(folder), ckpt_path=file)
     assert second.seen == whole.seen[stop:]
     assert second.losses == whole.losses[stop:]
     assert all(map(torch.equal, second.state_dict().values(), whole.state_dict().values()))
@@ -117,9 +117,9 @@ def test_another_run_is_refused(folder: Path, tmp_path: Path) -> None:
     run.fit(net(), datamodule=module(folder))
     run.save_checkpoint(tmp_path / "run.ckpt")
     other = module(folder, train_recipe=TRAIN.replace(hflip=0.1))
-    trainer(tmp_path).test(net(), datamodule=other, ckpt_path=tmp_path / "run.ckpt", weights_only=False)
+    trainer(tmp_path).test(net(), datamodule=other, ckpt_path=tmp_path / "run.ckpt")
     with pytest.raises(ValueError, match="hflip"):
-        trainer(tmp_path).fit(net(), datamodule=other, ckpt_path=tmp_path / "run.ckpt", weights_only=False)
+        trainer(tmp_path).fit(net(), datamodule=other, ckpt_path=tmp_path / "run.ckpt")
 
 
 def test_state_and_epoch_without_a_trainer(folder: Path) -> None:

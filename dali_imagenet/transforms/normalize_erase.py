@@ -136,7 +136,9 @@ def erase_image_(
             continue
         target = image[:, top : top + h, left : left + w]
         if mode == "const":
-            target.copy_(_value(value)[0])
+            values = _values(value)
+            for part, one in zip(target if len(values) == 3 else [target], values, strict=True):
+                part.fill_(one)
             continue
         signed = torch.from_numpy(np.array([key], np.uint64).view(np.int64))
         stream = torch.arange(3, device="cpu")[:, None, None] + 3 * number
@@ -191,11 +193,11 @@ def erase_(
     return images
 
 
-def _value(value: float | Sequence[float]) -> Tensor:
+def _values(value: float | Sequence[float]) -> list[float]:
     values = [value] if isinstance(value, (int, float)) else list(value)
     if len(values) not in (1, 3):
         raise wrong("value", value, "a number or one for each of the three channels")
-    return torch.tensor(values, dtype=torch.float32, device="cpu").view(1, -1, 1, 1)
+    return values
 
 
 def _erase_batch(
@@ -207,7 +209,8 @@ def _erase_batch(
     value: float | Sequence[float],
 ) -> None:
     """Erase in `images[rows]` on a device: every box is a comparison with the pixels' coordinates."""
-    arrays: list[npt.NDArray[Any]] = [rows, boxes.astype(np.int32), keys.view(np.int64), _value(value).numpy()]
+    values = np.array(_values(value), np.float32).reshape(1, -1, 1, 1)
+    arrays: list[npt.NDArray[Any]] = [rows, boxes.astype(np.int32), keys.view(np.int64), values]
     where, corners, key, constant = to_device(arrays, images.device)
     part = images.index_select(0, where)
     height, width = images.shape[2:]
