@@ -93,7 +93,7 @@ def resize_crop_flip(pixels: npt.NDArray[np.uint8], region: DecodeRegion, plan: 
     above, beside = max(0, -top), max(0, -left)
     window = top + above, left + beside, min(rows, height - top) - above, min(columns, width - left) - beside
     interpolation, mirrored = int(plan.interpolation[row]), (bool(plan.vflip[row]), bool(plan.hflip[row]))
-    if window[2] <= 0 or window[3] <= 0:
+    if window[2] <= 0 or window[3] <= 0:  # it lies beside the image
         image = torch.empty((3, 0, 0), dtype=torch.uint8, device="cpu")
     elif interpolation in _RESIZE and _image_kernels is not None:
         image = torch.empty((3, *window[2:]), dtype=torch.uint8, device="cpu")
@@ -107,7 +107,7 @@ def resize_crop_flip(pixels: npt.NDArray[np.uint8], region: DecodeRegion, plan: 
         flips = [axis for axis, flip in enumerate(mirrored, 1) if flip]
         image = image.flip(flips) if flips else image
     if tuple(image.shape[1:]) != plan.size:
-        place = [
+        place = [  # the image is flipped already, so it lies at the other end
             size - start - kept if flip else start
             for size, start, kept, flip in zip(plan.size, (above, beside), image.shape[1:], mirrored, strict=True)
         ]
