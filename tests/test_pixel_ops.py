@@ -365,6 +365,15 @@ def test_erase(mode: EraseMode, dtype: torch.dtype) -> None:
     assert torch.equal(single, images[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_erasing_to_what_the_dtype_does_not_hold(dtype: torch.dtype) -> None:
+    images, rows, value = torch.zeros(6, 3, 40, 30, dtype=dtype), np.array([1, 3, 4]), (1e5, -1e5, 0.1)
+    device_way = images.clone()
+    normalize_erase._erase_batch(device_way, rows, boxes()[rows], KEYS[rows], "const", value)
+    assert torch.equal(erase_(images, boxes(), KEYS, "const", value), device_way)
+    assert images[4, :, 0, 0].tolist() == torch.tensor(value).to(dtype).tolist()
+
+
 def test_erase_refusals_and_nothing() -> None:
     images = torch.zeros(6, 3, 40, 30)
     assert erase_(images, None, KEYS) is images

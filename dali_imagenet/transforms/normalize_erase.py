@@ -6,6 +6,7 @@ Both exist for one image on the CPU (in a worker) and for a batch on any device;
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -136,7 +137,7 @@ def erase_image_(
             continue
         target = image[:, top : top + h, left : left + w]
         if mode == "const":
-            values = _values(value)
+            values = _fills(tuple(_values(value)), image.dtype)
             for part, one in zip(target if len(values) == 3 else [target], values, strict=True):
                 part.fill_(one)
             continue
@@ -198,6 +199,13 @@ def _values(value: float | Sequence[float]) -> list[float]:
     if len(values) not in (1, 3):
         raise wrong("value", value, "a number or one for each of the three channels")
     return values
+
+
+@lru_cache(maxsize=64)
+def _fills(values: tuple[float, ...], dtype: torch.dtype) -> list[float]:
+    """As the dtype holds them, inf beyond it: what `fill_` refuses, and `to` on a device gives."""
+    filled: list[float] = torch.tensor(values, dtype=torch.float32, device="cpu").to(dtype).tolist()
+    return filled
 
 
 def _erase_batch(
