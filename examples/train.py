@@ -261,6 +261,8 @@ class Training:
             if self.done == args.stop_after:
                 self.save()
                 return False
+        if sums[2]:  # since the last report
+            self.report(epoch, step, sums, watch)
         return True
 
     def update(self) -> None:

@@ -150,6 +150,14 @@ def test_images_of_training_validate_nothing(data: Path, capsys: pytest.CaptureF
     assert train.main([*words, "--val-data", str(data / "val")]) == 0
 
 
-def test_a_loss_that_is_no_number_ends_the_run(data: Path) -> None:
+@pytest.mark.parametrize("every", ["0", "1"])
+def test_a_loss_that_is_no_number_ends_the_run(data: Path, every: str) -> None:
     with pytest.raises(FloatingPointError, match="take a smaller --lr"):
-        train.main([str(data), *SHORT, "--recipe", "classic", "--epochs", "2", "--lr", "1e30", "--log-every", "1"])
+        train.main([str(data), *SHORT, "--recipe", "classic", "--epochs", "2", "--lr", "1e30", "--log-every", every])
+
+
+@pytest.mark.parametrize(("every", "steps"), [("0", [4, 4]), ("2", [2, 4, 2, 4]), ("3", [3, 4, 3, 4])])
+def test_what_is_left_of_an_epoch_is_reported(data: Path, tmp_path: Path, every: str, steps: list[int]) -> None:
+    words = [str(data), *SHORT, "--recipe", "classic", "--epochs", "2", "--output", str(tmp_path)]
+    assert train.main([*words, "--log-every", every]) == 0
+    assert [line["step"] for line in lines(tmp_path) if "train_top1" in line] == steps
