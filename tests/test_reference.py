@@ -59,7 +59,9 @@ TRAIN = {
     "rkrc": TrainRecipe(input_size=(40, 56), crop="rkrc", scale=(0.8, 1), ratio=(0.5, 2), vflip=0.5),
     "rkrr": TrainRecipe.strong(input_size=48, crop="rkrr", scale=(0.8, 1), ratio=(0.7, 1.4)),
     "crop": TrainRecipe.strong(input_size=48, crop="random", crop_padding=(9, 4, 2, 30), crop_fill=(9, 200, 80)),
-    "crop and both flips": TrainRecipe(input_size=48, vflip=0.5, crop="random", crop_padding=(9, 4, 2, 30), crop_fill=7),
+    "crop and both flips": TrainRecipe(
+        input_size=48, vflip=0.5, crop="random", crop_padding=(9, 4, 2, 30), crop_fill=7
+    ),
     "crop of a reflection": TrainRecipe(
         input_size=64, vflip=0.5, crop="random", crop_padding=20, crop_padding_mode="reflect"
     ),
