@@ -291,7 +291,7 @@ def _always(server: Server, fault: str) -> None:
 def _close(server: Server) -> None:
     server.shutdown()
     server.server_close()
-    _always(server, "reset")  # for connections that are open: fewer than MANY, so that the last try needs a new one
+    _always(server, "reset")  # for open connections, fewer than the tries of MANY: the last one needs a new one
 
 
 FAULTS: dict[str, tuple[Callable[[Server], Any], str]] = {
