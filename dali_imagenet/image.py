@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dali_imagenet.data.index import SampleIndex
-from dali_imagenet.data.source import ReadsAhead
+from dali_imagenet.data.source import samples_ahead
 from dali_imagenet.decode.decode import Box, Pixels, decode
 from dali_imagenet.decode.seek_index import SeekIndex
 from dali_imagenet.errors import BadImageError
@@ -101,14 +101,13 @@ def announce(plan: Plan, batch: BatchPlan, every: int = 1, order: Callable[[int]
     """
     index, real = plan.index, ~batch.is_padding
     samples = [int(batch.source_index[row]) for row in order(len(batch)) if real[row]]
-    if isinstance(index.source, ReadsAhead):
-        enough = len(samples) + index.source.ahead
-        for epoch, step in itertools.islice(plan.schedule(batch.epoch, batch.step), every, None, every):
-            if len(samples) >= enough:
-                break
-            coming = plan.samples(epoch, step)
-            coming[(coming >= 0) & index.broken[coming]] = -1
-            samples += [int(coming[row]) for row in order(len(coming)) if coming[row] >= 0]
+    enough = len(samples) + samples_ahead(index.source)
+    for epoch, step in itertools.islice(plan.schedule(batch.epoch, batch.step), every, None, every):
+        if len(samples) >= enough:
+            break
+        coming = plan.samples(epoch, step)
+        coming[(coming >= 0) & index.broken[coming]] = -1
+        samples += [int(coming[row]) for row in order(len(coming)) if coming[row] >= 0]
     index.source.will_read(samples)
 
 

@@ -256,6 +256,53 @@ def test_encoded_bytes_instead_of_paths(folder: Path) -> None:
         assert [bytes(each.file(row)) for row in range(12)] == [p.read_bytes() for p in paths]
 
 
+class Poisoned(bytearray):
+    """A file whose memory holds no image any more once nobody holds it."""
+
+    gone = 0
+
+    def __del__(self) -> None:
+        self[:] = b"\xff" * len(self)
+        Poisoned.gone += 1
+
+
+@needs_dali
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_files_live_until_dali_is_done_with_them(folder: Path, in_graph: bool) -> None:
+    paths = image_paths(folder)
+    plan = make_plan(paths, train=True)
+    options: dict[str, Any] = {"batch_size": 12, "train": True, "in_graph": in_graph}
+    expected = run(DaliStage(**options), plan, paths)
+    stage = DaliStage(**options, encoded=True, prefetch=2)
+
+    def submit(stage: DaliStage, bad: int | None = None) -> None:
+        files: Any = [Poisoned(b"text" if n == bad else p.read_bytes()) for n, p in enumerate(paths)]
+        stage.submit(plan, files)
+
+    Poisoned.gone = 0
+    submit(stage)
+    submit(stage, bad=3)
+    for _ in range(3):
+        submit(stage)
+    gc.collect()
+    assert not Poisoned.gone
+    with contextlib.closing(stage):
+        first = stage.collect()[0]
+        with pytest.raises(DaliBatchError):
+            stage.collect()
+        submit(stage)
+        second = stage.collect()[0]
+        stage.drain()
+        submit(stage)
+        assert torch.equal(stage.collect()[0], expected)
+        assert Poisoned.gone >= 24
+        assert torch.equal(first, expected)
+        assert torch.equal(second, expected)
+    del stage
+    gc.collect()
+    assert Poisoned.gone == 7 * len(paths)
+
+
 @needs_dali
 def test_drain(folder: Path) -> None:
     paths = image_paths(folder)

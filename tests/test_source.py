@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from dali_imagenet import BadImageError, EvalRecipe, SampleIndex, TrainRecipe, create_loader
 from dali_imagenet.dali.stage import dali_available
 from dali_imagenet.data.source import Source, read_each
+from tests.helpers import needs_dali
 
 PICTURES = Path(__file__).parent / "data" / "pictures"
 ENGINES = [("torchvision", 0), ("torchvision", 2), ("reference", 0), *([("dali", 1)] if dali_available()[0] else [])]
@@ -94,6 +96,35 @@ def test_batches_are_those_of_the_folder(folder_index: SampleIndex, recipe: Any,
     assert source.closed == 1
     if backend == "dali":
         assert set(source.hints) == set(range(len(index)))
+
+
+class Ahead(Memory):
+    """One that has requests in flight."""
+
+    ahead = 1
+
+    def share(self, processes: int) -> None: ...
+
+
+@needs_dali
+@pytest.mark.parametrize(("kind", "parts"), [(Memory, [14, 16]), (Ahead, [30])])
+def test_dali_is_fed_by_several_threads_or_by_what_asks_for_many_at_once(
+    folder_index: SampleIndex, monkeypatch: pytest.MonkeyPatch, kind: type[Memory], parts: list[int]
+) -> None:
+    index, _ = in_memory(folder_index, kind)
+    index = index.repeat(-(-40 // len(index)))  # 30 of 40 are JPEGs, which are DALI's
+    asked: list[tuple[int, str]] = []
+
+    def read_many(self: Memory, samples: Sequence[int]) -> list[bytes | Exception]:
+        asked.append((len(samples), threading.current_thread().name))
+        return read_each(self, samples)
+
+    monkeypatch.setattr(kind, "read_many", read_many)
+    options: dict[str, Any] = {"batch_size": 40, "shuffle": False, "device": "cpu", "num_workers": 2}
+    with create_loader(index, STRONG, backend="dali", **options) as loader:
+        next(iter(loader))
+    assert sorted(size for size, _ in asked[: len(parts)]) == parts
+    assert all(name.startswith("dali-imagenet") for _, name in asked)
 
 
 @pytest.mark.parametrize(("backend", "workers"), ENGINES)

@@ -21,6 +21,7 @@ from torch import Tensor
 from dali_imagenet.dali.roi_probe import probe_roi_decode
 from dali_imagenet.dali.stage import DaliBatchError, DaliStage, Rendering, one_torch_thread_each
 from dali_imagenet.data.index import SampleIndex
+from dali_imagenet.data.source import samples_ahead
 from dali_imagenet.engine import Batch, EngineOptions
 from dali_imagenet.errors import BadImageError, StorageError
 from dali_imagenet.escape import escaped
@@ -37,6 +38,7 @@ from dali_imagenet.transforms.transfer import to_device
 
 log = logging.getLogger("dali_imagenet")
 _PART = 4  # rows that a thread decodes at a time
+_READ = 16  # files that a thread reads at a time
 
 
 class _Others(NamedTuple):
@@ -187,9 +189,12 @@ class DaliEngine:
         """What DALI is given of the samples: their paths, or the files themselves where they have none."""
         source = self._plan.index.source
         if self._by_path:
-            return [os.fsencode(str(source.local_path(sample))) for sample in samples]
+            return [os.fsencode(source.local_path(sample) or "") for sample in samples]
         # What cannot be read is empty, so that DALI fails, and `_retry_per_sample` finds out why.
-        files = source.read_many(samples)
+        # A source that has requests in flight is asked for all at once, another in several threads.
+        size = len(samples) if samples_ahead(source) else _READ
+        parts = [samples[start : start + size] for start in range(0, len(samples), size)]
+        files = [file for part in self._pool.map(source.read_many, parts) for file in part]
         for file in files:
             if isinstance(file, StorageError):
                 raise file

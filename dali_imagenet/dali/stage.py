@@ -191,9 +191,8 @@ class DaliStage:
         self._scheduled = 0  # how many of the queue's first entries DALI is working on
         self._in_sync = True  # False where an interrupt may have come between DALI and these two
         self._closed = False
-        self._pending_copies: deque[tuple[torch.cuda.Event, Any]] = (
-            deque()
-        )  # DALI's batches until the GPU has copied them
+        # DALI's batches, and the files they were made of, until the GPU has copied them
+        self._pending_copies: deque[tuple[torch.cuda.Event, Any]] = deque()
         self._pool = one_torch_thread_each(self.num_threads)
         self._files: Any = None  # of the batch collected last
         self._recycled = [Recycled() for _ in self.views]
@@ -208,6 +207,7 @@ class DaliStage:
         if not ok:
             raise RuntimeError(f"{reason}. Install nvidia-dali-cuda120 (Linux), or use the torchvision backend.")
         dali, fn, types = (importlib.import_module(f"nvidia.dali{part}") for part in ("", ".fn", ".types"))
+        self._tensor = dali.tensors.TensorCPU
 
         decoder: dict[str, Any] = {"device": "cpu", "output_type": types.RGB}
         decoder["adjust_orientation"] = False  # as PIL's and torchvision's loaders: EXIF rotates nothing
@@ -229,8 +229,11 @@ class DaliStage:
             def feed(name: str, dtype: Any, ndim: int) -> Any:
                 return fn.external_source(name=name, dtype=dtype, ndim=ndim)
 
-            image = feed("source", types.UINT8, 1)
+            # Files are not copied: DALI holds them, and so does the batch, until it has been decoded.
+            image = fn.external_source(name="source", dtype=types.UINT8, ndim=1, no_copy=self.encoded)
             if not self.encoded:
+                # One table for all paths: an array for each would cost the thread that feeds six times as much.
+                image = fn.slice(image, start=[0], shape=feed("path_bytes", types.INT32, 1), axes=[0])
                 image = fn.io.file.read(image, dont_use_mmap=True)  # a mapped file that shrinks kills the process
             file = image
             # In DALI 2.4 a header that cannot be parsed, or a box outside the image, crashes the process once the
@@ -255,7 +258,7 @@ class DaliStage:
             else:
                 image = fn.decoders.image(image, **decoder)
             views = [self._pixels(image, number, feed, fn, types) for number in range(len(self.views))]
-            pipe.set_outputs(*(views if self.in_graph else [image]), file)
+            pipe.set_outputs(*(views if self.in_graph else [image]), *(() if self.encoded else (file,)))
         pipe.build()
         return pipe
 
@@ -344,11 +347,12 @@ class DaliStage:
         self._in_sync = False
         entry = self._queue.popleft()
         plan, rows = entry.plan, len(entry.paths)
-        images: Sequence[Any] = ()
+        images: list[Any] = []
         failure = message = None
         try:
             if rows:
-                *images, self._files = self._take()
+                images = self._take()
+                self._files = entry.paths if self.encoded else images.pop()
         except Exception as error:  # not chained: its traceback would keep the broken pipeline and its threads alive
             message = str(error)
             failure = _reason(message)
@@ -379,7 +383,7 @@ class DaliStage:
                     # torch does not annotate events
                     while self._pending_copies and self._pending_copies[0][0].query():  # type: ignore[no-untyped-call]
                         self._pending_copies.popleft()
-                    self._pending_copies.append((torch.cuda.current_stream().record_event(), images))
+                    self._pending_copies.append((torch.cuda.current_stream().record_event(), (images, self._files)))
         elif images:
             start = self._decoded(plan, rows)[:, :2].tolist()
             list(self._pool.map(lambda part: self._finish_rows(images[0], plan, start, out, part), _parts(rows, 8)))
@@ -394,7 +398,7 @@ class DaliStage:
 
     def file(self, row: int) -> memoryview:
         """The encoded file of that row of the batch collected last, as DALI read it; valid until the next `collect`."""
-        return memoryview(np.asarray(self._files[row]))
+        return memoryview(self._files[row] if self.encoded else np.asarray(self._files[row]))
 
     def drain(self) -> None:
         """Forget all pending batches. The stage stays usable."""
@@ -458,12 +462,16 @@ class DaliStage:
     def _inputs(self, entry: _Pending) -> _Inputs:
         """What the graph is fed. Numpy only: torch tensors make DALI look for a CUDA driver."""
         plan, n = entry.plan, len(entry.paths)
-        source = [os.fsencode(path) for path in entry.paths]
-        if not self.encoded:
+        if self.encoded:
+            files: Sequence[Any] = entry.paths
+            yield "source", [self._tensor(np.frombuffer(file, np.uint8)) for file in files]
+        else:
+            source = [path if isinstance(path, bytes) else os.fsencode(path) for path in entry.paths]
             most = [None] * n if entry.sizes is None else [size or None for size in entry.sizes]
             checked = self._pool.map(lambda part: [_readable(source[i], most[i]) for i in part], _parts(n, 32))
             source = [path for part in checked for path in part]
-        yield "source", [np.frombuffer(path, np.uint8) for path in source]
+            yield "source", np.array(source, np.bytes_).view(np.uint8).reshape(n, -1)
+            yield "path_bytes", np.fromiter(map(len, source), np.int32, n)[:, None]
         sizes = np.zeros(n) if entry.sizes is None else np.clip(entry.sizes, 0, 2**31 - 1)
         expected = np.ones((n, 4), np.int32)  # height, width, channels, bytes; nobody asks for the channels
         expected[:, :2], expected[:, 3] = plan.source_size[:n], sizes
@@ -502,14 +510,15 @@ class DaliStage:
         start, end = boxes[..., :2].min(0), (boxes[..., :2] + boxes[..., 2:]).max(0)
         return np.concatenate([start, end - start], axis=1)
 
-    def _take(self) -> Any:
-        """Wait for the oldest batch that DALI works on: images and files, whose memory is counted by reference."""
+    def _take(self) -> list[Any]:
+        """Wait for the oldest batch that DALI works on: images and, where it has read them, files, whose memory is
+        counted by reference."""
         # The stream's own device has to be the current one: torch's default stream has the handle 0 on each of them.
         with self._on_device():
             stream = None if self.device.type == "cpu" else torch.cuda.current_stream(self.device)
             outputs = self._pipe.share_outputs(cuda_stream=stream)
             self._pipe.release_outputs()
-        return outputs
+        return list(outputs)
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()

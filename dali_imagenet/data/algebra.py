@@ -15,7 +15,7 @@ import numpy.typing as npt
 from dali_imagenet import rng
 from dali_imagenet.data.names import Names
 from dali_imagenet.data.rows import Rows
-from dali_imagenet.data.source import ReadsAhead, Source
+from dali_imagenet.data.source import ReadsAhead, Source, samples_ahead
 from dali_imagenet.escape import listed
 from dali_imagenet.validation import sequence, wrong
 
@@ -94,7 +94,7 @@ class Picked:
     @property
     def ahead(self) -> int:
         """See `ReadsAhead.ahead`: as far as one of the sources does."""
-        return max((source.ahead for source in self._sources if isinstance(source, ReadsAhead)), default=0)
+        return max(map(samples_ahead, self._sources), default=0)
 
     def share(self, processes: int) -> None:
         """See `ReadsAhead.share`."""

@@ -82,6 +82,11 @@ class ReadsAhead(Protocol):
         ...
 
 
+def samples_ahead(source: Source) -> int:
+    """`ReadsAhead.ahead`; 0 where it has no requests in flight."""
+    return source.ahead if isinstance(source, ReadsAhead) else 0
+
+
 def share_among(source: Source, workers: int) -> None:
     """Say that each rank of this machine has as many workers."""
     if isinstance(source, ReadsAhead):

@@ -101,11 +101,15 @@ def apply_ops_batch(images: Tensor, op: Array, arg: Array, aux: Array, fill: Fil
 
 def check_program(op: Array, arg: Array, aux: Array) -> None:
     """Raises ValueError for unknown operations, and arguments that they do not take; arrays of any one shape."""
-    for number in np.unique(op).tolist():
-        mine = op == number
-        for a in (arg[mine].min(), arg[mine].max()):
-            for x in np.unique(aux[mine]).tolist():
-                check_op(number, float(a), x)
+    if not op.size:
+        return
+    order = np.lexsort((aux.ravel(), op.ravel()))
+    op, arg, aux = (values.ravel()[order] for values in (op, arg, aux))
+    first = np.flatnonzero(np.concatenate([[True], (op[1:] != op[:-1]) | (aux[1:] != aux[:-1])]))
+    limits = np.stack([np.minimum.reduceat(arg, first), np.maximum.reduceat(arg, first)], axis=1)
+    for number, x, (least, most) in zip(op[first].tolist(), aux[first].tolist(), limits.tolist(), strict=True):
+        check_op(number, least, x)
+        check_op(number, most, x)
 
 
 def _groups(

@@ -6,7 +6,7 @@ more is not touched again. The results alternate between two places of the image
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -277,7 +277,9 @@ class _Encoder:
             at = np.zeros(len(r), np.int32)
             for size in np.unique(given_aux).tolist():
                 same = np.flatnonzero(given_aux == size)
-                at[same] = [self.floats.add(table) for table in blur_tables(given_arg[same], size)]
+                sigmas, which = np.unique(given_arg[same], return_inverse=True)
+                tables = blur_tables(sigmas, size)
+                at[same] = self.floats.add(tables) + which * tables.shape[1]
             where = np.unique(r, return_inverse=True)[1]
             self.program.wide = max(self.program.wide, int(where.max()) + 1)
             add(step, codes.BLUR_ACROSS, source, target, at=at, size=given_aux, extra=where)
@@ -349,27 +351,29 @@ def _shares(part: AugMixPlan) -> Array:
     return np.concatenate([m, part.weights], axis=1)
 
 
-def blur_tables(sigmas: Array, size: int) -> Iterator[Array]:
-    """The tables of blurs for the kernels: the limits by binade, then the line."""
+def blur_tables(sigmas: Array, size: int) -> Array:
+    """The tables [G, 8 + size] of blurs for the kernels: the limits by binade, then the line."""
     lines = pixel_ops.gaussian_lines(sigmas, size).numpy()
-    for line, kernel in zip(lines, lines[:, :, None] * lines[:, None, :], strict=True):
-        yield np.concatenate([np.nextafter(np.float32(0.5) - blur_bounds(line, kernel), np.float32(-1)), line])
+    kernels = lines[:, :, None] * lines[:, None, :]
+    bounds = np.array([blur_bounds(*each) for each in zip(lines, kernels, strict=True)], np.float32)
+    return np.concatenate([np.nextafter(np.float32(0.5) - bounds, np.float32(-1)), lines], axis=1)
 
 
-def blur_bounds(line: Array, kernel: Array) -> Array:
-    """How far two passes with `line` can be from the sum with `kernel`, float32 [8]: for values below 2, 4, .. 256.
+def blur_bounds(line: Array, kernel: Array) -> Sequence[float]:
+    """How far two passes with `line` can be from the sum with `kernel`, eight: for values below 2, 4, .. 256.
 
     The reason is in _pixel_ops.c, whose numbers these are.
     """
     if pixel_ops._pixel_ops is not None and len(line) <= 63:
-        return np.array(pixel_ops._pixel_ops.blur_bounds(line, np.ascontiguousarray(kernel)), np.float32)
+        found: Sequence[float] = pixel_ops._pixel_ops.blur_bounds(line, np.ascontiguousarray(kernel))
+        return found
     first = _drift(line, 255.0)
     whole = float(line.astype(np.float64).sum())
     second = _drift(line, 255 * whole + first[-1])
     reference = _drift(kernel.ravel(), 255.0)
     apart = np.abs(np.multiply.outer(line, line, dtype=np.float64) - kernel).sum()
     total = (reference + 255 * apart + first[-1] * whole + second[-1]) * (1 + 1e-9) + 1e-9
-    return np.where(total < 0.25, np.nextafter(total.astype(np.float32), np.float32(1)), np.float32(1))
+    return list(np.where(total < 0.25, np.nextafter(total.astype(np.float32), np.float32(1)), np.float32(1)).tolist())
 
 
 def _drift(weights: Array, top: float) -> Array:
