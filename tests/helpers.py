@@ -158,7 +158,8 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), **(more or {})}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # what is installed may lie on it
+    return {**os.environ, "PYTHONPATH": path, **(more or {})}
 
 
 def is_worker(process: psutil.Process) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def test_questions(cuda: bool) -> None:
     assert len(set(names)) == len(names)
     assert all(question.ask in gpu_questions.QUESTIONS for question in asked)
     order = [
-        "hardware", "agree", "probe", "roi", "loader ours strong", "decode", "train", "roi_decode", "fancy",
+        "hardware", "agree", "loader ours strong", "decode", "probe", "roi", "train", "roi_decode", "fancy",
         "cpu_share", "num_workers", "prefetch", "hw_decoder_load", "launches", "auto",
     ]  # fmt: skip
     places = [next((n for n, name in enumerate(names) if part in name), -1) for part in order]
@@ -164,10 +165,12 @@ def test_the_report_says_what_was_asked_and_what_is_left(tmp_path: Path) -> None
     settings = {"device": "cuda", "batch_size": 256, "workers": 16, "seconds": 3.0, "size": 224, "sweep": True}
     entry = {"question": "roi", "error": "crashed with SIGSEGV", "seconds": 9.0, "tries": 1, "cut_off": False}
     results: dict[str, Any] = {
-        "schema": gpu.SCHEMA, "settings": settings, "images": "800 distinct", "missing": {}, "points": POINTS,
-        "asked": [entry], "left": ["read", "nvjpeg"], "seconds": 500.0,
+        "schema": gpu.SCHEMA, "settings": settings, "images": "800 distinct", "missing": {},
+        "points": copy.deepcopy(POINTS), "asked": [entry], "left": ["read", "nvjpeg"], "seconds": 500.0,
         "parts": [{"created": "1999-01-01", "command": "--out a"}, {"created": "1999-01-02", "command": "--out a"}],
     }  # fmt: skip
+    results["points"] |= {"caller|dali": [{"thread_ms": 0.2}]}
+    results["points"]["ours|strong"][0]["not_decoded_by_dali"] = 7
     gpu_report.write(results, tmp_path, picture=False)
     report = (tmp_path / "report.md").read_text()
     for line in (
@@ -177,6 +180,8 @@ def test_the_report_says_what_was_asked_and_what_is_left(tmp_path: Path) -> None
         "| strong | 5 | 6 | 1 |",
         '- auto: {"dali": 960, "torchvision": "crashed with SIGSEGV"}',
         "- roi: crashed with SIGSEGV",
+        "- caller, dali: ",
+        "- **ours, strong: DALI did not decode 7 files, Pillow did**",
     ):
         assert line in report
     assert json.loads((tmp_path / "results.json").read_text())["targets"]

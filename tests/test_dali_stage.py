@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import subprocess
 import sys
 import time
 import weakref
@@ -597,6 +598,17 @@ def test_probe_survives_what_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert roi_probe._probe_in_subprocess(0, 0.01) is None
 
 
+@pytest.mark.parametrize(("said", "answer"), [(b"decoding\n", False), (None, None)])
+def test_a_probe_that_hangs_while_it_decodes_has_answered(
+    monkeypatch: pytest.MonkeyPatch, said: bytes | None, answer: bool | None
+) -> None:
+    def run(command: list[str], **options: Any) -> Any:
+        raise subprocess.TimeoutExpired(command, options["timeout"], output=said)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert roi_probe._probe_in_subprocess(0, 5) is answer
+
+
 def test_probe_pictures_are_what_they_should_be() -> None:
     rng = np.random.default_rng(0)
     seen = set()
@@ -641,6 +653,9 @@ def test_real_images_equal_pil(sample: Path, train: bool) -> None:
 gpu = [pytest.mark.gpu, needs_dali, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
 
 
+SAME = 1.5  # of 0..255: which of the GPU's decoders an image meets may change from run to run
+
+
 class TestGpu:
     pytestmark = gpu
 
@@ -651,18 +666,17 @@ class TestGpu:
         self, folder: Path, train: bool, memory_format: torch.memory_format, dtype: torch.dtype
     ) -> None:
         paths = [p for p in image_paths(folder) if train or p.name != "11.jpg"]
-        plan = make_plan(paths, train=train, rows=14)
-        same: dict[str, Any] = {"batch_size": 16, "train": train, "color": train, "roi_decode": False}
+        plan = make_plan(paths, train=train, color=train, rows=14)
+        same: dict[str, Any] = {"batch_size": 16, "train": train, "color": train, "vflip": train, "roi_decode": False}
         if dtype != torch.uint8:
             same |= {"normalize": NORMALIZE, "dtype": dtype}
         got = run(DaliStage(**same, device="cuda", memory_format=memory_format), plan, paths)
-        expected = run(DaliStage(**same), plan, paths)
+        expected = run(DaliStage(**same), plan, paths)[: len(paths)]  # padding holds anything
         assert got.device.type == "cuda"
         assert got.dtype == dtype
         assert got.is_contiguous(memory_format=memory_format)
         unit = 1.0 if dtype == torch.uint8 else 1 / 57
-        assert difference(got.cpu(), expected)[0] < 1.5 * unit  # another chroma upsampling and IDCT
-        assert (got[len(paths) :] == 0).all()
+        assert difference(got[: len(paths)].cpu(), expected)[0] < 1.5 * unit  # another chroma upsampling and IDCT
 
     def test_batches_on_side_streams_stay_untouched(self, folder: Path) -> None:
         paths = image_paths(folder)
@@ -678,7 +692,7 @@ class TestGpu:
                 held.append(batch.clone())
                 batch.fill_(n)
         torch.cuda.synchronize()
-        assert all(torch.equal(a.cpu(), b) for a, b in zip(held, alone, strict=True))
+        assert max(difference(a.cpu(), b)[0] for a, b in zip(held, alone, strict=True)) < SAME
 
     def test_a_broken_file_costs_its_batch_only(self, folder: Path, tmp_path: Path) -> None:
         paths = image_paths(folder)
@@ -689,10 +703,10 @@ class TestGpu:
         expected = run(stage, plan, paths)
         for name in (paths[0], bad, paths[0]):
             stage.submit(plan, [str(name), *map(str, paths[1:])])
-        assert torch.equal(stage.collect()[0], expected)
+        assert difference(stage.collect()[0], expected)[0] < SAME
         with pytest.raises(DaliBatchError):
             stage.collect()
-        assert torch.equal(stage.collect()[0], expected)
+        assert difference(stage.collect()[0], expected)[0] < SAME
 
     def test_the_probe_answers(self, tmp_path: Path) -> None:
         assert probe_roi_decode(0, cache_dir=tmp_path) in (True, False)

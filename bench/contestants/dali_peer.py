@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from nvidia import dali
@@ -10,6 +11,7 @@ from nvidia.dali.auto_aug import rand_augment as auto_aug
 from nvidia.dali.plugin.base_iterator import LastBatchPolicy
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
+from ..core import images
 from ..core.job import MEAN, STD, Job
 from . import torchvision_peers
 
@@ -31,8 +33,11 @@ def _graph(job: Job, gpu: bool) -> Any:
     device = "gpu" if gpu else "cpu"
     decoder = "mixed" if gpu else "cpu"
     mode = INTERPOLATION[spec.interpolation]
+    named: dict[str, Any] = {"file_root": job.root}
+    if gpu and training:  # whose decoder may be faster where a batch holds few images many times
+        named = dict(zip(("files", "labels"), images.mixed(Path(job.root)), strict=True))
     encoded, labels = fn.readers.file(
-        file_root=job.root, random_shuffle=training, pad_last_batch=True, name="Reader", seed=job.seed
+        **named, random_shuffle=training, pad_last_batch=True, name="Reader", seed=job.seed
     )
     if training:
         pixels = fn.decoders.image_random_crop(

@@ -308,6 +308,15 @@ def linked(root: Path, limit: int, at_least: int) -> Path:
     return target
 
 
+def mixed(root: Path) -> tuple[list[str], list[int]]:
+    """Files below the class folders of `root`, and their classes, in a fixed order in which the names that one image
+    has in a tree of links do not lie side by side: a batch of one image is no batch that anybody trains on."""
+    files = image_files(root)
+    classes = {name: number for number, name in enumerate(sorted({f.relative_to(root).parts[0] for f in files}))}
+    order = [files[i] for i in np.random.default_rng(0).permutation(len(files))]
+    return [str(f) for f in order], [classes[f.relative_to(root).parts[0]] for f in order]
+
+
 def distinct(files: list[Path]) -> list[Path]:
     """The files behind the links, each once."""
     return sorted({file.resolve() for file in files})

@@ -14,6 +14,8 @@ from dali_imagenet.trial import end_group
 
 from . import PACKAGE
 
+_DALIS_LAST = "Current pipeline object is no longer valid."  # behind whatever went wrong
+
 
 def call(module: str, word: str, limit: float, scratch: Path, **environment: str) -> tuple[dict[str, Any], str]:
     """Run `python -m <this package>.<module> WORD ANSWER`, and end it with all its children after `limit` seconds.
@@ -52,6 +54,6 @@ def why(code: int, log: Path) -> str:
     """In words, how a process ended; empty for a good end."""
     if code == 0:
         return ""
-    lines = log.read_text(errors="replace").strip().splitlines()
+    lines = log.read_text(errors="replace").strip().removesuffix(_DALIS_LAST).strip().splitlines()
     last = f": {lines[-1][:300]}" if lines else ""
     return f"crashed with {signal.Signals(-code).name}{last}" if code < 0 else f"ended with code {code}{last}"

@@ -11,10 +11,13 @@ import argparse
 import datetime
 import importlib.util
 import json
+import re
 import shlex
+import shutil
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +56,6 @@ def questions(cuda: bool) -> list[Question]:
     asked = [
         Question("hardware"),
         Question("agree", limit=120),
-        Question("probe", limit=150),
-        Question("roi", limit=120),
         loader("ours", "classic", core=True),
         loader("ours", "strong", core=True),
         loader(documented, "classic", core=True),
@@ -63,6 +64,8 @@ def questions(cuda: bool) -> list[Question]:
         loader("tv-v1-pil", "strong", quick=False),
         loader("fallback", "strong"),
         Question("decode", limit=90, core=True),
+        Question("probe", limit=150),
+        Question("roi", limit=120),
         Question("stage", limit=75),
         train(model, "synthetic", "classic", core=True),
         train(model, "ours", "classic", core=True),
@@ -75,7 +78,10 @@ def questions(cuda: bool) -> list[Question]:
             train("resnet18", "ours", "classic", 160),
             train("resnet18", "ours", "strong", 160),
         ]
-    asked.append(sweep("roi_decode", cuda, recipe="classic"))  # what is not the default there
+    if cuda:  # what is not the default there, behind a probe
+        asked.append(replace(sweep("roi_decode", True, recipe="classic"), limit=150))
+    else:
+        asked.append(sweep("roi_decode", False, recipe="classic"))
     if cuda:
         asked.append(sweep("fancy_upsampling", False))
     asked += [
@@ -241,7 +247,14 @@ def run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
 
         def ask(question: Question, limit: float) -> tuple[dict[str, Any], str]:
-            return call("gpu.gpu_questions", task(settings, question.ask, question.arguments), limit, Path(scratch))
+            said, error = call(
+                "gpu.gpu_questions", task(settings, question.ask, question.arguments), limit, Path(scratch)
+            )
+            if error:  # its traceback, which the report has no room for
+                (folder / "logs").mkdir(exist_ok=True)
+                name = re.sub(r"[^\w.=-]+", "_", question.name)
+                shutil.copyfile(Path(scratch) / "log.txt", folder / "logs" / f"{name}.txt")
+            return said, error
 
         minutes = options.minutes - (time.monotonic() - begun) / 60  # reading the images once was part of it
         repeats = REPEATS if shared["sweep"] else 0

@@ -143,6 +143,11 @@ def _ours(s: Settings, recipe: str, backend: Backend = "dali", size: int = 0, **
     return create_loader(s.root, made, backend=backend, **(same | options))
 
 
+def _refused(loader: Any) -> dict[str, int]:
+    """How many files were left to Pillow, which a rate or a difference of pixels does not tell."""
+    return {"not_decoded_by_dali": loader._engine.refused}
+
+
 # ---- does it run, and is it right?
 
 
@@ -210,33 +215,48 @@ def agree(s: Settings, say: Say) -> None:
         ]
         graph = loaders[0] if s.cuda else _all_in_graph(loaders[0])
         batches = [[(x.cpu(), y.cpu()) for x, y in itertools.islice(each, 2)] for each in (graph, *loaders[1:])]
+        refused = _refused(loaders[0]) if s.cuda else {}
         for name, other in (("DALI on the CPU", 1), ("torchvision", 2)):
             pairs = list(zip(batches[0], batches[other], strict=True))
             delta = torch.stack([((a - b) * unit).abs() for (a, _), (b, _) in pairs])
             same = all(torch.equal(a, b) for (_, a), (_, b) in pairs)
-            numbers = {"mean": float(delta.mean()), "max": float(delta.max()), "targets_equal": same}
+            numbers = {"mean": float(delta.mean()), "max": float(delta.max()), "targets_equal": same, **refused}
             say(f"agree|{recipe}|{name}", numbers)
         for loader in loaders:
             loader.close()
 
 
 def probe(s: Settings, say: Say) -> None:
-    """What the loader itself asks before it decodes regions."""
-    from dali_imagenet.dali.roi_probe import probe_roi_decode
+    """What the loader itself asks before it decodes regions, with the numbers that it decides by."""
+    from dali_imagenet.dali.roi_probe import compare_regions
 
-    start = time.perf_counter()
-    passed = probe_roi_decode(0) if s.cuda else True
-    say("probe", {"passed": passed, "seconds": time.perf_counter() - start})
+    said = dict[str, Any]()
+    for found in compare_regions("cuda:0" if s.cuda else "cpu"):
+        share = f"hw={found.hw_decoder_load:g}"
+        say("probe", said := said | {f"{share} worst": found.worst, f"{share} time": found.time})
 
 
 def roi(s: Settings, say: Say) -> None:
-    """Regions of the real images, decoded as such and cut from the whole. nvImageCodec 0.9 may crash here."""
-    loaders = [_ours(s, "classic", roi_decode=roi_decode) for roi_decode in (True, False)]
+    """Regions of the real images, decoded as such and cut from the whole, of 0..255. nvImageCodec 0.9 may crash here;
+    so no loader is asked, which would refuse."""
+    from dali_imagenet import Plan, SampleIndex, TrainRecipe
+    from dali_imagenet.dali.stage import DaliStage
+
+    index = SampleIndex.from_folder(s.root)
+    plan = Plan(index, TrainRecipe.classic(input_size=s.size), batch_size=s.batch_size, seed=0)
+    same: dict[str, Any] = {"batch_size": s.batch_size, "train": True, "device": s.device, "num_threads": s.workers}
+    stages = [DaliStage(**same, in_graph=True, roi_decode=roi_decode) for roi_decode in (True, False)]
     worst, images = 0.0, 0
-    for (a, _), (b, _) in itertools.islice(zip(*loaders, strict=True), 40 if s.sweep else 2):
-        worst = max(worst, float((a - b).abs().flatten(1).mean(1).max()) * 255 * 0.225)
-        images += len(a)
-    say("roi", {"images": images, "worst_image_mean_difference": worst})
+    for step in range(min(len(plan), 40 if s.sweep else 2)):
+        drawn = plan.batch(0, step)
+        paths = [str(index.source.local_path(sample)) for sample in drawn.source_index.tolist()]
+        found = []
+        for stage in stages:
+            stage.submit(drawn, paths)
+            found.append(stage.collect()[0].float())
+        worst = max(worst, float((found[0] - found[1]).abs().mean(dim=(1, 2, 3)).max()))
+        images += len(drawn)
+        say("roi", {"images": images, "worst_image_mean_difference": worst})
 
 
 # ---- how fast?
@@ -253,7 +273,7 @@ def loader(s: Settings, say: Say, who: str, recipe: str, **options: Any) -> None
     queued = 8 if who in ("ours", "dali-doc-gpu", "dali-doc-cpu") else 2 * s.workers + 4
     numbers = _measure(s, endless(batches), queued)
     if who == "ours":
-        numbers["roi_decode"] = batches.roi_decode
+        numbers |= {"roi_decode": batches.roi_decode} | _refused(batches)
     say(name, numbers)
     if who == "ours":  # the next one of a sweep has the machine to itself
         batches.close()
@@ -287,7 +307,9 @@ def launches(s: Settings, say: Say) -> None:
             with torch.profiler.profile(activities=activities) as profile:
                 stage.finish_batch(pixels, plan, mix=True)
                 _sync(s)
-            names = [event.name for event in profile.events() or ()]
+            # without what the host called to launch them
+            there = (event for event in profile.events() or () if event.device_type.name == "CUDA")
+            names = [event.name for event in there if event.name != "Context Sync"]
             copies = sum(name.startswith(("Memcpy", "Memset")) for name in names)
             numbers |= {"launches": len(names) - copies, "copies": copies}
         say(f"launches|{name}", numbers)
@@ -331,13 +353,16 @@ def caller(s: Settings, say: Say) -> None:
 
 def _decoding(s: Settings, threads: int, decode: bool = True, **options: Any) -> Iterator[int]:
     """DALI's reader, and its decoder behind it; pixels are thrown away."""
+    from ..core import images
+
     dali: Any = importlib.import_module("nvidia.dali")
     fn = importlib.import_module("nvidia.dali.fn")
+    files, _ = images.mixed(Path(s.root))
     pipe = dali.Pipeline(
         s.batch_size, threads, 0 if s.cuda else None, prefetch_queue_depth=2, exec_dynamic=True, seed=0
     )
     with pipe:
-        data, _ = fn.readers.file(file_root=s.root, pad_last_batch=True, dont_use_mmap=True, name="files")
+        data, _ = fn.readers.file(files=files, pad_last_batch=True, dont_use_mmap=True, name="files")
         if decode:
             if s.cuda:
                 options = {"device": "mixed", "jpeg_fancy_upsampling": True} | options
@@ -402,13 +427,9 @@ def nvjpeg(s: Settings, say: Say) -> None:
 
 def _finished(batch_stage: Any, plans: Iterable[Any], pixels: torch.Tensor, host: deque[float]) -> Iterator[int]:
     """The batch stage again and again; `host` gets the seconds until the host may go on."""
-    from dali_imagenet.transforms.postprocess import mix_
-
     for plan in itertools.cycle(plans):
         begun = time.perf_counter()
-        images = batch_stage.finish_batch(pixels, plan)
-        if plan.mix is not None:
-            mix_(images, plan.mix)
+        images = batch_stage.finish_batch(pixels, plan, mix=True)
         host.append(time.perf_counter() - begun)
         yield len(images)
 

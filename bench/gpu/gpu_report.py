@@ -127,9 +127,12 @@ def markdown(results: dict[str, Any], picture: str = "") -> str:
     if found:
         lines += ["## Pixels against the same plan elsewhere, of 0..255", ""]
         lines += _table(("recipe, against", "mean", "max", "targets equal"), found)
-    for key in ("probe", "roi", "auto"):
-        if key in points:
-            lines.append(f"- {key}: {json.dumps(points[key][-1])}")
+    for key in points:
+        if key.partition("|")[0] in ("probe", "roi", "auto", "caller"):
+            lines.append(f"- {key.replace('|', ', ')}: {json.dumps(points[key][-1])}")
+    for key, runs in points.items():
+        if refused := max(run.get("not_decoded_by_dali", 0) for run in runs):
+            lines.append(f"- **{key.replace('|', ', ')}: DALI did not decode {refused} files, Pillow did**")
     lines.append("")
     groups: list[tuple[str, Callable[[str], bool]]] = [
         ("Training", lambda k: k.startswith("train|")),
@@ -156,7 +159,8 @@ def markdown(results: dict[str, Any], picture: str = "") -> str:
         lines += _table(("recipe", "counted on paper", "launched", "copies and memsets"), rows)
     failed = [q for q in results["asked"] if q["error"]]
     if failed:
-        lines += ["## What failed", "", *(f"- {q['question']}: {q['error']}" for q in failed), ""]
+        lines += ["## What failed", "", "What each printed is in `logs`.", ""]
+        lines += [*(f"- {q['question']}: {q['error']}" for q in failed), ""]
     return "\n".join(lines)
 
 

@@ -39,6 +39,7 @@ from dali_imagenet.transforms.transfer import to_device
 log = logging.getLogger("dali_imagenet")
 _PART = 4  # rows that a thread decodes at a time
 _READ = 16  # files that a thread reads at a time
+_FEW = 8  # files that DALI refuses in a batch, which are no sign that it refuses all
 
 
 class _Others(NamedTuple):
@@ -90,6 +91,8 @@ class DaliEngine:
         }
         self._needs_cpu_decode = _for_the_cpu(plan.index, options.cpu_share)  # and what DALI turns out not to decode
         self._markers_checked = np.zeros(len(plan.index), bool)  # and found as they should be
+        self._said = False  # that DALI decodes next to nothing
+        self.refused = 0  # samples that DALI did not decode and Pillow does
         threads = max(1, options.num_workers)
         # checks what DALI has read, and on the CPU finishes its images
         self._pool = one_torch_thread_each(threads)
@@ -239,7 +242,16 @@ class DaliEngine:
             def make(plan: BatchPlan, row: int) -> None:
                 _put(images, row, self._make_row(alone, plan, row))
 
+            before = self.refused
             plan, failures = self._plan.execute_rows(plan, make)
+        if self.refused - before >= max(_FEW, int(np.count_nonzero(~plan.is_padding)) // 2) and not self._said:
+            self._said = True
+            log.warning(
+                "DALI on %s did not decode %d files of a batch that Pillow decodes, one by one, on the CPU: if its "
+                "decoder does not work here, backend='torchvision' is faster",
+                self._options.device,
+                self.refused - before,
+            )
         return plan, images, failures
 
     def _make_row(self, alone: DaliStage, plan: BatchPlan, row: int) -> list[Tensor]:
@@ -255,6 +267,7 @@ class DaliEngine:
         except DaliBatchError as error:
             name = escaped(self._plan.index.source.name(sample))
             log.warning("%s is decoded by Pillow from now on: DALI says %r", name, error.reason)
+            self.refused += 1
         self._needs_cpu_decode[sample] = True
         return image
 
