@@ -16,7 +16,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -31,6 +33,9 @@ At = tuple[int, int]
 """Epoch and step."""
 _LOOK = 0.1  # seconds after which a wait looks whether what it waits for can still come
 _LAST = 4.0  # seconds that the thread has to end
+_STEP = 2e-4  # seconds between two looks at the device
+AHEAD = 3
+"""Batches that the caller may take ahead of the device."""
 
 
 def makes_ahead(device: torch.device) -> bool:
@@ -86,6 +91,7 @@ class Ahead(Generic[T]):
         self._desk = _Desk()
         self._serial = 0
         self._asked: _Request | None = None  # and not taken
+        self._taken = deque[Any]()  # events: where the device began with what was taken last
         self._end = weakref.finalize(self, _end, self._desk, os.getpid())  # at exit, too
 
     def take(self, at: At, form: Any, following: At | None) -> T:
@@ -94,6 +100,7 @@ class Ahead(Generic[T]):
         Raises:
             What making it raised.
         """
+        self._pace()
         asked = self._asked
         if asked is None or (asked.at, asked.form) != (at, form):
             if asked is not None:  # what was made ahead is not wanted
@@ -109,12 +116,19 @@ class Ahead(Generic[T]):
         if following is not None:
             self._ask(following, form)
         made: T = answer.made
-        if answer.ready is not None:
-            stream = torch.cuda.current_stream(self._device)
-            stream.wait_event(answer.ready)
-            for tensor in self._tensors(made):
-                tensor.record_stream(stream)  # its memory is used again only when this stream is done with it
+        hand_over(self._tensors(made), answer.ready, self._device)
         return made
+
+    def _pace(self) -> None:
+        """Wait, in short steps, where the host is far ahead of the device: each step that it is ahead holds a batch."""
+        if self._device.type != "cuda":
+            return
+        self._taken.append(torch.cuda.current_stream(self._device).record_event())
+        while len(self._taken) > AHEAD:
+            if self._taken[0].query():
+                self._taken.popleft()
+            else:
+                time.sleep(_STEP)
 
     def close(self) -> None:
         """End the thread, or leave it to itself where it hangs. Closing twice is fine."""
@@ -144,6 +158,16 @@ class Ahead(Generic[T]):
                 self._desk.bell.get(timeout=_LOOK)
 
 
+def hand_over(tensors: Iterable[Tensor], ready: Any, device: torch.device) -> None:
+    """To the current stream, which waits for the event behind them, if there is one; their memory is used again only
+    when this stream is done with them."""
+    if ready is not None:
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(ready)
+        for tensor in tensors:
+            tensor.record_stream(stream)
+
+
 def _work(
     desk: _Desk,
     make: Callable[[int, int], Generator[Any, None, None]],
@@ -154,7 +178,7 @@ def _work(
     position: At | None = None
     with _on_a_stream(device) as stream:
         while (request := desk.requests.get()) is not None and not desk.ended:
-            made = error = None
+            made = error = ready = None
             try:
                 if coming is None or position != request.at:
                     if coming is not None:
@@ -163,11 +187,11 @@ def _work(
                 tune(request.form)
                 made = next(coming)
                 position = request.at[0], request.at[1] + 1
+                ready = None if stream is None else stream.record_event()
             except BaseException as failure:  # handed to whoever takes this batch
-                error, coming = failure, None
-            ready = None if stream is None or error is not None else stream.record_event()
+                error, coming, made = failure, None, None
             desk.answer = _Answer(request.serial, made, error, ready)
-            del made, error  # not held here while the caller has it
+            del made, error, ready  # not held here while the caller has it
             desk.bell.put(None)
         if coming is not None:
             coming.close()

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dali_imagenet.ahead import Ahead, makes_ahead
+from dali_imagenet.ahead import Ahead, hand_over, makes_ahead
 from dali_imagenet.cores import worker_count
 from dali_imagenet.data.index import Classes, SampleIndex
 from dali_imagenet.decode.seek_index import OUTCOMES, SeekIndex, seek_index_for
@@ -27,6 +27,7 @@ from dali_imagenet.engine import Batch, Engine, EngineOptions, choose_backend, m
 from dali_imagenet.errors import BadImageError
 from dali_imagenet.escape import escaped, printable
 from dali_imagenet.failures import write_failures
+from dali_imagenet.machine import hidden_gpu
 from dali_imagenet.output import (
     NAMES,
     Form,
@@ -37,6 +38,7 @@ from dali_imagenet.output import (
     copy_of,
     digest_of,
     own_targets,
+    tensors_of,
 )
 from dali_imagenet.plan.batch_plan import BatchPlan
 from dali_imagenet.plan.plan import EPOCHS, OnError, Padding, Plan
@@ -346,12 +348,17 @@ def _warn_of_unused(backend: str, device: torch.device, given: Mapping[str, obje
 def _device(device: torch.device | str | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu" and (why := hidden_gpu()):
+            log.warning("no device was given, and torch sees no CUDA GPU here (%s): batches are made on the CPU", why)
     target = torch.device(device)
     if target.type not in ("cpu", "cuda"):
         raise wrong("device", device, "'cpu', 'cuda' or 'cuda:N'")
     if target.type == "cuda":
         if not torch.cuda.is_available():
-            raise RuntimeError(f"device={device!r}, but torch sees no CUDA GPU here: use device='cpu'")
+            why = hidden_gpu()
+            raise RuntimeError(
+                f"device={device!r}, but torch sees no CUDA GPU here{why and f' ({why})'}: use device='cpu'"
+            )
         if target.index is None:
             return torch.device("cuda", torch.cuda.current_device())
         if target.index >= torch.cuda.device_count():
@@ -423,6 +430,8 @@ class _Peeked(NamedTuple):
     form: tuple[bool, Output]
     batches: Generator[_Ready, None, None]
     made: _Made | None
+    ready: Any
+    """An event behind it on the stream that was current, on a GPU."""
 
 
 class _Ready(NamedTuple):
@@ -757,7 +766,9 @@ class Loader:
         if found is None or found.form != self._form:
             self._peeked = None  # first: what it holds is the engine's
             batches = self._batches(*at)
-            found = self._peeked = _Peeked(at, self._form, batches, self._make(batches))
+            made = self._make(batches)
+            ready = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
+            found = self._peeked = _Peeked(at, self._form, batches, made, ready)
         if found.made is None:
             raise RuntimeError("peek() at the end of an epoch that was resumed there: call set_epoch for the next one")
         return copy_of(found.made.batch)
@@ -800,6 +811,8 @@ class Loader:
         made: _Made | None = None
         if peeked is not None and (peeked.at, peeked.form) == (self._at, self._form):
             batches, made = peeked.batches, peeked.made
+            if made is not None:  # another stream may be current by now
+                hand_over(tensors_of(made.batch), peeked.ready, self.device)
         else:
             batches = self._batches(epoch, start)
         del peeked

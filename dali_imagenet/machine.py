@@ -94,6 +94,28 @@ def _memory_limit() -> int | None:
     return min(found, default=None)
 
 
+def nvidia_driver() -> str | None:
+    """The version of NVIDIA's driver, such as "550.54.15"; None where there is none, or it does not tell."""
+    try:
+        with open("/proc/driver/nvidia/version", encoding="utf-8") as file:
+            found = re.search(r"\b\d+\.\d+(\.\d+)?\b", file.read())
+    except OSError:
+        return None
+    return found and found[0]
+
+
+def hidden_gpu() -> str:
+    """What may keep torch from the GPU of a machine that has NVIDIA's driver; "" where it has none, or where
+    CUDA_VISIBLE_DEVICES hides it."""
+    driver = nvidia_driver()
+    if driver is None or os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return ""
+    import torch
+
+    built = f"for CUDA {torch.version.cuda}, which may need a newer one" if torch.version.cuda else "without CUDA"
+    return f"NVIDIA's driver is {driver}, torch {torch.__version__} is built {built}"
+
+
 def shared_memory() -> dict[str, int]:
     """/dev/shm, in which worker processes hand over batches."""
     if not hasattr(os, "statvfs") or not os.path.isdir("/dev/shm"):

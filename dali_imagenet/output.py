@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -162,6 +162,15 @@ class StaticBuffers:
             for kept, part in zip(sets[-1], tensors, strict=True):
                 kept.copy_(part)
         return [*sets[-1]]
+
+
+def tensors_of(batch: Any) -> Iterator[Tensor]:
+    """All that there are in a batch as it is handed out."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, dict | list | tuple):
+        for part in batch.values() if isinstance(batch, dict) else batch:
+            yield from tensors_of(part)
 
 
 def copy_of(batch: Any) -> Any:

@@ -93,6 +93,26 @@ def open_for_the_first_time(data: Any, options: dict[str, Any], limit: float) ->
     return _in_a_process({"open": data, "options": _plain(options)}, limit)[1]
 
 
+def compile_for_the_first_time(device: str, recipe: str, limit: float) -> None:
+    """Compile the kernels of a recipe's batch stage, which a cache on the disk keeps: else the backend that is tried
+    first would pay for all."""
+    _in_a_process({"compile": device, "recipe": recipe}, limit)
+
+
+def _compile(job: dict[str, Any]) -> None:
+    import torch
+
+    from dali_imagenet import Plan, SampleIndex, TrainRecipe
+    from dali_imagenet.transforms.postprocess import Postprocess
+
+    index = SampleIndex.from_arrays([0, 1], 300, 300)
+    plan = Plan(index, getattr(TrainRecipe, job["recipe"])(), batch_size=2).batch(0, 0)
+    device = torch.device(job["compile"])
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    Postprocess().compile(plan, device, torch.uint8)
+
+
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
     return {name: os.fspath(value) if isinstance(value, Path) else value for name, value in options.items()}
 
@@ -266,7 +286,10 @@ def _gpu() -> None:
     import torch
 
     if not torch.cuda.is_available():
+        from dali_imagenet.machine import hidden_gpu
+
         why = "torch sees no CUDA GPU here" if torch.version.cuda else "this torch is built without CUDA"
+        why += f" ({more})" if (more := hidden_gpu()) else ""
         print(json.dumps({"unknown": why}), flush=True)
         return
     gpus = []
@@ -330,6 +353,9 @@ def _models(on: str, seconds: float) -> None:
 def _main(job: dict[str, Any]) -> None:
     if not job:
         _gpu()
+        return
+    if "compile" in job:
+        _compile(job)
         return
     if "open" in job:
         with contextlib.suppress(OSError, ValueError, TypeError, RuntimeError, ImportError):

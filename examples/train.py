@@ -249,7 +249,8 @@ class Training:
             # The class of a soft label is its larger share; comparing with the label as it is would never be true.
             classes = targets.argmax(1) if targets.is_floating_point() else targets
             hits = (outputs.argmax(1) == classes).sum()
-            sums += torch.stack([loss.detach() * len(images), hits.float(), sums.new_tensor(len(images))])
+            mean = loss.detach()
+            sums += torch.stack([mean * len(images), hits.float(), torch.full_like(mean, len(images))])
             if update:
                 self.update()
             if args.log_every and step % args.log_every == 0:

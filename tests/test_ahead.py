@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import os
 import signal
@@ -16,7 +18,7 @@ import pytest
 import torch
 
 from dali_imagenet import EvalRecipe, Loader, SampleIndex, TrainRecipe
-from dali_imagenet.ahead import Ahead
+from dali_imagenet.ahead import AHEAD, Ahead
 from tests.helpers import ENGINES, copied, load, needs_dali, same, saved, script
 
 STRONG = TrainRecipe.strong(input_size=32)
@@ -300,7 +302,98 @@ def test_a_closed_one_says_so(make: Callable[..., tuple[Ahead[At], Source]]) -> 
         ahead.take((0, 1), "", None)
 
 
+class Device:
+    """A stream, and the events in it, which pass one by one."""
+
+    def __init__(self) -> None:
+        self.recorded = self.passed = self.looked = 0
+        self.broken = False
+
+    def record_event(self) -> Device:
+        if self.broken:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        self.recorded += 1
+        event = Device()
+        event.query = functools.partial(self._query, self.recorded)  # type: ignore[method-assign]
+        return event
+
+    def query(self) -> bool:
+        raise NotImplementedError
+
+    def _query(self, number: int) -> bool:
+        self.looked += 1
+        self.passed += self.looked % 5 == 0
+        return self.passed >= number
+
+
+def test_the_host_does_not_run_ahead_of_the_device_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda which: device)
+    source: Any = Source()
+    ahead = Ahead(source, source.batches, source.said.append, lambda batch: [], torch.device("cuda", 0))
+    for taken in range(1, 10):
+        ahead._pace()
+        assert device.recorded == taken
+        assert device.passed == max(0, taken - AHEAD)
+    on_the_cpu = Ahead(source, source.batches, source.said.append, lambda batch: [], torch.device("cpu"))
+    on_the_cpu._pace()
+    assert device.recorded == 9
+
+
+def test_an_error_that_the_event_meets_is_the_batch_s(
+    make: Callable[..., tuple[Ahead[At], Source]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device()
+    device.broken = True
+
+    @contextlib.contextmanager
+    def on_a_stream(which: torch.device) -> Iterator[Device]:
+        yield device
+
+    monkeypatch.setattr("dali_imagenet.ahead._on_a_stream", on_a_stream)
+    monkeypatch.setattr("dali_imagenet.ahead.hand_over", lambda tensors, ready, device: None)
+    ahead, _ = make()
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        ahead.take((0, 0), "", (0, 1))
+    device.broken = False
+    assert ahead.take((0, 1), "", None) == (0, 1)
+
+
 # ---- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("backend", "workers"), ENGINES)
+def test_a_peeked_batch_is_whole_on_another_stream(folder: Path, backend: Any, workers: int) -> None:
+    with load(folder, STRONG, device="cuda", backend=backend, num_workers=workers) as loader:
+        torch.cuda._sleep(20_000_000)
+        seen = loader.peek()[0]
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            images, _ = next(iter(loader))
+            found = images.clone()
+            torch.cuda._sleep(20_000_000)
+            del images
+        torch.cuda.synchronize()
+        assert torch.equal(found, seen)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("backend", "workers"), ENGINES)
+def test_a_slow_consumer_holds_few_batches(folder: Path, backend: Any, workers: int) -> None:
+    size = 8 * 3 * 256 * 256 * 4
+    with load(
+        folder, TrainRecipe.classic(input_size=256), device="cuda", backend=backend, num_workers=workers
+    ) as loader:
+        batches = loader.endless()
+        next(batches)
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(40):
+            next(batches)
+            torch.cuda._sleep(20_000_000)
+        torch.cuda.synchronize()
+        assert torch.cuda.max_memory_allocated() < (AHEAD + 12) * size
+        batches.close()
 
 
 @pytest.mark.gpu

@@ -305,6 +305,20 @@ def test_files_live_until_dali_is_done_with_them(folder: Path, in_graph: bool) -
 
 
 @needs_dali
+def test_closing_after_an_error_of_the_device_lets_go_of_all(folder: Path) -> None:
+    class Broken:
+        def synchronize(self) -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    stage = DaliStage(batch_size=12, train=True)
+    copies: Any = stage._pending_copies
+    copies += [(Broken(), None), (Broken(), None)]
+    stage.close()
+    assert stage._pipe is None
+    assert not copies
+
+
+@needs_dali
 def test_drain(folder: Path) -> None:
     paths = image_paths(folder)
     stage = DaliStage(batch_size=12, train=True, prefetch=2)
@@ -575,7 +589,7 @@ def test_probe_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
-    monkeypatch.setattr(roi_probe, "_driver", lambda: "550.1")
+    monkeypatch.setattr(roi_probe, "nvidia_driver", lambda: "550.1")
     monkeypatch.setattr(roi_probe, "_probe_in_subprocess", ask)
     cache = tmp_path / "deep" / "roi_decode.json"
     for _ in range(2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from dali_imagenet import SampleIndex, machine, trial
+from dali_imagenet import SampleIndex, TrainRecipe, create_loader, machine, trial
 from dali_imagenet.__main__ import main
 from dali_imagenet.cores import worker_count
 from dali_imagenet.doctor import report, verdict
@@ -255,6 +257,32 @@ def test_a_trial_measures_and_a_bad_end_is_an_answer(folder: Path) -> None:
     assert all(speed > 0 for speed in models.values())
     late, _ = trial.trial(files, backend="dali", limit=0.01, **options)
     assert late == {"backend": "dali", "unknown": "no answer within 0 s"}
+
+
+def test_a_gpu_that_torch_does_not_see_is_no_silence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A driver older than what torch is built for, say: the CPU would take its place without a word."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine, "nvidia_driver", lambda: "535.10")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    why = f"torch sees no CUDA GPU here (NVIDIA's driver is 535.10, torch {torch.__version__} is built "
+    options: dict[str, Any] = {"batch_size": 4, "backend": "torchvision", "num_workers": 0}
+    with pytest.raises(RuntimeError, match=re.escape(why)):
+        create_loader(folder, TrainRecipe.classic(), device="cuda", **options)
+    assert not caplog.records
+    with create_loader(folder, TrainRecipe.classic(), **options) as loader:
+        assert loader.device.type == "cpu"
+    assert [why in record.getMessage() for record in caplog.records] == [True]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # on purpose
+    assert machine.hidden_gpu() == ""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(machine, "nvidia_driver", lambda: None)
+    assert machine.hidden_gpu() == ""
+
+
+def test_kernels_are_compiled_before_a_trial() -> None:
+    assert trial._in_a_process({"compile": "cpu", "recipe": "strong"}, 120) == ([], "")
 
 
 def test_what_was_remembered_is_found_again_and_damage_is_no_answer(

@@ -221,6 +221,13 @@ def test_what_the_kernels_take(monkeypatch: pytest.MonkeyPatch) -> None:
         stage.takes(plan, cuda, torch.float16, torch.contiguous_format)
 
 
+def test_more_rows_than_a_grid_has_are_torchs() -> None:
+    index = SampleIndex.from_arrays(np.zeros(1 << 16, int), 300, 300)
+    recipe = TrainRecipe.classic(input_size=8)
+    assert program.fits(Plan(index, recipe, batch_size=(1 << 16) - 1).batch(0, 0))
+    assert not program.fits(Plan(index, recipe, batch_size=1 << 16).batch(0, 0))
+
+
 def test_images_of_another_plan_are_refused() -> None:
     plan = plan_of(TrainRecipe.strong(input_size=24))
     for images in (torch.zeros(4, 3, 24, 23, dtype=torch.uint8), torch.zeros(4, 3, 24, 24)):

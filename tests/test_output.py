@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dali_imagenet import Accuracy, EvalRecipe, SampleIndex, TrainRecipe, save_preview
+from dali_imagenet.output import tensors_of
 from tests import helpers
 from tests.helpers import BACKENDS, copied, same, saved
 
@@ -327,3 +328,8 @@ def test_nothing_makes_the_host_wait(index: SampleIndex) -> None:
     with helpers.NoHostReads():
         found = own_targets(torch.rand(24, 3), plan, lam, torch.device("cpu"))
     assert found.shape == (4, 3)
+
+
+def test_all_tensors_of_a_batch_are_found() -> None:
+    a, b, c = torch.zeros(1), torch.ones(2), torch.zeros(3)
+    assert list(map(len, tensors_of(([a, {"b": b, "path": ["x", "y"]}], c, None, 3)))) == [1, 2, 3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from dali_imagenet import Plan, SampleIndex, TrainRecipe
 from dali_imagenet.engine import EngineOptions
 from tests.helpers import script
 from torchvision_fallback.engine import TorchvisionEngine
+from torchvision_fallback.ring import make_ring
 from torchvision_fallback.upload import Upload
 
 CPU = torch.device("cpu")
@@ -181,6 +183,28 @@ def test_what_cuda_registers_no_forked_worker_inherits(plan: Plan) -> None:
     engine._workers._ring[1].fill_(7)
     assert (engine._workers.slots[1] == 7).all()  # the same memory
     engine.close()
+
+
+def test_closing_after_an_error_of_the_device_lets_go_of_all() -> None:
+    class Broken:
+        def synchronize(self) -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    slot = torch.zeros(64, dtype=torch.uint8)
+    upload = Played([slot])
+    upload([slot])
+    copies: Any = upload._pending
+    copies += [(Broken(), []), (Broken(), [])]
+    upload.close()
+    assert not copies
+    assert Played.let_go == [slot.data_ptr()]
+
+
+@pytest.mark.parametrize(("workers", "context"), IN_PROCESS_AND_FORKED)
+def test_no_two_slots_share_a_page(plan: Plan, workers: int, context: str | None) -> None:
+    """CUDA registers whole pages, each once."""
+    for slot in make_ring(3, 100, workers, context, for_device=True).for_device():
+        assert slot.data_ptr() % mmap.PAGESIZE == 0
 
 
 @pytest.mark.gpu

@@ -88,12 +88,11 @@ def _pages(nbytes: int) -> int:
 
 def make_ring(slots: int, nbytes: int, num_workers: int, context: str | None, *, for_device: bool = False) -> Ring:
     """That many slots of `nbytes`, or a few more where they cost nothing; `for_device`: `Ring.for_device` is called."""
-    if num_workers == 0:
-        return Ring([torch.empty(nbytes, dtype=torch.uint8, device="cpu") for _ in range(slots + _SPARE)])
     processes = torch.multiprocessing
     method = context or processes.get_start_method(allow_none=True)  # without deciding on one for the user
-    if (method or processes.get_all_start_methods()[0]) == "fork" and not (for_device and hasattr(os, "memfd_create")):
-        # taken only when written to
+    forked = (method or processes.get_all_start_methods()[0]) == "fork"
+    if num_workers == 0 or (forked and not (for_device and hasattr(os, "memfd_create"))):
+        # taken only when written to; pages that CUDA registers are no other slot's
         return Ring([torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8) for _ in range(slots + _SPARE)])
     if hasattr(os, "memfd_create"):
         shared = _Shared((slots + _SPARE) * _pages(nbytes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import weakref
@@ -54,7 +55,8 @@ class Upload:
     def close(self) -> None:
         """Wait for what is being copied, and let go of the ring."""
         while self._pending:
-            self._pending.popleft()[0].synchronize()
+            with contextlib.suppress(RuntimeError):  # what went wrong on the device before, which each call repeats
+                self._pending.popleft()[0].synchronize()
         self._end()
         self._slots.clear()
 

@@ -87,9 +87,15 @@ def fake_cuda(counts: Counts | None = None, *, fused: bool = True) -> Iterator[N
             stack.enter_context(mock.patch.object(stage, name, value))
         for module in (pixel_ops_batched, normalize_erase, postprocess, stage):
             stack.enter_context(mock.patch.object(module, "to_device", to_device))
+        stack.enter_context(mock.patch.object(pixel_ops_batched, "_depthwise", _depthwise))
         stack.enter_context(mock.patch.object(pixel_ops_batched, "_groups", real(pixel_ops_batched._groups)))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
+
+
+def _depthwise(image: Tensor, weight: Tensor, size: list[int]) -> Tensor:
+    """One kernel, as well; torch's own has no fake."""
+    return torch.nn.functional.conv2d(image, weight, groups=len(weight))
 
 
 class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate

@@ -7,7 +7,6 @@ import importlib.metadata
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import torch
 
 from dali_imagenet.cache import cache_folder
 from dali_imagenet.dali.stage import DaliStage, dali_available
+from dali_imagenet.machine import nvidia_driver
 from dali_imagenet.ops import FILTERS
 
 _PROBE_SECONDS = 120.0
@@ -41,7 +41,7 @@ def probe_roi_decode(device_index: int = 0, *, cache_dir: str | os.PathLike[str]
     try:
         if not torch.cuda.is_available() or not dali_available()[0]:
             return False
-        key = f"{torch.cuda.get_device_name(device_index)} | driver {_driver()} | {_versions()}"
+        key = f"{torch.cuda.get_device_name(device_index)} | driver {nvidia_driver() or 'unknown'} | {_versions()}"
     except Exception:  # an index that does not exist, a broken driver
         return False
     folder = cache_folder(cache_dir)
@@ -56,15 +56,6 @@ def probe_roi_decode(device_index: int = 0, *, cache_dir: str | os.PathLike[str]
             if cache is not None:
                 _write_answers(cache, answers)
     return answers[key]
-
-
-def _driver() -> str:
-    """The driver's version, such as "550.54.15"."""
-    try:
-        found = re.search(r"\b\d+\.\d+(\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
-    except OSError:
-        found = None
-    return found[0] if found else "unknown"
 
 
 _WHEELS = (

@@ -430,7 +430,8 @@ class DaliStage:
     def _wait_for_copies(self) -> None:
         copies = getattr(self, "_pending_copies", None)  # absent where __init__ refused its arguments
         while copies:
-            copies.popleft()[0].synchronize()
+            with contextlib.suppress(RuntimeError):  # what went wrong on the device before, which each call repeats
+                copies.popleft()[0].synchronize()
 
     def _open(self) -> None:
         if self._closed:

@@ -132,6 +132,8 @@ def _trial(data: str, options: dict[str, Any], looked: Survey, gpu: Any, clock: 
     candidates: list[tuple[str, dict[str, Any]]] = [("dali", {}), ("torchvision", {})]
     if device == "cuda":
         candidates.insert(1, ("dali", {"hw_decoder_load": 0.0}))  # the hardware decoder may be the slower one
+        _say("compiling the batch stage")
+        trial.compile_for_the_first_time(device, _RECIPE, limit=clock.share(0.3))
     for backend, more in candidates:
         last = backend == "torchvision"
         steps = ", then training steps" if last else ""

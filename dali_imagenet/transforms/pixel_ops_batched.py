@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import pad
 
 from dali_imagenet.ops import AFFINE_PARTS, Op, check_op
 from dali_imagenet.transforms.pixel_ops import (
@@ -456,20 +456,26 @@ def _pil_sharpness(images: Tensor, ratios: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor, kernels: Tensor) -> Tensor:
-    """v2's gaussian_blur; kernels: float32 [G, k, k].
-
-    On the CPU in the order of `convolve`. On a GPU in cuDNN's: what ends next to a half may round otherwise.
-    """
-    count, size = len(images), kernels.shape[-1]
+    """v2's gaussian_blur; kernels: float32 [G, k, k]. In the order of `convolve`."""
+    size = kernels.shape[-1]
     image = pad(images.float(), [size // 2] * 4, mode="reflect")
     if images.device.type == "cpu":
         blurred = torch.stack([convolve(*each) for each in zip(image, kernels, strict=True)])
         return blurred.round_().to(torch.uint8)
     image = image.flatten(0, 1)[None]
     weight = kernels.repeat_interleave(3, dim=0)[:, None]
-    with torch.backends.cudnn.flags(allow_tf32=False):  # TF32 would round the weights to 11 bits
-        blurred = conv2d(image, weight, groups=count * 3)
+    blurred = _depthwise(image, weight, [size, size])
     return blurred.round_().to(torch.uint8).view(images.shape)
+
+
+def _depthwise(image: Tensor, weight: Tensor, size: list[int]) -> Tensor:
+    """conv2d with a kernel for each channel, by torch's own kernel on a GPU: row by row, with fused products.
+
+    cuDNN, which conv2d may take, has orders of its own, and TF32 where the process allows it, which could be forbidden
+    for the whole process alone, the user's model included.
+    """
+    found: Tensor = torch.ops.aten._conv_depthwise2d(image, weight, size, None, [1, 1], [0, 0], [1, 1])
+    return found
 
 
 def box_weights(radii: list[float]) -> Array:

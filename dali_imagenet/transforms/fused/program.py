@@ -58,6 +58,7 @@ EXECUTED = frozenset(
               Op.GAUSSIAN_BLUR, Op.PIL_GAUSSIAN_BLUR))
 )  # fmt: skip
 """The operations that the kernels know."""
+_GRID = 1 << 16  # what a grid has of rows
 _MODES = {"blend": codes.BLEND, "timm": codes.TIMM, "torchvision": codes.TORCHVISION}
 
 
@@ -145,8 +146,8 @@ class _Blob:
 
 def fits(plan: BatchPlan) -> bool:
     """Whether the kernels take a plan: not a blur that reflects more than there is, which is an error."""
-    return all(
-        part.op[..., 0].size < 1 << 16  # what a grid has of rows
+    return len(plan) < _GRID and all(
+        part.op[..., 0].size < _GRID
         and np.isin(part.op, list(EXECUTED)).all()
         and not ((part.op == Op.GAUSSIAN_BLUR) & (part.aux // 2 >= min(plan.size))).any()
         for part in plan.ops
