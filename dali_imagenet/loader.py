@@ -345,11 +345,16 @@ def _warn_of_unused(backend: str, device: torch.device, given: Mapping[str, obje
             log.warning("%s=%r has no effect: the %s backend on %s does not use it", name, value, backend, device)
 
 
+@functools.cache  # once
+def _warn_of_a_hidden_gpu(why: str) -> None:
+    log.warning("no device was given, and torch sees no CUDA GPU here (%s): batches are made on the CPU", why)
+
+
 def _device(device: torch.device | str | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu" and (why := hidden_gpu()):
-            log.warning("no device was given, and torch sees no CUDA GPU here (%s): batches are made on the CPU", why)
+            _warn_of_a_hidden_gpu(why)
     target = torch.device(device)
     if target.type not in ("cpu", "cuda"):
         raise wrong("device", device, "'cpu', 'cuda' or 'cuda:N'")

@@ -194,10 +194,11 @@ class DaliEngine:
         if self._by_path:
             return [os.fsencode(source.local_path(sample) or "") for sample in samples]
         # What cannot be read is empty, so that DALI fails, and `_retry_per_sample` finds out why.
-        # A source that has requests in flight is asked for all at once, another in several threads.
-        size = len(samples) if samples_ahead(source) else _READ
-        parts = [samples[start : start + size] for start in range(0, len(samples), size)]
-        files = [file for part in self._pool.map(source.read_many, parts) for file in part]
+        if samples_ahead(source):  # it has requests in flight, and a wait for them is interrupted in this thread alone
+            files = source.read_many(samples)
+        else:
+            parts = [samples[start : start + _READ] for start in range(0, len(samples), _READ)]
+            files = [file for part in self._pool.map(source.read_many, parts) for file in part]
         for file in files:
             if isinstance(file, StorageError):
                 raise file
