@@ -98,16 +98,14 @@ def test_batches_are_those_of_the_folder(folder_index: SampleIndex, recipe: Any,
         assert set(source.hints) == set(range(len(index)))
 
 
-class Ahead(Memory):
-    """One that has requests in flight."""
+class Files(Memory):
+    """One that reads one after the other."""
 
-    ahead = 1
-
-    def share(self, processes: int) -> None: ...
+    one_by_one = True
 
 
 @needs_dali
-@pytest.mark.parametrize(("kind", "parts"), [(Memory, [14, 16]), (Ahead, [30])])
+@pytest.mark.parametrize(("kind", "parts"), [(Files, [14, 16]), (Memory, [30])])
 def test_dali_is_fed_by_several_threads_or_by_what_asks_for_many_at_once(
     folder_index: SampleIndex, monkeypatch: pytest.MonkeyPatch, kind: type[Memory], parts: list[int]
 ) -> None:
@@ -124,7 +122,7 @@ def test_dali_is_fed_by_several_threads_or_by_what_asks_for_many_at_once(
     with create_loader(index, STRONG, backend="dali", **options) as loader:
         next(iter(loader))
     assert sorted(size for size, _ in asked[: len(parts)]) == parts
-    assert all(name.startswith("dali-imagenet") is (kind is Memory) for _, name in asked)
+    assert all(name.startswith("dali-imagenet") is (kind is Files) for _, name in asked)
 
 
 @pytest.mark.parametrize(("backend", "workers"), ENGINES)

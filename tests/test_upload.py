@@ -200,6 +200,17 @@ def test_closing_after_an_error_of_the_device_lets_go_of_all() -> None:
     assert Played.let_go == [slot.data_ptr()]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_has_batches_of_its_own_without_workers() -> None:
+    [slot, *_] = make_ring(3, 100, 0, None)
+    slot.fill_(7)
+    if not (child := os.fork()):
+        slot.numpy()[:] = 0
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (slot == 7).all()
+
+
 @pytest.mark.parametrize(("workers", "context"), IN_PROCESS_AND_FORKED)
 def test_no_two_slots_share_a_page(plan: Plan, workers: int, context: str | None) -> None:
     """CUDA registers whole pages, each once."""

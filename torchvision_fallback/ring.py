@@ -92,8 +92,11 @@ def make_ring(slots: int, nbytes: int, num_workers: int, context: str | None, *,
     method = context or processes.get_start_method(allow_none=True)  # without deciding on one for the user
     forked = (method or processes.get_all_start_methods()[0]) == "fork"
     if num_workers == 0 or (forked and not (for_device and hasattr(os, "memfd_create"))):
-        # taken only when written to; pages that CUDA registers are no other slot's
-        return Ring([torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8) for _ in range(slots + _SPARE)])
+        # Taken only when written to; pages that CUDA registers are no other slot's. Without workers a child that the
+        # user forks has its own.
+        access = mmap.ACCESS_WRITE if num_workers else mmap.ACCESS_COPY
+        made = [mmap.mmap(-1, nbytes, access=access) for _ in range(slots + _SPARE)]
+        return Ring([torch.frombuffer(memory, dtype=torch.uint8) for memory in made])
     if hasattr(os, "memfd_create"):
         shared = _Shared((slots + _SPARE) * _pages(nbytes))
         return Ring(shared.slots(slots + _SPARE, nbytes), shared)

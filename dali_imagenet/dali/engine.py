@@ -21,7 +21,7 @@ from torch import Tensor
 from dali_imagenet.dali.roi_probe import probe_roi_decode
 from dali_imagenet.dali.stage import DaliBatchError, DaliStage, Rendering, one_torch_thread_each
 from dali_imagenet.data.index import SampleIndex
-from dali_imagenet.data.source import samples_ahead
+from dali_imagenet.data.source import one_by_one
 from dali_imagenet.engine import Batch, EngineOptions
 from dali_imagenet.errors import BadImageError, StorageError
 from dali_imagenet.escape import escaped
@@ -39,7 +39,7 @@ from dali_imagenet.transforms.transfer import to_device
 log = logging.getLogger("dali_imagenet")
 _PART = 4  # rows that a thread decodes at a time
 _READ = 16  # files that a thread reads at a time
-_FEW = 8  # files that DALI refuses in a batch, which are no sign that it refuses all
+_FEW = 8  # files that DALI refuses, which are no sign that it refuses all
 
 
 class _Others(NamedTuple):
@@ -92,7 +92,8 @@ class DaliEngine:
         self._needs_cpu_decode = _for_the_cpu(plan.index, options.cpu_share)  # and what DALI turns out not to decode
         self._markers_checked = np.zeros(len(plan.index), bool)  # and found as they should be
         self._said = False  # that DALI decodes next to nothing
-        self.refused = 0  # samples that DALI did not decode and Pillow does
+        self._tried = 0  # samples that DALI was given alone, since it had failed on their batch
+        self.refused = 0  # of these the ones that it did not decode and Pillow does
         threads = max(1, options.num_workers)
         # checks what DALI has read, and on the CPU finishes its images
         self._pool = one_torch_thread_each(threads)
@@ -194,11 +195,11 @@ class DaliEngine:
         if self._by_path:
             return [os.fsencode(source.local_path(sample) or "") for sample in samples]
         # What cannot be read is empty, so that DALI fails, and `_retry_per_sample` finds out why.
-        if samples_ahead(source):  # it has requests in flight, and a wait for them is interrupted in this thread alone
-            files = source.read_many(samples)
-        else:
+        if one_by_one(source):
             parts = [samples[start : start + _READ] for start in range(0, len(samples), _READ)]
             files = [file for part in self._pool.map(source.read_many, parts) for file in part]
+        else:  # it may have requests in flight, and a wait for them is interrupted in this thread alone
+            files = source.read_many(samples)
         for file in files:
             if isinstance(file, StorageError):
                 raise file
@@ -243,15 +244,15 @@ class DaliEngine:
             def make(plan: BatchPlan, row: int) -> None:
                 _put(images, row, self._make_row(alone, plan, row))
 
-            before = self.refused
             plan, failures = self._plan.execute_rows(plan, make)
-        if self.refused - before >= max(_FEW, int(np.count_nonzero(~plan.is_padding)) // 2) and not self._said:
+        if self.refused >= max(_FEW, self._tried / 2) and not self._said:
             self._said = True
             log.warning(
-                "DALI on %s did not decode %d files of a batch that Pillow decodes, one by one, on the CPU: if its "
-                "decoder does not work here, backend='torchvision' is faster",
+                "DALI on %s did not decode %d of %d files that Pillow decodes, one by one, on the CPU: if its decoder "
+                "does not work here, backend='torchvision' is faster",
                 self._options.device,
-                self.refused - before,
+                self.refused,
+                self._tried,
             )
         return plan, images, failures
 
@@ -260,15 +261,18 @@ class DaliEngine:
         sample = int(plan.source_index[row])
         if self._needs_cpu_decode[sample]:
             return image
+        file = self._files([sample])
+        there = file != [b""]  # it may be gone, and no fault of DALI's
+        self._tried += there
         try:
-            alone.submit(plan.select_rows([row]), self._files([sample]), [int(self._plan.index.file_size[sample])])
+            alone.submit(plan.select_rows([row]), file, [int(self._plan.index.file_size[sample])])
             found = [view[0] for view in alone.collect()]
             if self._markers_checked[sample] or not find_marker_anomaly(alone.file(0)):
                 return found
         except DaliBatchError as error:
             name = escaped(self._plan.index.source.name(sample))
             log.warning("%s is decoded by Pillow from now on: DALI says %r", name, error.reason)
-            self.refused += 1
+            self.refused += there
         self._needs_cpu_decode[sample] = True
         return image
 

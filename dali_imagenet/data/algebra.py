@@ -15,7 +15,7 @@ import numpy.typing as npt
 from dali_imagenet import rng
 from dali_imagenet.data.names import Names
 from dali_imagenet.data.rows import Rows
-from dali_imagenet.data.source import ReadsAhead, Source, samples_ahead
+from dali_imagenet.data.source import ReadsAhead, Source, one_by_one, samples_ahead
 from dali_imagenet.escape import listed
 from dali_imagenet.validation import sequence, wrong
 
@@ -48,6 +48,7 @@ class Picked:
     def __init__(self, sources: Sequence[Source], rows: Rows) -> None:
         self._sources, self._rows = tuple(sources), rows
         self.fork_safe = all(source.fork_safe for source in self._sources)
+        self.one_by_one = all(map(one_by_one, self._sources))
         self._local = all(source.local_path(0) is not None for source in self._sources if len(source))
 
     @property

@@ -131,6 +131,7 @@ class ExtentSource:
     """
 
     fork_safe = True
+    one_by_one = True
 
     def __init__(self, containers: Sequence[Container], rows: Rows) -> None:
         self._containers, self._rows = tuple(containers), rows

@@ -36,6 +36,7 @@ class FileSource:
     """
 
     fork_safe = True
+    one_by_one = True
 
     def __init__(self, root: str, rows: Rows, flat: bool = False) -> None:
         self._root, self._rows, self._flat = root, rows, flat

@@ -82,6 +82,12 @@ class ReadsAhead(Protocol):
         ...
 
 
+def one_by_one(source: Source) -> bool:
+    """Whether its `read_many` reads one sample of local files after the other, so that several threads, each with a
+    part, are faster. A `Source` says so by an attribute `one_by_one`; of one that does not, all is asked at once."""
+    return bool(getattr(source, "one_by_one", False))
+
+
 def samples_ahead(source: Source) -> int:
     """`ReadsAhead.ahead`; 0 where it has no requests in flight."""
     return source.ahead if isinstance(source, ReadsAhead) else 0

@@ -101,6 +101,8 @@ def apply_ops_batch(images: Tensor, op: Array, arg: Array, aux: Array, fill: Fil
 
 def check_program(op: Array, arg: Array, aux: Array) -> None:
     """Raises ValueError for unknown operations, and arguments that they do not take; arrays of any one shape."""
+    if not op.shape == arg.shape == aux.shape:
+        raise ValueError(f"op {op.shape}, arg {arg.shape}, aux {aux.shape}: must be of one shape")
     if not op.size:
         return
     order = np.lexsort((aux.ravel(), op.ravel()))
