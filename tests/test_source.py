@@ -122,7 +122,7 @@ def test_dali_is_fed_by_several_threads_or_by_what_asks_for_many_at_once(
     with create_loader(index, STRONG, backend="dali", **options) as loader:
         next(iter(loader))
     assert sorted(size for size, _ in asked[: len(parts)]) == parts
-    assert all(name.startswith("dali-imagenet") is (kind is Files) for _, name in asked)
+    assert all(name.startswith("dali-imagenet_") is (kind is Files) for _, name in asked)
 
 
 @pytest.mark.parametrize(("backend", "workers"), ENGINES)
