@@ -78,10 +78,8 @@ def questions(cuda: bool) -> list[Question]:
             train("resnet18", "ours", "classic", 160),
             train("resnet18", "ours", "strong", 160),
         ]
-    if cuda:  # what is not the default there, behind a probe
-        asked.append(replace(sweep("roi_decode", True, recipe="classic"), limit=150))
-    else:
-        asked.append(sweep("roi_decode", False, recipe="classic"))
+    regions = sweep("roi_decode", cuda, recipe="classic")  # what is not the default there
+    asked.append(replace(regions, limit=150) if cuda else regions)  # on a GPU behind a probe
     if cuda:
         asked.append(sweep("fancy_upsampling", False))
     asked += [
