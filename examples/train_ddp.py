@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # later, its defaults would hold the group: Gloo's threads must end before Python does
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

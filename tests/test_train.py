@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,35 @@ def test_processes_train_one_model(data: Path, tmp_path: Path) -> None:
     assert last["val_images"] == 6
     assert weights(tmp_path)["train"]["epoch"] == 1
     assert len(weights(tmp_path)["random"]) == 2
+
+
+ENDING = """
+import os, sys
+import torch
+import torch.distributed as dist
+from dali_imagenet.train import main
+
+def threads():
+    return set(os.listdir("/proc/self/task"))
+
+def init(*words, **options):
+    before = threads()
+    real(*words, **options)
+    dist.all_reduce(torch.ones(1))  # both its threads are there
+    started.update(threads() - before)
+
+real, dist.init_process_group, started = dist.init_process_group, init, set()
+main(sys.argv[1:])
+assert started and not started & threads(), f"{started} were started, {threads()} are there"
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_the_threads_of_its_group_end_before_python(data: Path, tmp_path: Path) -> None:
+    """One that lets go of a tensor while the interpreter is finalized aborts a training that has ended well."""
+    (tmp_path / "ending.py").write_text(ENDING)
+    words = str(data), *SHORT, "--recipe", "classic", "--epochs", "1", "--stop-after", "1"
+    finish(launch(2, str(tmp_path / "ending.py"), *words))
 
 
 def test_a_model_of_timm(data: Path) -> None:
