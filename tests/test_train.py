@@ -113,7 +113,7 @@ def test_processes_train_one_model(data: Path, tmp_path: Path) -> None:
 
 
 ENDING = """
-import os, sys
+import os, sys, time
 import torch
 import torch.distributed as dist
 from dali_imagenet.train import main
@@ -129,6 +129,9 @@ def init(*words, **options):
 
 real, dist.init_process_group, started = dist.init_process_group, init, set()
 main(sys.argv[1:])
+end = time.monotonic() + 20  # a thread that was joined may be listed for a moment
+while started & threads() and time.monotonic() < end:
+    time.sleep(0.01)
 assert started and not started & threads(), f"{started} were started, {threads()} are there"
 """
 
