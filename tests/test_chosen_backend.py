@@ -118,7 +118,8 @@ recipe = TrainRecipe.classic(input_size=32)
 with create_loader(sys.argv[1], recipe, batch_size=4, device="cpu", num_workers=0) as loader:
     assert loader.backend == chosen
     next(iter(loader))
-    print(dist.get_rank(), loader.backend, loader.state_dict()["backend"])
+    # in one piece, or that of the other rank may come between
+    sys.stdout.write(f"{dist.get_rank()} {loader.backend} {loader.state_dict()['backend']}\\n")
 dist.destroy_process_group()
 """
 

@@ -267,8 +267,9 @@ def test_a_broken_file_stops_the_run(new_folder: Callable[..., Path]) -> None:
 
 def test_leaving_early_leaves_nothing(index: SampleIndex) -> None:
     """And the next epoch is what it is after a whole one."""
+    before = set(workers_of())
     with load(index, CLASSIC, cpu_share=SHARE, prefetch=4) as loader:
         for _ in loader:
             break
         assert_shared({(1, sample, 0): image for (_, sample, _), image in images_of(loader).items()}, index, "classic")
-    assert not workers_of()
+    assert not set(workers_of()) - before

@@ -61,7 +61,8 @@ def nothing_left(index: SampleIndex) -> Iterator[None]:
 
 def kill_a_worker() -> int:
     """Its number, once it is dead, and not yet waited for."""
-    victim = int(workers_of()[0].pid)
+    victim = multiprocessing.active_children()[0].pid
+    assert victim is not None
     with contextlib.suppress(RuntimeError):  # torch's handler of signals says it here, not at some later line
         os.kill(victim, signal.SIGKILL)
         os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)

@@ -41,7 +41,8 @@ def main(rank, file, answers):
     before = load()  # made before there is a group, used after it
     used = load()
     len(used)  # used before there is a group
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2, timeout=timedelta(seconds=8))
+    patience = timedelta(seconds=120)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2, timeout=patience)
     said = {}
     said["steps"] = len(before), before.plan.rank, before.plan.world_size
     said["samples"] = [i for batch in before.batch_sampler for i in batch]
@@ -59,6 +60,7 @@ def main(rank, file, answers):
         said["alone"] = sum(len(images) for images, _ in alone)
     dist.barrier()
     ranks_module._SAY_WHO_IS_MISSING = 0.5
+    dist.distributed_c10d._get_default_store().set_timeout(timedelta(seconds=8))
     if rank == 0:
         said["missing"] = refused(lambda: next(iter(load())))
     else:
@@ -71,7 +73,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         context = mp.spawn(main, (folder + "/group", answers), nprocs=2, join=False)
         import json
-        print(json.dumps(dict(answers.get() for _ in range(2))))
+        print(json.dumps(dict(answers.get() for _ in range(2))), flush=True)
         os._exit(0)
 """
 

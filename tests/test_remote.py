@@ -54,6 +54,7 @@ RETRIES = {
     "backoff": {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=20), "base": 2},
 }
 MANY = RETRIES | {"max_retries": 9}
+PATIENCE = "60s"  # far from what a busy machine takes to answer
 STALL = 0.5  # seconds
 
 
@@ -182,9 +183,10 @@ def shards(server: Server, folder: Path) -> list[str]:
     return ["a 0.tar", "a 1.tar"]
 
 
-def options(server: Server, scheme: str = "s3", **more: Any) -> dict[str, Any]:
+def options(server: Server, scheme: str = "s3", stalls: bool = False, **more: Any) -> dict[str, Any]:
     """With quick retries, and without looking for credentials."""
-    storage: dict[str, Any] = {"client_options": {"read_timeout": f"{STALL}s"}, "retry_config": RETRIES}
+    patience = f"{STALL}s" if stalls else PATIENCE
+    storage: dict[str, Any] = {"client_options": {"read_timeout": patience}, "retry_config": RETRIES}
     if scheme == "s3":
         storage |= {"endpoint": server.url, "region": "us-east-1", "skip_signature": True}
     return {"storage_options": storage, "progress": False, **more}
@@ -267,7 +269,7 @@ def test_parts_and_mixtures_read_ahead_too(server: Server, shards: list[str], fo
 @pytest.mark.parametrize("fault", ["503", "429", "reset", "cut", "stall"])
 def test_what_passes_costs_time_alone(server: Server, shards: list[str], expected: Batches, fault: str) -> None:
     server.fault = lambda n, path: fault if n % 5 == 4 else ""
-    more = options(server)
+    more = options(server, stalls=fault == "stall")
     more["storage_options"]["retry_config"] = MANY  # three in a row do occur
     assert same(run(SampleIndex.from_webdataset(places(server, shards), **more)), expected)
     assert len(server.log) > 24
@@ -319,7 +321,7 @@ def test_what_stays_stops_the_run_and_swaps_no_image(
     happen, message = FAULTS[what]
     if what == "changed, weak ETag":
         server.tags = dict.fromkeys(server.objects, 'W/"1"')
-    more = options(server, scheme)
+    more = options(server, scheme, stalls=what == "stalled")
     if what == "no server":
         more["storage_options"]["retry_config"] = MANY
     index, seen = SampleIndex.from_webdataset(places(server, shards, scheme), **more), Batches()

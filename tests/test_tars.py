@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -348,14 +349,16 @@ def test_many_containers_are_not_all_open(tmp_path: Path, monkeypatch: pytest.Mo
     for i in range(6):
         tar(tmp_path / "s" / f"{i:03d}.tar", [(f"c{i}/x.jpg", encode_small(30 + i, 30))])
     index = SampleIndex.from_webdataset(tmp_path / "s")
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+    def opened() -> list[str]:
+        return [f.path for f in psutil.Process().open_files() if f.path.startswith(str(tmp_path))]
+
+    assert not opened()
     sizes = [len(index.source.read(i)) for i in (0, 1, 2, 3, 4, 5, 0, 3)]
     assert sizes == [int(index.file_size[i]) for i in (0, 1, 2, 3, 4, 5, 0, 3)]
-    if before:
-        assert len(os.listdir("/proc/self/fd")) - before == 2
+    assert len(opened()) == 2
     index.source.close()
-    if before:
-        assert len(os.listdir("/proc/self/fd")) == before
+    assert not opened()
 
 
 # ---- one index a machine
