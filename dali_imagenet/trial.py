@@ -328,7 +328,7 @@ def _models(on: str, seconds: float) -> None:
         def step(model: nn.Module = model, optimizer: torch.optim.Optimizer = optimizer) -> None:
             with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
                 loss = nn.functional.cross_entropy(model(images), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if on_gpu:

@@ -182,6 +182,7 @@ class Training:
         self.model: Any = torch.compile(self.parallel) if args.compile else self.parallel
         self.optimizer = build_optimizer(args, self.net)
         self.schedule = build_schedule(args, self.optimizer, len(self.train) // args.accumulate)
+        # torch does not annotate it
         averaged = get_ema_multi_avg_fn(args.ema) if args.ema else None  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.net, multi_avg_fn=averaged, use_buffers=True) if averaged else None
         self.loss = nn.CrossEntropyLoss()  # takes class numbers, and the soft labels of mixing and smoothing

@@ -314,6 +314,7 @@ class Device:
             raise RuntimeError("CUDA error: device-side assert triggered")
         self.recorded += 1
         event = Device()
+        # an event that is asked this one's way
         event.query = functools.partial(self._query, self.recorded)  # type: ignore[method-assign]
         return event
 

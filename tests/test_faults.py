@@ -332,7 +332,7 @@ def test_an_exception_in_the_training_loop(index: SampleIndex, backend: str, wor
 
     def train() -> None:
         for _ in ours:
-            1 / 0  # noqa: B018
+            1 / 0  # noqa: B018 - for its error
 
     with pytest.raises(ZeroDivisionError):
         train()

@@ -132,6 +132,7 @@ def test_what_is_not_plain_is_tried_once_and_read_once(tmp_path: Path, pictures:
     index = SampleIndex.open(file, progress=False)
     read: list[int] = []
     source, plain_read = index.source, index.source.read
+    # a method is replaced by one that notes what it is asked for, and append returns nothing
     source.read = lambda sample: read.append(sample) or plain_read(sample)  # type: ignore[method-assign, func-returns-value]
     found, _ = epochs(index, EvalRecipe(input_size=40))
     assert sorted(read) == sorted(2 * list(range(len(index))))

@@ -14,7 +14,7 @@ from dali_imagenet import TrainRecipe, create_loader
 
 composer = pytest.importorskip("composer")
 
-from dali_imagenet.integrations.composer import LoaderState  # noqa: E402
+from dali_imagenet.integrations.composer import LoaderState  # noqa: E402 - if it is there
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = TrainRecipe.classic(input_size=32, mixup_alpha=0.8)

@@ -19,7 +19,7 @@ from tests.helpers import make_folder, python
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from dali_imagenet.integrations.transformers import STATE_FILE, DaliTrainerMixin  # noqa: E402
+from dali_imagenet.integrations.transformers import STATE_FILE, DaliTrainerMixin  # noqa: E402 - if it is there
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TRAIN = TrainRecipe.classic(input_size=32, hflip=0.5)

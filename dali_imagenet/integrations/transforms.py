@@ -603,6 +603,7 @@ class _Reader:
             given.append((Op.AFFINE_SHEAR_X, _numbers(t.shear[:2])))
             given += [(Op.AFFINE_SHEAR_Y, _numbers(t.shear[2:]))] if len(t.shear) == 4 else []
         warp, exact, note = self._warped(t, "AFFINE", (low, high))
+        # both ends of a range are there: torchvision has checked it
         steps = [Step(op, 1.0, ends) for op, ends in given if ends[0] != ends[1] or ends[0]]  # type: ignore[arg-type]
         return Apply(parts=(*steps, warp), probability=1.0), exact, note
 
